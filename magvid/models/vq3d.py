@@ -1,0 +1,145 @@
+"""MAGVIT's 3D-VQ encoder and decoder (Yu et al., CVPR 2023, section 3.1; sizes and details from the official code).
+
+Parameter names are the official ones (Conv_0, ResBlock_3/GroupNorm_1, ...): Flax numbers the layers in the order of creation, so the
+order below is part of the checkpoint format. All layers take and return (b t h w c).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from magvid.models.layers import Conv, ConvTranspose, GroupNorm, average_pool, nearest_upsample
+
+
+class ResBlock(nn.Module):
+    """norm, activation, conv, norm, activation, conv; a 1x1x1 convolution of the raw input as shortcut where channels change."""
+
+    features: int
+    norm: Callable = GroupNorm
+    activation: Callable = nn.swish
+    padding: str = "zero"
+    dtype: type | str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
+        conv = partial(Conv, self.features, use_bias=False, padding=self.padding, dtype=self.dtype)
+        y = conv()(self.activation(self.norm()(x)))
+        y = conv()(self.activation(self.norm()(y)))
+        if x.shape[-1] != self.features:
+            x = conv(kernel=(1, 1, 1))(x)
+        return x + y
+
+
+# A down- or upsampling layer is made by (features, strides, padding, dtype) inside the parent, which numbers its parameters.
+
+
+def pool_down(features: int, strides: Sequence[int], **conv) -> Callable:
+    """Average pooling; the default."""
+    return partial(average_pool, window=strides)
+
+
+def conv_down(features: int, strides: Sequence[int], **conv) -> Callable:
+    """4x4x4 convolution with strides (official `conv_downsample`)."""
+    return Conv(features, (4, 4, 4), tuple(strides), **conv)
+
+
+def nearest_conv_up(features: int, strides: Sequence[int], **conv) -> Callable:
+    """Nearest neighbour, then a 3x3x3 convolution; the default."""
+    layer = Conv(features, **conv)
+    return lambda x: layer(nearest_upsample(x, strides))
+
+
+def deconv_up(features: int, strides: Sequence[int], padding: str = "zero", dtype=None) -> Callable:
+    """4x4x4 transposed convolution (official `deconv`); zero padding only."""
+    if padding != "zero":
+        raise ValueError(f'a transposed convolution pads with zeros only, got padding="{padding}": use nearest_conv_up with it')
+    return ConvTranspose(features, strides=tuple(strides), dtype=dtype)
+
+
+def level_strides(temporal: Sequence[bool], levels: int) -> list[tuple[int, int, int]]:
+    """Strides (t h w) between consecutive levels: space always 2, time 2 where `temporal` says so."""
+    if len(temporal) != levels - 1:
+        raise ValueError(f"temporal={tuple(temporal)} needs one flag per change of level: {levels - 1} for {levels} multipliers")
+    return [(2 if flag else 1, 2, 2) for flag in temporal]
+
+
+class Encoder(nn.Module):
+    """Video (b t h w 3) in [0, 1] -> latents (b t' h' w' dim); every level halves h and w, and t where `temporal` is True.
+
+    Defaults are MAGVIT-B at 128x128: 16x128x128 -> 4x16x16x256. Odd sizes round up. `remat` recomputes the first levels' activations
+    in the backward pass (L: 1, H: 3).
+    """
+
+    filters: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    temporal: tuple[bool, ...] = (True, True, False)
+    blocks: int = 2
+    dim: int = 256
+    norm: Callable = GroupNorm
+    activation: Callable = nn.swish
+    padding: str = "zero"
+    down: Callable = pool_down
+    remat: int = 0
+    dtype: type | str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b th hh wh dim"]:
+        conv = dict(padding=self.padding, dtype=self.dtype)
+        strides = level_strides(self.temporal, len(self.multipliers))
+        res = res_blocks(self)
+        x = Conv(self.filters, use_bias=False, **conv)(x)
+        for level, multiplier in enumerate(self.multipliers):
+            for _ in range(self.blocks):
+                x = res(level)(self.filters * multiplier)(x)
+            if level < len(strides):
+                x = self.down(self.filters * multiplier, strides[level], **conv)(x)
+        for _ in range(self.blocks):
+            x = res(len(strides) + 1)(self.filters * self.multipliers[-1])(x)
+        x = self.activation(self.norm()(x))
+        return Conv(self.dim, (1, 1, 1), **conv)(x)
+
+
+class Decoder(nn.Module):
+    """Latents (b t' h' w' dim) -> video (b t h w 3), the mirror of `Encoder`. Linear output: clip to [0, 1] only for display."""
+
+    filters: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    temporal: tuple[bool, ...] = (True, True, False)
+    blocks: int = 2
+    channels: int = 3
+    norm: Callable = GroupNorm
+    activation: Callable = nn.swish
+    padding: str = "zero"
+    up: Callable = nearest_conv_up
+    remat: int = 0
+    dtype: type | str | None = None
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b th hh wh d"]) -> Float[Array, "b t h w c"]:
+        conv = dict(padding=self.padding, dtype=self.dtype)
+        strides = level_strides(self.temporal, len(self.multipliers))
+        res = res_blocks(self)
+        x = Conv(self.filters * self.multipliers[-1], **conv)(z)
+        for _ in range(self.blocks):
+            x = res(len(strides) + 1)(self.filters * self.multipliers[-1])(x)
+        for level in reversed(range(len(self.multipliers))):
+            for _ in range(self.blocks):
+                x = res(level)(self.filters * self.multipliers[level])(x)
+            if level:
+                x = self.up(self.filters * self.multipliers[level], strides[level - 1], **conv)(x)
+        x = self.activation(self.norm()(x))
+        return Conv(self.channels, **conv)(x)
+
+
+def res_blocks(model: Encoder | Decoder) -> Callable:
+    """level -> a ResBlock constructor with the model's parts, rematerialised in the first `model.remat` levels; names stay ResBlock_i."""
+    parts = dict(norm=model.norm, activation=model.activation, padding=model.padding, dtype=model.dtype)
+    counter = iter(range(10_000))
+
+    def at(level: int):
+        cls = nn.remat(ResBlock) if level < model.remat else ResBlock
+        return lambda features: cls(features, name=f"ResBlock_{next(counter)}", **parts)
+
+    return at

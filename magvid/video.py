@@ -1,0 +1,282 @@
+"""Videos as arrays and as files: value ranges, reading and writing (PyAV), resizing, grids.
+
+A video is uint8 `(t h w 3)` in [0, 255] on disk and in the pipeline, float32 in [0, 1] inside models. PyAV and Pillow are imported
+where they are used, so that this file imports with numpy alone.
+"""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from magvid.types import UserError
+
+EPSILON = 1e-6  # seconds, and frames: timestamps are rational, their arithmetic here is not
+TOLERANCE = 1e-2  # how far outside [0, 1] a decoder's rounding may go before it is taken for a wrong range
+SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".m4v")  # what is read; see `write_video` for what is written
+
+
+def to_float(video: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """uint8 in [0, 255] -> float32 in [0, 1]; numpy and JAX arrays alike. ValueError for another dtype."""
+    if video.dtype != np.uint8:
+        raise ValueError(f"to_float takes uint8 video in [0, 255], got {video.dtype}; a float video needs no scaling")
+    return video.astype(np.float32) / np.float32(255)
+
+
+def to_uint8(video: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """Float in [0, 1] -> uint8 in [0, 255], rounded; values up to 1e-2 outside are clipped.
+
+    Raises ValueError naming the range for anything further out, for NaN and for integer arrays.
+    """
+    video = np.asarray(video)
+    if video.dtype.kind in "iub":
+        raise ValueError(f"to_uint8 takes float video in [0, 1], got {video.dtype}")
+    video = video.astype(np.float32)  # also bfloat16, which numpy does not count among its floats
+    low, high = (float(video.min()), float(video.max())) if video.size else (0.0, 0.0)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # written so that NaN fails as well
+        remedy = "divide 0-255 floats by 255" if low >= 0 and 2 < high <= 256 else "rescale it to [0, 1]"
+        raise ValueError(f"float video must lie in [0, 1], got values from {low:g} to {high:g}: {remedy}")
+    return np.rint(np.clip(video, 0, 1) * 255).astype(np.uint8)
+
+
+# Reading ---------------------------------------------------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """A decoded frame. `pts` counts `time_base` seconds; `rate` is the stream's nominal frames per second,
+    `aspect` the width of a pixel over its height."""
+
+    pts: int
+    time_base: Fraction
+    rate: Fraction
+    aspect: Fraction
+    raw: Any
+
+    def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
+        """As a player shows it: square pixels, turned upright by the rotation metadata, transparency over white."""
+        frame, size = self.raw, {}
+        if self.aspect != 1:
+            size = {"width": max(1, round(frame.width * self.aspect)), "height": frame.height}
+        if any(c.is_alpha for c in frame.format.components):
+            rgba = frame.to_ndarray(format="rgba", **size)
+            alpha = rgba[..., 3:].astype(np.uint16)
+            image = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        else:
+            image = frame.to_ndarray(format="rgb24", **size)
+        # The metadata gives the counter-clockwise turn in degrees, which is what rot90 makes.
+        return np.ascontiguousarray(np.rot90(image, round(getattr(frame, "rotation", 0) / 90)))
+
+
+def decode(path: str | os.PathLike, start: int | None = None) -> Iterator[Frame]:
+    """The frames of the first video stream in display order, from the key frame at or before pts `start` on.
+
+    Raises UserError naming the file where it cannot be opened, has no video stream, or breaks while being decoded.
+    """
+    av = _av()
+    try:
+        with av.open(os.fspath(path)) as container:
+            stream = _video_stream(container, path)
+            rate = stream.average_rate or Fraction(25)
+            step = max(1, round(1 / (rate * stream.time_base)))
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+            frames, first = container.decode(stream), None
+            if start is not None:
+                container.seek(start, stream=stream)
+                first = next(frames, None)
+                if first is None or first.pts is None or first.pts > start:  # this file cannot be searched
+                    yield from decode(path)
+                    return
+                yield Frame(first.pts, stream.time_base, rate, aspect, first)
+            last = -step if first is None else first.pts
+            for raw in frames:
+                if raw.is_corrupt:
+                    raise UserError(f"{path} is corrupt: a frame could not be decoded")
+                # Raw streams carry no timestamps; others may repeat one. Time never runs backwards.
+                last = last + step if raw.pts is None else max(last + (last >= 0 and raw.pts <= last), raw.pts)
+                yield Frame(last, stream.time_base, rate, aspect, raw)
+    except av.FFmpegError as error:
+        raise UserError(f"{path} cannot be read as a video: {error.strerror or error}") from error
+
+
+def read_video(
+    path: str | os.PathLike, fps: float | None = None, frames: int | None = None, start: float = 0.0
+) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
+    """Reads a video file -> (uint8 (t h w 3), frames per second).
+
+    fps: None keeps the file's frames (and returns their mean rate); a number resamples by timestamps, each output
+    frame being the one on screen at its time. frames: at most so many. start: seconds skipped at the beginning.
+    Raises UserError where the file cannot be read or ends before `start`.
+    """
+    images, times, origin = [], [], None
+    for frame in decode(path):
+        origin = frame.pts if origin is None else origin
+        time = float((frame.pts - origin) * frame.time_base) - start
+        if time <= EPSILON:  # only the frame on screen at `start` is needed of those before it
+            images.clear()
+            times.clear()
+        images.append(frame.rgb())
+        times.append(time)
+        if frames is not None and (len(images) >= frames if fps is None else time > (frames - 1) / fps):
+            break
+    if origin is None:
+        raise UserError(f"{path} holds no video frames")
+    gap = times[-1] - times[-2] if len(times) > 1 else float(1 / frame.rate)
+    if times[-1] + gap < EPSILON:
+        raise UserError(f"{path} lasts {times[-1] + gap + start:.2f} s, which is before start={start:g} s")
+    if fps is None:
+        mean = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(frame.rate)
+        return np.stack(images), round(mean, 6)
+    order = resample(np.asarray(times), times[-1] + gap, fps)[:frames]
+    return np.stack([images[i] for i in order]), float(fps)
+
+
+def resample(times: Float[np.ndarray, "n"], end: float, fps: float) -> np.ndarray:
+    """Index of the frame on screen at 0, 1/fps, 2/fps ... before `end`, for frames shown from `times` (seconds) on."""
+    wanted = np.arange(max(1, int(np.floor(end * fps + EPSILON)))) / fps
+    return np.maximum(np.searchsorted(times, wanted + EPSILON, side="right") - 1, 0)
+
+
+# Writing ---------------------------------------------------------------------------------------------------------------
+
+
+def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> None:
+    """Writes .mp4 (H.264, plays in every browser), .webm (VP9) or .gif (looping), chosen by the suffix of `path`.
+
+    mp4 and webm store colour at half resolution, so an odd height or width grows by one repeated row or column; enlarge
+    small clips with `upscale` first. The file appears under its name only when it is complete.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"cannot write {path.name!r}: name it *{' or *'.join(_FORMATS)}")
+    _check(video)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix.lower()}")
+    try:
+        _encode(partial, np.asarray(video), fps, path.suffix.lower())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def encode_mp4(video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> bytes:
+    """The bytes of an H.264 mp4, for embedding in a page."""
+    with tempfile.TemporaryDirectory() as folder:  # a file, because putting the index first needs a second pass
+        path = pathlib.Path(folder, "video.mp4")
+        write_video(path, video, fps)
+        return path.read_bytes()
+
+
+def _encode(path: pathlib.Path, video: np.ndarray, fps: float, suffix: str) -> None:
+    av = _av()
+    codec, pixels, codec_options, options = _FORMATS[suffix]
+    if pixels == "yuv420p":
+        video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
+    with av.open(os.fspath(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=codec_options)
+        stream.height, stream.width, stream.pix_fmt = video.shape[1], video.shape[2], pixels
+        if pixels == "pal8":
+            indices, palette = _quantize(video)
+            frames = (av.VideoFrame.from_ndarray((image, palette), format="pal8") for image in indices)
+        else:
+            frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for image in video)
+        for frame in frames:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _quantize(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(t h w 3) -> indices (t h w), palette (256, ARGB): one palette for all frames, so that still parts do not flicker."""
+    Image = _pillow()
+    t, h, w, _ = video.shape
+    image = Image.fromarray(np.ascontiguousarray(video).reshape(t * h, w, 3)).quantize(256, dither=Image.Dither.NONE)
+    colours = np.reshape(image.getpalette(), (-1, 3))
+    palette = np.full((256, 4), 255, np.uint8)
+    palette[: len(colours), 1:] = colours
+    return np.asarray(image).reshape(t, h, w), palette
+
+
+_FORMATS = {  # suffix -> codec, pixel format, the codec's options, the container's options
+    ".mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium"}, {"movflags": "+faststart"}),
+    ".webm": ("libvpx-vp9", "yuv420p", {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4"}, {}),
+    ".gif": ("gif", "pal8", {}, {"loop": "0"}),  # PyAV rather than Pillow, which drops a frame that equals the one before
+}
+
+
+# Arranging -------------------------------------------------------------------------------------------------------------
+
+
+def upscale(video: UInt8[np.ndarray, "... h w 3"], scale: int) -> UInt8[np.ndarray, "... H W 3"]:
+    """Every pixel becomes scale x scale pixels."""
+    return np.repeat(np.repeat(np.asarray(video), scale, axis=-3), scale, axis=-2)
+
+
+def grid(
+    videos: UInt8[np.ndarray, "n t h w 3"], columns: int | None = None, gap: int = 2, scale: int = 1
+) -> UInt8[np.ndarray, "t H W 3"]:
+    """Lays n videos out in rows of `columns` (default: nearly square) on white, `gap` pixels apart, enlarged by `scale`."""
+    videos = upscale(videos, scale)
+    n, t, h, w, c = videos.shape
+    columns = min(columns or int(np.ceil(np.sqrt(n))), n)
+    rows = -(-n // columns)
+    canvas = np.full((t, rows * (h + gap) - gap, columns * (w + gap) - gap, c), 255, np.uint8)
+    for i, video in enumerate(videos):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        canvas[:, top : top + h, left : left + w] = video
+    return canvas
+
+
+def resize_crop(
+    video: UInt8[np.ndarray, "t a b 3"], height: int, width: int, y: float = 0.5, x: float = 0.5
+) -> UInt8[np.ndarray, "t height width 3"]:
+    """The largest window of the wanted aspect ratio, resized with anti-aliasing (bicubic).
+
+    y, x in [0, 1] place the window along the axis where there is room; 0.5 is the centre.
+    """
+    video = np.asarray(video)
+    h, w = video.shape[1:3]
+    if (h, w) == (height, width):
+        return video
+    Image = _pillow()
+    scale = min(h / height, w / width)
+    top, left = y * (h - height * scale), x * (w - width * scale)
+    box = (left, top, min(left + width * scale, w), min(top + height * scale, h))
+    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box) for image in video]
+    return np.stack([np.asarray(image) for image in resized])
+
+
+def _check(video: np.ndarray) -> None:
+    if getattr(video, "dtype", None) != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
+        shape, dtype = getattr(video, "shape", None), getattr(video, "dtype", type(video).__name__)
+        raise ValueError(f"expected a non-empty uint8 video (t h w 3), got {dtype} {shape}; see magvid.video.to_uint8")
+
+
+def _video_stream(container: Any, path: str | os.PathLike) -> Any:
+    from av.stream import Disposition
+
+    # The cover picture of a sound file is a video stream of one frame to FFmpeg.
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise UserError(f"{path} has no video stream" + (", only sound" if container.streams.audio else ""))
+    return streams[0]
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("video files need PyAV, which is not installed: pip install av") from error
+    av.logging.set_level(av.logging.PANIC)  # errors arrive as exceptions; FFmpeg's own messages name no file
+    return av
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError("resizing and gif files need Pillow, which is not installed: pip install pillow") from error
+    return Image

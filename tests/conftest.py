@@ -1,0 +1,22 @@
+"""Every test sees 8 CPU devices, strict shapes and one compile cache."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = pathlib.Path(os.environ.get("MAGVID_SHARED", ROOT.parent / "shared"))
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of golden files; tests that use it carry the marker `full`, and a missing folder is a failure."""
+    assert SHARED.is_dir(), f"{SHARED} is missing: set MAGVID_SHARED to the folder that holds golden/"
+    return SHARED
