@@ -2,35 +2,28 @@
 
 One clip is a still background, up to two small still distractors and one main entity (shape x colour x texture) that
 performs one action or an eased sequence of them. Nothing is read from disk: clip `i` is a pure function of
-`(world, sizes, seed, split, i)`.
-
-Coordinates: frames span [0, h] x [0, w] pixels, the centre of pixel (i, j) is (i + 0.5, j + 0.5), y points down, angles
-are radians clockwise on the screen. Lengths scale with the *unit* `min(h, w) / 32`, so that "5 px" below means 5 px in a
-32 x 32 clip.
+`(world, sizes, seed, split, i)`. Coordinates and units: see `magvid.data.sprite_world`.
 
 Reproducibility: draws are the raw counter-based Philox stream (frozen by NumPy's compatibility policy) turned into
-float64 here; poses and direction cosines are rounded to multiples of 2^-20 after the only transcendental functions (sin,
-cos), and all that follows (+ - * / sqrt min max) is exact in IEEE float64. So pixels are equal across platforms.
+float64 here, and poses are rounded to multiples of 2^-20 after sin and cos, so that pixels are equal across platforms.
 
 Splits are disjoint by construction: the green level of every background pixel is congruent to the split's number modulo
 3, and no sprite ever touches the corner pixel (0, 0). Two clips of different splits therefore differ in that pixel of
-every frame, whatever their seeds and indices.
+every frame, whatever their seeds and indices. All else is drawn alike in all splits.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 import numpy as np
 
-SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
-COLOURS = {"red": (230, 40, 40), "green": (50, 200, 70), "blue": (50, 90, 240), "yellow": (240, 220, 50),
-           "cyan": (50, 210, 230), "magenta": (220, 60, 210), "orange": (245, 140, 30), "white": (240, 240, 240)}
-TEXTURES = ("plain", "striped", "dotted")
-BACKGROUNDS = ("plain", "gradient", "checker")
-TONES = {"grey": (1.0, 1.0), "slate": (0.75, 1.375), "brown": (1.375, 0.75), "olive": (1.0, 0.625)}  # (red, blue) / green
-SPLITS = ("train", "validation", "test")
+from magvid.data.sprite_world import (ACTIONS, BACKGROUNDS, COLOURS, EXTENT, SHAPES, TEXTURES, TONES, World, as_world,
+                                      exact, paint, rasterise)
 
-# action: (participle, third person, instruction); the dictionary's order numbers the actions.
+SPLITS = ("train", "validation", "test")
+MAX_RADIUS = 10.0  # units; a growing entity stops here
+
+# action: (participle, third person, instruction)
 _VERBS = {"stand": ("standing", "stands still", "keep {} still"),
           "left": ("moving left", "moves left", "move {} to the left"),
           "right": ("moving right", "moves right", "move {} to the right"),
@@ -42,91 +35,6 @@ _VERBS = {"stand": ("standing", "stands still", "keep {} still"),
           "spin": ("spinning", "spins", "spin {}"),
           "orbit": ("orbiting", "circles around", "move {} in a circle"),
           "jump": ("jumping", "jumps", "make {} jump")}
-ACTIONS = tuple(_VERBS)
-
-EXTENT = 1.15     # no shape reaches further than this many radii from its centre
-MAX_RADIUS = 10.0  # units; a growing entity stops here
-_DARK = 0.6       # brightness of stripes and dots relative to the entity's colour
-_STAR = np.round(np.array([0.809016994374947, 0.587785252292473]) * 2**20) / 2**20  # cos, sin of 36 degrees
-
-
-@dataclass(frozen=True)
-class World:
-    """What can appear. The defaults are the full world; every other one carries its difference in its `name`.
-
-    Attributes:
-      shapes, colours, textures, actions, backgrounds, tones: names out of this module's tables.
-      max_distractors: each clip holds 0 to this many (at most 2).
-      radius: range of the entity's smallest radius within a clip, in units.
-      tilt: the entity's first angle is uniform in [-tilt, tilt] radians.
-    """
-    shapes: tuple[str, ...] = SHAPES
-    colours: tuple[str, ...] = tuple(COLOURS)
-    textures: tuple[str, ...] = TEXTURES
-    actions: tuple[str, ...] = ACTIONS
-    backgrounds: tuple[str, ...] = BACKGROUNDS
-    tones: tuple[str, ...] = tuple(TONES)
-    max_distractors: int = 2
-    radius: tuple[float, float] = (5.0, 6.5)
-    tilt: float = 0.25
-
-    def __post_init__(self):
-        tables = dict(shapes=SHAPES, colours=COLOURS, textures=TEXTURES, actions=ACTIONS, backgrounds=BACKGROUNDS,
-                      tones=TONES)
-        for name, table in tables.items():
-            given = tuple(getattr(self, name))
-            object.__setattr__(self, name, given)
-            wrong = [value for value in given if value not in table]
-            if wrong or not given or len(set(given)) < len(given):
-                raise ValueError(f"World.{name}={given}: choose one or more different names out of {tuple(table)}.")
-        object.__setattr__(self, "radius", tuple(float(r) for r in self.radius))
-        if not 2 <= self.radius[0] <= self.radius[1] <= 6.5:
-            raise ValueError(f"World.radius={self.radius}: give (smallest, largest) within [2, 6.5].")
-        if not 0 <= self.max_distractors <= 2:
-            raise ValueError(f"World.max_distractors={self.max_distractors}: give 0, 1 or 2.")
-        if self.max_distractors and min(len(self.shapes), len(self.colours)) < 2:
-            raise ValueError("Distractors differ from the entity in shape and colour: give World at least two of both, "
-                             "or max_distractors=0.")
-        if not self.pairs:
-            raise ValueError(f"World(shapes={self.shapes}, actions={self.actions}, textures={self.textures}): a plain "
-                             "disc or ring cannot spin visibly; add a shape, an action or a texture.")
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """All (shape, action) that can be seen: a disc or ring spins only where the world has a texture."""
-        return tuple((s, a) for s in self.shapes for a in self.actions if self.visible_textures(s, a))
-
-    def visible_textures(self, shape: str, action: str) -> tuple[str, ...]:
-        """Textures with which `shape` can be seen doing `action`."""
-        blind = action == "spin" and shape in ("disc", "ring")
-        return tuple(t for t in self.textures if not (blind and t == "plain"))
-
-    @property
-    def name(self) -> str:
-        """A preset's name, or "full-custom(...)" listing what differs from the full world."""
-        for name, world in WORLDS.items():
-            if self == world:
-                return name
-        differs = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        text = (f"{k}={'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in differs)
-        return f"full-custom({', '.join(text)})"
-
-
-WORLDS = {
-    "full": World(),
-    "small": World(shapes=("disc", "square", "triangle"), colours=("red", "green", "blue", "yellow"),
-                   textures=("plain",), actions=("left", "right", "up", "down", "grow", "shrink"),
-                   backgrounds=("plain",), tones=("grey",), max_distractors=0, tilt=0.0),
-}
-
-
-def as_world(world: str | World) -> World:
-    """A preset by name, or the world itself."""
-    if isinstance(world, World):
-        return world
-    if world not in WORLDS:
-        raise ValueError(f"Unknown sprite world {world!r}: choose one of {tuple(WORLDS)} or give a World.")
-    return WORLDS[world]
 
 
 class _Draws:
@@ -134,7 +42,7 @@ class _Draws:
 
     def __init__(self, seed: int, split: int, index: int):
         key = np.array([seed * 4 + split, index], np.uint64)
-        raw = np.random.Philox(key=key).random_raw(96)
+        raw = np.random.Philox(key=key).random_raw(128)
         self._next = iter(((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist())
 
     def between(self, low: float, high: float) -> float:
@@ -142,89 +50,6 @@ class _Draws:
 
     def choice(self, options):
         return options[int(next(self._next) * len(options))]
-
-
-def _exact(x):
-    """Rounded to a multiple of 2^-20: hides last-bit differences between implementations of sin and cos."""
-    return np.round(x * 2.0**20) * 2.0**-20
-
-
-def distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Signed distance (negative inside, in radii) of points given in the shape's own frame, in radii."""
-    if shape == "disc":
-        return np.sqrt(y * y + x * x) - 1
-    if shape == "ring":
-        return np.abs(np.sqrt(y * y + x * x) - 0.75) - 0.25
-    y_abs, x_abs = np.abs(y), np.abs(x)
-    if shape == "square":
-        return np.maximum(y_abs, x_abs) - 0.8
-    if shape == "triangle":
-        return np.maximum(y, 0.8660254 * x_abs - 0.5 * y) - 0.575
-    if shape == "cross":
-        long, thin = 1.05, 0.36
-        return np.minimum(np.maximum(y_abs - long, x_abs - thin), np.maximum(y_abs - thin, x_abs - long))
-    if shape == "star":  # fold into one tenth, then the distance to the edge from the tip to the notch
-        cos, sin = _STAR
-        x, y = x_abs, -y
-        for kx, ky in ((cos, -sin), (-cos, -sin)):
-            over = 2 * np.maximum(kx * x + ky * y, 0)
-            x, y = x - over * kx, y - over * ky
-        x = np.abs(x)
-        tip, notch = EXTENT, 0.52
-        edge_x, edge_y = notch * sin, notch * cos - tip
-        return ((tip - y) * edge_x + x * edge_y) / -np.sqrt(edge_x**2 + edge_y**2)
-    raise ValueError(f"Unknown shape {shape!r}: choose one of {SHAPES}.")
-
-
-def brightness(texture: str, y: np.ndarray, x: np.ndarray, radius: np.ndarray) -> np.ndarray | float:
-    """Factor in [0.6, 1] on the colour at points of the shape's own frame (in radii); edges are one pixel wide."""
-    if texture == "plain":
-        return 1.0
-    if texture == "striped":  # horizontal stripes of period 0.8, the middle one bright
-        phase = y * 1.25 + 0.5
-        depth = (0.25 - np.abs(phase - np.floor(phase) - 0.5)) * 0.8
-        dark = np.clip(0.5 - depth * radius, 0, 1)
-    elif texture == "dotted":  # dots of radius 0.24 on a square lattice of period 0.8, none in the middle
-        fy, fx = y * 1.25, x * 1.25
-        fy, fx = fy - np.floor(fy) - 0.5, fx - np.floor(fx) - 0.5
-        dark = np.clip(0.5 - (np.sqrt(fy * fy + fx * fx) * 0.8 - 0.24) * radius, 0, 1)
-    else:
-        raise ValueError(f"Unknown texture {texture!r}: choose one of {TEXTURES}.")
-    return 1 - (1 - _DARK) * dark
-
-
-def rasterise(shape: str, texture: str, pose: Float[np.ndarray, "n 4"], rows: Float[np.ndarray, "n r"],
-              columns: Float[np.ndarray, "n c"]) -> tuple[Float[np.ndarray, "n r c"], Any]:
-    """Coverage in [0, 1] and brightness of a sprite at pixel centres.
-
-    Args:
-      pose: centre y, centre x, radius (pixels), angle (radians) of n sprites.
-      rows, columns: coordinates of the pixel centres of each sprite's window.
-    """
-    cy, cx, radius, angle = (pose[:, k, None, None] for k in range(4))
-    cos, sin = _exact(np.cos(angle)) / radius, _exact(np.sin(angle)) / radius
-    dy, dx = rows[:, :, None] - cy, columns[:, None, :] - cx
-    y, x = dy * cos - dx * sin, dy * sin + dx * cos
-    alpha = np.clip(0.5 - distance(shape, y, x) * radius, 0, 1)
-    return alpha, brightness(texture, y, x, radius)
-
-
-def _paint(video: UInt8[np.ndarray, "t h w 3"], shape: str, colour: str, texture: str,
-           pose: Float[np.ndarray, "t 4"]) -> None:
-    """Draws the sprite into each frame, touching only its bounding box."""
-    frames, height, width, _ = video.shape
-    size = min(2 * int(EXTENT * pose[:, 2].max() + 1.5) + 1, height, width)
-    corner = np.floor(pose[:, :2]).astype(np.int64) - size // 2
-    corner = np.clip(corner, 0, [height - size, width - size])
-    rows, columns = (corner[:, k, None] + np.arange(size) for k in (0, 1))
-    alpha, shade = rasterise(shape, texture, pose, rows + 0.5, columns + 0.5)
-    where = (np.arange(frames)[:, None, None], rows[:, :, None], columns[:, None, :])
-    under = video[where]
-    weight = alpha * shade
-    for channel, level in enumerate(COLOURS[colour]):
-        mixed = under[..., channel] * (1 - alpha) + level * weight
-        under[..., channel] = np.floor(mixed + 0.5)
-    video[where] = under
 
 
 def _background(kind: str, tone: str, draws: _Draws, split: int, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -284,9 +109,9 @@ def _margin(radius: float) -> float:
     return EXTENT * radius + 1.0  # keeps the sprite and its soft edge off the frame's border
 
 
-def _draw_move(action: str, radius: float, unit: float, height: int, width: int, draws: _Draws) -> _Move:
+def _draw_move(action: str, radius: float, source: "Sprites", draws: _Draws) -> _Move:
     share, sign, phase = draws.between(0, 1), draws.choice((-1.0, 1.0)), draws.between(0, 2 * np.pi)
-    room_y, room_x = (min(side - 2 * _margin(radius), 20 * unit) for side in (height, width))
+    room_y, room_x = (min(side - 2 * _margin(radius), 20 * source.unit) for side in source.size)
     match action:
         case "left" | "right":
             size = room_x * (0.6 + 0.4 * share)
@@ -295,12 +120,19 @@ def _draw_move(action: str, radius: float, unit: float, height: int, width: int,
         case "orbit":
             size = min(room_y, room_x) / 2 * (0.65 + 0.35 * share)
         case "grow" | "shrink":
-            size = 1.5 + (min(MAX_RADIUS * unit / radius, 2.0) - 1.5) * share
+            size = 1.5 + (min(MAX_RADIUS * source.unit / radius, 2.0) - 1.5) * share
         case "spin":    # 130 to 190 degrees: below every shape's symmetry per frame, so visible from 4 frames on
             size = np.pi * (130 + 60 * share) / 180
         case "stand":
             size = 0.0
     return _Move(action, size, sign, phase)
+
+
+def _eased(s: np.ndarray, ease: float = 0.2) -> np.ndarray:
+    """Time from 0 to 1 that starts and stops at rest: accelerates for `ease`, runs evenly, brakes for `ease`."""
+    near = np.minimum(s, 1 - s)
+    way = np.where(near < ease, near * near / (2 * ease), near - ease / 2) / (1 - ease)
+    return np.where(s <= 0.5, way, 1 - way)
 
 
 def _path(moves: list[_Move], frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -311,7 +143,7 @@ def _path(moves: list[_Move], frames: int) -> tuple[np.ndarray, np.ndarray]:
     for k, move in enumerate(moves):
         s = time[number == k] - k
         if len(moves) > 1:
-            s = s * s * (3 - 2 * s)   # zero velocity at both ends of each action
+            s = _eased(s)
         for rows, delta in ((number == k, move.delta(s)), (None, move.delta(np.ones(1)))):
             delta[:, [0, 1, 3]] += end[[0, 1, 3]]
             delta[:, 2] *= end[2]
@@ -341,8 +173,8 @@ class Sprites:
       frames, height, width: clip size; frames >= 4, height and width >= 16.
       seed: another 2^20 clips per seed.
       world: a preset's name out of `WORLDS` ("full", "small") or a `World`.
-      sequence: probability that a clip holds two or three actions, eased at their changes (needs 12 frames); `label`
-        and `action` are then those of the first action.
+      sequence: probability that a clip holds two actions (two or three from 24 frames on), eased at their changes
+        (needs 12 frames); `label` and `action` are then those of the first one.
       keys: the record's fields to produce; None: all. ("video", "label") is the fast path of training.
 
     Record:
@@ -377,8 +209,18 @@ class Sprites:
         if not 0 <= self.seed < 2**61:
             raise ValueError(f"Sprites.seed={self.seed}: give an integer in [0, 2^61).")
         if not 0 <= self.sequence <= 1 or (self.sequence and self.frames < 12):
-            raise ValueError(f"Sprites.sequence={self.sequence} with {self.frames} frames: give a probability in [0, 1] "
-                             "and at least 12 frames for sequences.")
+            raise ValueError(f"Sprites.sequence={self.sequence} with {self.frames} frames: give a probability in "
+                             "[0, 1] and at least 12 frames for sequences.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    @property
+    def unit(self) -> float:
+        """Pixels per unit of length: 1 at 32 x 32."""
+        return min(self.size) / 32
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -423,9 +265,9 @@ class _Clip:
     def video(self) -> UInt8[np.ndarray, "t h w 3"]:
         image = self.ground[None].copy()
         for shape, colour, pose in self.others:
-            _paint(image, shape, colour, "plain", pose[None])
+            paint(image, shape, colour, "plain", pose[None])
         video = np.repeat(image, len(self.pose), axis=0)
-        _paint(video, self.parts["shape"], self.parts["colour"], self.parts["texture"], self.pose)
+        paint(video, self.parts["shape"], self.parts["colour"], self.parts["texture"], self.pose)
         return video
 
     def label(self) -> np.int32:
@@ -446,23 +288,22 @@ class _Clip:
         return ", then ".join([first.format(f"the {self._noun()}"), *(text.format("it") for text in rest)])
 
     def states(self) -> tuple[str, ...]:
-        unit = min(self.source.height, self.source.width) / 32
         out = []
         for k in range(4):
             y, x, radius, angle = self.pose[round((len(self.pose) - 1) * k / 3)]
-            size = next(word for limit, word in _SIZES if radius / unit < limit)
+            size = next(word for limit, word in _SIZES if radius < limit * self.source.unit)
             turned = round(np.degrees(angle - self.pose[0, 3]))
             turn = f", turned by {abs(turned)} degrees {'clockwise' if turned > 0 else 'counterclockwise'}"
-            place = _place(y, x, self.source.height, self.source.width)
+            place = _place(y, x, *self.source.size)
             out.append(f"the {size} {self._noun()} is at the {place}{turn if turned else ''}")
         return tuple(out)
 
     def _entity(self) -> tuple[np.ndarray, np.ndarray]:
-        height, width = self.source.height, self.source.width
+        height, width = self.source.size
         pose = self.pose[:1].copy()
         pose[0, :2] = height / 2, width / 2
         image = np.zeros((1, height, width, 3), np.uint8)
-        _paint(image, self.parts["shape"], self.parts["colour"], self.parts["texture"], pose)
+        paint(image, self.parts["shape"], self.parts["colour"], self.parts["texture"], pose)
         alpha, _ = rasterise(self.parts["shape"], "plain", pose, np.arange(height)[None] + 0.5,
                              np.arange(width)[None] + 0.5)
         return image[0], alpha[0] >= 0.5
@@ -473,7 +314,7 @@ class _Clip:
     def entity_mask(self) -> Bool[np.ndarray, "h w"]:
         return self._entity()[1]
 
-    def actions(self) -> np.ndarray:
+    def actions(self) -> Int32[np.ndarray, "t"]:
         return np.array([ACTIONS.index(action) for action in self.moves], np.int32)[self.number]
 
     def track(self) -> Float[np.ndarray, "t 5"]:
@@ -504,8 +345,8 @@ class _Clip:
         return np.int32(ACTIONS.index(self.parts["action"]))
 
 
-KEYS = ("video", "label", "caption", "instruction", "states", "entity", "entity_mask", "actions", "track", "distractors",
-        "shape", "colour", "texture", "background", "tone", "action")
+KEYS = ("video", "label", "caption", "instruction", "states", "entity", "entity_mask", "actions", "track",
+        "distractors", "shape", "colour", "texture", "background", "tone", "action")
 
 
 def _article(noun: str) -> str:
@@ -513,13 +354,12 @@ def _article(noun: str) -> str:
 
 
 def _draw_clip(source: Sprites, index: int) -> _Clip:
-    world, split, height, width = source.world, SPLITS.index(source.split), source.height, source.width
-    unit = min(height, width) / 32
+    world, split = source.world, SPLITS.index(source.split)
     draws = _Draws(source.seed, split, index)
     shape, action = draws.choice(world.pairs)
     colour, kind, tone = (draws.choice(names) for names in (world.colours, world.backgrounds, world.tones))
-    radius = draws.between(*world.radius) * unit
-    moves = [_draw_move(action, radius, unit, height, width, draws)]
+    radius = draws.between(*world.radius) * source.unit
+    moves = [_draw_move(action, radius, source, draws)]
     if draws.between(0, 1) < source.sequence:
         moves = _extend(moves, shape, radius, source, draws)
     path, number = _path(moves, source.frames)
@@ -527,46 +367,48 @@ def _draw_clip(source: Sprites, index: int) -> _Clip:
     texture = draws.choice([name for name in world.textures if all(name in t for t in textures)])
     pose = path * [1, 1, radius, 1] + [0, 0, 0, draws.between(-world.tilt, world.tilt)]
     margin = _margin(pose[:, 2].max())
-    for k, side in enumerate((height, width)):
+    for k, side in enumerate(source.size):
         pose[:, k] += draws.between(margin - path[:, k].min(), side - margin - path[:, k].max())
-    pose = _exact(pose)
-    ground = _background(kind, tone, draws, split, height, width)
+    pose = exact(pose)
+    ground = _background(kind, tone, draws, split, *source.size)
     others = _draw_others(shape, colour, pose, source, draws)
     parts = dict(shape=shape, colour=colour, texture=texture, background=kind, tone=tone, action=action)
     return _Clip(source, parts, tuple(move.action for move in moves), number, pose, others, ground)
 
 
 def _extend(moves: list[_Move], shape: str, radius: float, source: Sprites, draws: _Draws) -> list[_Move]:
-    """Adds one or two actions, different from the one before, for which the frame has room."""
-    total = draws.choice((2, 3))
-    unit = min(source.height, source.width) / 32
+    """Adds up to two actions, different from the one before, for which the frame has room."""
+    total = draws.choice((2, 3) if source.frames >= 24 else (2,))
     options = [action for action in source.world.actions if source.world.visible_textures(shape, action)]
     for _ in range(8):
-        move = _draw_move(draws.choice(options), radius, unit, source.height, source.width, draws)
-        path, _ = _path([*moves, move], source.frames)
-        margin = _margin(path[:, 2].max() * radius)
-        fits = all(np.ptp(path[:, k]) <= side - 2 * margin for k, side in enumerate((source.height, source.width)))
-        if len(moves) < total and move.action != moves[-1].action and fits and path[:, 2].max() * radius < 10 * unit:
+        move = _draw_move(draws.choice(options), radius, source, draws)
+        if len(moves) < total and move.action != moves[-1].action and _fits([*moves, move], radius, source):
             moves = [*moves, move]
     return moves
 
 
+def _fits(moves: list[_Move], radius: float, source: Sprites) -> bool:
+    path, _ = _path(moves, source.frames)
+    largest = path[:, 2].max() * radius
+    reach = path[:, :2].max(0) - path[:, :2].min(0)
+    return largest <= MAX_RADIUS * source.unit and bool((reach <= np.array(source.size) - 2 * _margin(largest)).all())
+
+
 def _draw_others(shape: str, colour: str, pose: np.ndarray, source: Sprites, draws: _Draws) -> tuple:
     """Distractors: small, still, at the freest of a few places, other in shape and colour; always under the entity."""
-    world, unit, out = source.world, min(source.height, source.width) / 32, []
+    world, out = source.world, []
     count = draws.choice(range(world.max_distractors + 1))
     taken = pose[:, :3]
     for _ in range(count):
-        radius = draws.between(2.2, 2.8) * unit
+        radius = draws.between(2.2, 2.8) * source.unit
         margin = _margin(radius)
-        places = np.array([(draws.between(margin, source.height - margin), draws.between(margin, source.width - margin))
-                           for _ in range(10)])
+        places = np.array([[draws.between(margin, side - margin) for side in source.size] for _ in range(10)])
         gap = np.sqrt(((places[:, None] - taken[None, :, :2]) ** 2).sum(-1)) - taken[:, 2]
         y, x = places[gap.min(1).argmax()]
         free = [name for name in world.colours if name not in (colour, *(other[1] for other in out))]
         other = (draws.choice([name for name in world.shapes if name != shape]),
                  draws.choice(free or [name for name in world.colours if name != colour]),
-                 _exact(np.array([y, x, radius, draws.between(-0.25, 0.25)])))
+                 exact(np.array([y, x, radius, draws.between(-0.25, 0.25)])))
         out.append(other)
         taken = np.concatenate([taken, other[2][None, :3]])
     return tuple(out)

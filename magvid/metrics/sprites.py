@@ -2,8 +2,8 @@
 
 How it reads a clip, in order: every pixel is split into background plus an amount of one of the world's colours (least
 squares along the line from the clip's median colour to each colour); the colour with most mass is the entity's; centre
-and size are the first two moments of its silhouette; the shape is the one whose rendering at that centre and size, turned
-by the silhouette's own angular phase, correlates best over all frames; the action is the motion template with the smallest
+and size are its silhouette's mean and area; the shape is the one whose rendering at that centre and size, turned by the
+silhouette's own angular phase, correlates best over all frames; the action is the motion template with the smallest
 residual over the track, where turning is measured by how well de-rotating all frames about the centre aligns them.
 
 It never sees a label, caption or condition. It reads clips of one action (not sequences) of 8 frames or more.
@@ -15,10 +15,11 @@ from typing import Any
 from jaxtyping import Float, Shaped
 import numpy as np
 
-from magvid.data import sprites
+from magvid.data import sprite_world as sprites
 
 _FOLDS = {"disc": 0, "ring": 0, "triangle": 3, "square": 4, "cross": 4, "star": 5}   # rotational symmetry
-_CONTRAST = 0.07     # brightness steps below this share of the colour are no texture
+_TEXTURE_PRICE = 1.15  # a texture's residual must be smaller than the plain one's by this factor
+_TURN_COST = 0.05    # units^2: tells stand from spin, whose tracks are the same
 _SPIN_MARGIN = 0.08  # de-rotated frames must align better than still ones by this correlation
 
 
@@ -47,10 +48,12 @@ def read(video: Shaped[np.ndarray, "t h w 3"], world: str | sprites.World = "ful
         mask = mask * (np.abs(_offsets(mask, centre)) < reach * np.sqrt(area / np.pi)[:, None, None] + unit)
     centre, area, visible = _moments(mask)
     angles = {fold: _phase(mask, centre, fold) for fold in {_FOLDS[shape] for shape in world.shapes}}
-    fits = {shape: _shape_fit(shape, mask, _pose(shape, centre, area, angles)) for shape in world.shapes}
+    some = np.unique(np.linspace(0, len(mask) - 1, 8).round().astype(int))
+    fits = {shape: _shape_fit(shape, mask[some], _pose(shape, centre, area, angles)[some]) for shape in world.shapes}
     shape = max(fits, key=fits.get)
     pose = _pose(shape, centre, area, angles)
-    texture, _ = _read_texture(shape, amount, pose, world)
+    texture, factor = _read_texture(shape, amount * (mask > 0), pose, world)
+    pose[:, 2] *= factor
     action = _read_action(pose, visible, _turning(amount * mask, centre, area), unit, world)
     track = np.concatenate([pose * [stride, stride, stride, 1], visible[:, None]], 1).astype(np.float32)
     return Reading(shape, colour, texture, action, track, float(np.clip(fits[shape], 0, 1)))
@@ -61,6 +64,8 @@ def _pixels(video: np.ndarray) -> np.ndarray:
         raise ValueError(f"A clip of shape {video.shape}: the sprite judge reads (t h w 3) with at least two frames.")
     if video.dtype == np.uint8:
         return video / np.float32(255)
+    if not np.isfinite(video).all():
+        raise ValueError("A clip holds NaN or infinity: the sprite judge reads numbers in [0, 1].")
     return np.clip(np.asarray(video, np.float32), 0, 1)
 
 
@@ -71,7 +76,7 @@ def _pool(pixels: np.ndarray, stride: int) -> np.ndarray:
 
 
 def _find_entity(pixels: np.ndarray, world: sprites.World) -> tuple[str, np.ndarray, np.ndarray]:
-    """The colour with most mass, its amount per pixel (1 = pure colour) and its silhouette in [0, 1], both (t, h, w)."""
+    """The colour with most mass, its amount per pixel (1: pure colour) and its silhouette in [0, 1], both (t, h, w)."""
     ground = np.median(pixels.reshape(-1, 3), 0)
     lines = np.array([sprites.COLOURS[name] for name in world.colours]) / 255 - ground
     lengths = np.sqrt((lines**2).sum(-1))
@@ -83,7 +88,7 @@ def _find_entity(pixels: np.ndarray, world: sprites.World) -> tuple[str, np.ndar
     mass = (np.clip(amount - 0.2, 0, 1) * member).sum((0, 1, 2))
     best = int(mass.argmax())
     amount = amount[..., best]
-    mask = np.clip((amount - 0.15) / 0.3, 0, 1) * np.clip(3 * member[..., best], 0, 1)
+    mask = _silhouette(amount) * np.clip(3 * member[..., best], 0, 1)
     return world.colours[best], amount, mask
 
 
@@ -135,116 +140,198 @@ def _pose(shape: str, centre: np.ndarray, area: np.ndarray, angles: dict[int, np
 
 def _window(pose: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns (t, n) of each frame's window about the entity."""
-    size = min(2 * int(1.3 * np.median(pose[:, 2]) * 1.3 + 2) + 1, height, width)
+    size = min(2 * int(1.7 * np.median(pose[:, 2]) + 2) + 1, height, width)
     corner = np.clip(np.floor(pose[:, :2]).astype(int) - size // 2, 0, [height - size, width - size])
     return corner[:, :1] + np.arange(size), corner[:, 1:] + np.arange(size)
 
 
+def _cut(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
 def _shape_fit(shape: str, mask: np.ndarray, pose: np.ndarray) -> float:
-    """Mean over frames of the correlation of the silhouette with the shape rendered at this pose."""
+    """Mean over frames of the correlation of the silhouette with the shape's own, rendered at this pose.
+
+    A blurred picture's silhouette is larger than its shape: so the shape is also drawn smaller and blurred."""
     rows, columns = _window(pose, *mask.shape[1:])
-    seen = mask[np.arange(len(mask))[:, None, None], rows[:, :, None], columns[:, None, :]]
-    drawn, _ = sprites.rasterise(shape, "plain", pose, rows + 0.5, columns + 0.5)
-    seen, drawn = (v - v.mean((1, 2), keepdims=True) for v in (seen, drawn))
-    norm = np.sqrt((seen**2).sum((1, 2)) * (drawn**2).sum((1, 2)))
-    return float(((seen * drawn).sum((1, 2)) / np.maximum(norm, 1e-6)).mean())
+    seen = _cut(mask, rows, columns)
+    seen = seen - seen.mean((1, 2), keepdims=True)
+    power, best = (seen**2).sum((1, 2)), 0.0
+    for passes, factor in ((0, 0.95), (1, 0.9), (3, 0.85), (6, 0.8)):
+        drawn, _ = sprites.rasterise(shape, "plain", pose * [1, 1, factor, 1], rows + 0.5, columns + 0.5)
+        drawn = _silhouette(_soften(drawn, passes))
+        drawn = drawn - drawn.mean((1, 2), keepdims=True)
+        norm = np.sqrt(power * (drawn**2).sum((1, 2)))
+        best = max(best, ((seen * drawn).sum((1, 2)) / np.maximum(norm, 1e-6)).mean())
+    return float(best)
+
+
+def _silhouette(amount: np.ndarray) -> np.ndarray:
+    """1 where the entity is, also in its darkest stripes; 0 where it is not."""
+    return np.clip((amount - 0.15) / 0.3, 0, 1)
 
 
 def _read_texture(shape: str, amount: np.ndarray, pose: np.ndarray, world: sprites.World) -> tuple[str, float]:
-    """The texture whose dark parts explain most of the brightness inside the silhouette, and how dark they are."""
+    """The texture whose rendering leaves the smallest residual on a few frames, and the factor on the radius with it.
+
+    Every frame may show the texture turned by the shape's symmetry (a disc's or ring's by anything); all are compared
+    sharp and blurred, so that a soft picture is not taken for a texture."""
+    frames = np.linspace(0, len(pose) - 1, min(len(pose), 4)).round().astype(int)
+    pose, amount = pose[frames], amount[frames]
     rows, columns = _window(pose, *amount.shape[1:])
-    seen = amount[np.arange(len(amount))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    seen = _cut(amount, rows, columns)
+    power = np.maximum((seen**2).sum((1, 2)), 1e-6)
     fold = _FOLDS[shape]
-    turns = np.arange(fold) * 2 * np.pi / fold if fold else np.arange(12) * np.pi / 12
-    best = ("plain" if "plain" in world.textures else world.textures[0], 0.0, 0.0)
-    for texture in world.textures:
-        for turn in turns if texture != "plain" else ():
-            turned = pose + [0, 0, 0, turn]
-            alpha, shade = sprites.rasterise(shape, texture, turned, rows + 0.5, columns + 0.5)
-            inside = alpha >= 0.999
-            count = np.maximum(inside.sum((1, 2), keepdims=True), 1)
-            a, b = ((v - (v * inside).sum((1, 2), keepdims=True) / count) * inside for v in (seen, shade))
-            dot, power = (a * b).sum(), (b * b).sum()
-            contrast = dot / max(power, 1e-6)
-            share = contrast * dot / max((a * a).sum(), 1e-6)
-            if contrast > _CONTRAST and share > best[2]:
-                best = (texture, contrast, share)
-    return best[0], best[1]
+    turns = np.arange(fold) * 2 * np.pi / fold if fold else np.arange(10) * np.pi / 10
+    best = (np.inf, world.textures[0], 1.0)
+    for factor in (0.9, 0.95, 1.0):
+        for texture in world.textures:
+            errors = []
+            for turn in turns if texture != "plain" else (0.0,):
+                turned = pose * [1, 1, factor, 1] + [0, 0, 0, turn]
+                alpha, shade = sprites.rasterise(shape, texture, turned, rows + 0.5, columns + 0.5)
+                errors += [1 - (seen * drawn).sum((1, 2)) ** 2 / power / np.maximum((drawn**2).sum((1, 2)), 1e-6)
+                           for drawn in (alpha * shade, _soften(alpha * shade, 1), _soften(alpha * shade, 2))]
+            error = np.min(errors, 0).mean() * (1.0 if texture == "plain" else _TEXTURE_PRICE)
+            best = min(best, (error, texture, factor))
+    return best[1], best[2]
+
+
+def _soften(images: np.ndarray, passes: int) -> np.ndarray:
+    """Blurred along both axes of (n, r, c) by a variance of 0.4 square pixels per pass."""
+    for _ in range(passes):
+        for axis in (1, 2):
+            images = 0.6 * images + 0.2 * (np.roll(images, 1, axis) + np.roll(images, -1, axis))
+    return images
 
 
 def _turning(image: np.ndarray, centre: np.ndarray, area: np.ndarray) -> tuple[float, float]:
     """How well all frames agree when held still, and when turned back at the best rate of a spin: two numbers <= 1.
 
     Rings about the centre are Fourier-transformed over the polar angle, in which a turn is a phase."""
-    t, h, w = image.shape
-    rings, spokes, orders = np.array([0.3, 0.5, 0.7, 0.9, 1.1]), 32, np.arange(1, 9)
-    radius = np.median(np.sqrt(area / np.pi))
-    phi = np.arange(spokes) * 2 * np.pi / spokes
-    y = centre[:, 0, None, None] - 0.5 + radius * rings[:, None] * np.sin(phi)
-    x = centre[:, 1, None, None] - 0.5 + radius * rings[:, None] * np.cos(phi)
-    y, x = np.clip(y, 0, h - 1.001), np.clip(x, 0, w - 1.001)
-    i, j = y.astype(int), x.astype(int)
-    fy, fx, k = y - i, x - j, np.arange(t)[:, None, None]
-    polar = ((1 - fy) * ((1 - fx) * image[k, i, j] + fx * image[k, i, j + 1])
-             + fy * ((1 - fx) * image[k, i + 1, j] + fx * image[k, i + 1, j + 1]))
+    t, rings, spokes, orders = len(image), np.array([0.3, 0.5, 0.7, 0.9, 1.1]), 32, np.arange(1, 9)
+    polar = _polar(image, centre, np.median(np.sqrt(area / np.pi)) * rings, spokes)
     waves = np.fft.fft(polar, axis=-1)[..., orders] * np.sqrt(rings)[:, None]        # (t, rings, orders)
     rates = np.radians(np.concatenate([[0], np.arange(110, 211, 5), -np.arange(110, 211, 5)]))
     back = np.exp(-1j * rates[:, None, None] * orders * (np.arange(t) / (t - 1))[:, None])   # (rates, t, orders)
     together = np.abs(np.einsum("atk,trk->ark", back, waves)) ** 2
-    floor = t * t * len(rings) * (0.05 * spokes) ** 2 * 0.2
-    score = together.sum((1, 2)) / (t * (np.abs(waves) ** 2).sum() + floor)
+    noise = t * t * len(rings) * 0.2 * (0.05 * spokes) ** 2     # what a featureless disc's waves amount to
+    score = together.sum((1, 2)) / (t * (np.abs(waves) ** 2).sum() + noise)
     return float(score[0]), float(score[1:].max())
 
 
-def _templates(t: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Straight and periodic motions of unit size over the clip: {action: (dy (t,), dx (t,))}."""
-    still, s = np.zeros(t), np.arange(t) / (t - 1)
-    arc = np.clip((s - 0.2) / 0.6, 0, 1)
-    return {"left": (still, -s), "right": (still, s), "up": (-s, still), "down": (s, still),
-            "bounce": (-np.abs(np.sin(2 * np.pi * s)), still), "jump": (-4 * arc * (1 - arc), still)}
+def _polar(image: np.ndarray, centre: np.ndarray, radii: np.ndarray, spokes: int) -> np.ndarray:
+    """Bilinear samples (t, radii, spokes) on circles about each frame's centre."""
+    t, h, w = image.shape
+    phi = np.arange(spokes) * 2 * np.pi / spokes
+    y = centre[:, 0, None, None] - 0.5 + radii[:, None] * np.sin(phi)
+    x = centre[:, 1, None, None] - 0.5 + radii[:, None] * np.cos(phi)
+    y, x = np.clip(y, 0, h - 1.001), np.clip(x, 0, w - 1.001)
+    i, j = y.astype(int), x.astype(int)
+    fy, fx, k = y - i, x - j, np.arange(t)[:, None, None]
+    top = (1 - fx) * image[k, i, j] + fx * image[k, i, j + 1]
+    bottom = (1 - fx) * image[k, i + 1, j] + fx * image[k, i + 1, j + 1]
+    return (1 - fy) * top + fy * bottom
 
 
 def _read_action(pose: np.ndarray, visible: np.ndarray, turning: tuple[float, float], unit: float,
                  world: sprites.World) -> str:
-    """The action whose template, at its best size not below a visible one, leaves the smallest residual."""
+    """The action that leaves the smallest mean squared residual over the track, in units^2.
+
+    Each action is a template with one free size, held at or above a visible one; the path is x + iy."""
     weight = visible / max(visible.sum(), 1)
-    t, s = len(pose), np.arange(len(pose)) / (len(pose) - 1)
-
-    def centred(v):
-        return v - weight @ v
-
-    y, x, size = (centred(pose[:, k] / unit) for k in range(3))
-
-    def left_over(value, template, least):
-        template = centred(template)
-        power = max(weight @ template**2, 1e-9)
-        return weight @ (value - max(weight @ (value * template) / power, least) * template) ** 2
-
-    motions, no = _templates(t), {"y": weight @ y**2, "x": weight @ x**2, "size": weight @ size**2}
+    path = _centred((pose[:, 1] + 1j * pose[:, 0]) / unit, weight)
+    size = _centred(pose[:, 2] / unit, weight)
+    still, turned = turning
+    turns = turned > still + _SPIN_MARGIN
     errors = {}
     for action in world.actions:
-        if action in motions:
-            dy, dx = motions[action]
-            moved = left_over(y, dy, 3.0) + no["x"] if dy.any() else left_over(x, dx, 3.0) + no["y"]
-            errors[action] = moved + no["size"]
-        elif action in ("grow", "shrink"):
-            errors[action] = no["y"] + no["x"] + left_over(size, s if action == "grow" else -s, 2.0)
-        elif action == "orbit":
-            errors[action] = _orbit_error(y, x, weight, s) + no["size"]
-        elif action in ("stand", "spin"):
-            still, spun = turning
-            lose = (still < spun - _SPIN_MARGIN) == (action == "stand")
-            errors[action] = no["y"] + no["x"] + no["size"] + (0.05 if lose and len({"stand", "spin"} & set(world.actions)) > 1 else 0)
+        moves, grows = _templates(action, len(pose))
+        errors[action] = min(_residual(path, move, 3.0, weight) for move in moves) + _residual(size, grows, 2.0, weight)
+        if action in ("stand", "spin") and turns != (action == "spin"):
+            errors[action] += _TURN_COST
     return min(errors, key=errors.get)
 
 
-def _orbit_error(y: np.ndarray, x: np.ndarray, weight: np.ndarray, s: np.ndarray) -> float:
-    """Residual of the best full circle (radius >= 1.5 units) in either direction."""
-    path, best = x + 1j * y, np.inf
-    for sign in (1, -1):
-        circle = np.exp(sign * 2j * np.pi * s)
-        circle = circle - weight @ circle
-        fit = (weight @ (path * circle.conj())) / max(weight @ np.abs(circle) ** 2, 1e-9)
-        fit *= max(1.5 / max(abs(fit), 1e-9), 1)
-        best = min(best, weight @ np.abs(path - fit * circle) ** 2)
-    return best
+def _templates(action: str, frames: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Paths x + iy that the action may follow, and its change of radius; of unit size, zero where there is none."""
+    s, none = np.arange(frames) / (frames - 1), np.zeros(frames)
+    arc = np.clip((s - 0.2) / 0.6, 0, 1)
+    paths = {"left": (-s,), "right": (s,), "up": (-1j * s,), "down": (1j * s,),
+             "bounce": (-1j * np.abs(np.sin(2 * np.pi * s)),), "jump": (-4j * arc * (1 - arc),),
+             "orbit": (0.5 * np.exp(2j * np.pi * s), 0.5 * np.exp(-2j * np.pi * s))}
+    return paths.get(action, (none,)), {"grow": s, "shrink": -s}.get(action, none)
+
+
+def _centred(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return values - weight @ values
+
+
+def _residual(values: np.ndarray, template: np.ndarray, least: float, weight: np.ndarray) -> float:
+    """Mean squared distance from the template at its best size >= `least`; a circle may also begin anywhere."""
+    template = _centred(template, weight)
+    power = weight @ np.abs(template) ** 2
+    if power < 1e-9:
+        return float(weight @ np.abs(values) ** 2)
+    fit = weight @ (values * template.conj()) / power
+    circle = np.ptp(template.real) > 0 and np.ptp(template.imag) > 0
+    fit = fit * max(least / max(abs(fit), 1e-9), 1) if circle else max(fit.real, least)
+    return float(weight @ np.abs(values - fit * template) ** 2)
+
+
+@dataclass(frozen=True)
+class SpriteJudge:
+    """Metric: does a generated clip show what was asked for, as read back by the judge?
+
+    Attributes:
+      world: a preset's name or a `World`; give the one the clips come from. Its name belongs beside every number.
+    """
+    world: str | sprites.World = "full"
+
+    @property
+    def world_name(self) -> str:
+        return sprites.as_world(self.world).name
+
+    def features(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Whether each clip was read as what the batch's ids say: bool (b,) by name.
+
+        Args:
+          batch: `video` (b t h w 3), uint8 or float in [0, 1], and `label` (b,), index into `Sprites.classes`; where
+            given also `colour` and `texture` (b,), and `valid` (b,), whose false rows are left out. Ids are only
+            compared with the reading, never shown to the judge.
+        """
+        world = sprites.as_world(self.world)
+        rows = np.flatnonzero(np.asarray(batch.get("valid", np.ones(len(batch["label"]), bool))))
+        readings = [read(np.asarray(batch["video"][row]), world) for row in rows]
+        pairs = [world.pairs[int(batch["label"][row])] for row in rows]
+        out = {"shape": [seen.shape == shape for seen, (shape, _) in zip(readings, pairs)],
+               "action": [seen.action == action for seen, (_, action) in zip(readings, pairs)]}
+        for part, table in (("colour", tuple(sprites.COLOURS)), ("texture", sprites.TEXTURES)):
+            if part in batch:
+                out[part] = [getattr(seen, part) == table[int(batch[part][row])] for seen, row in zip(readings, rows)]
+        out = {name: np.array(values, bool) for name, values in out.items()}
+        return {**out, "confidence": np.array([seen.confidence for seen in readings], np.float64)}
+
+    def result(self, features: dict[str, np.ndarray]) -> dict[str, float]:
+        """Shares of all clips in [0, 1]: `accuracy` (shape and action both right) with its 95 % Wilson interval
+        [`accuracy_low`, `accuracy_high`] and `chance`; each part's accuracy; `identity_accuracy` (shape and colour)."""
+        parts = {name: np.asarray(values) for name, values in features.items() if name != "confidence"}
+        right = parts["shape"] & parts["action"]
+        if not len(right):
+            raise ValueError("The sprite judge has read no clip: give it at least one valid row.")
+        low, high = wilson(int(right.sum()), len(right))
+        out = {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high,
+               "chance": 1 / len(sprites.as_world(self.world).pairs), "n": float(len(right)),
+               "confidence": float(np.mean(features["confidence"]))}
+        out.update({f"{name}_accuracy": float(values.mean()) for name, values in parts.items()})
+        if "colour" in parts:
+            out["identity_accuracy"] = float((parts["shape"] & parts["colour"]).mean())
+        return out
+
+
+def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share (1927); 95 % by default."""
+    share, spread = right / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)

@@ -4,13 +4,14 @@ Parameter names are the official ones (Conv_0, ResBlock_3/GroupNorm_1, ...): Fla
 order below is part of the checkpoint format. All layers take and return (b t h w c).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from magvid.models.layers import Conv, ConvTranspose, GroupNorm, average_pool, nearest_upsample
+from magvid.models.layers import Conv, ConvTranspose, GroupNorm, average_pool, depth_to_space, space_to_depth
 
 
 class ResBlock(nn.Module):
@@ -47,8 +48,7 @@ def conv_down(features: int, strides: Sequence[int], **conv) -> Callable:
 
 def nearest_conv_up(features: int, strides: Sequence[int], **conv) -> Callable:
     """Nearest neighbour, then a 3x3x3 convolution; the default."""
-    layer = Conv(features, **conv)
-    return lambda x: layer(nearest_upsample(x, strides))
+    return Conv(features, upsample=tuple(strides), **conv)
 
 
 def deconv_up(features: int, strides: Sequence[int], padding: str = "zero", dtype=None) -> Callable:
@@ -65,22 +65,33 @@ def level_strides(temporal: Sequence[bool], levels: int) -> list[tuple[int, int,
     return [(2 if flag else 1, 2, 2) for flag in temporal]
 
 
+def level_blocks(blocks: int | Sequence[int], levels: int) -> Sequence[int]:
+    """Number of ResBlocks at each level and, last, in the bottleneck; one number means the same everywhere (as published)."""
+    if isinstance(blocks, int):
+        return (blocks,) * (levels + 1)
+    if len(blocks) != levels + 1:
+        raise ValueError(f"blocks={tuple(blocks)} needs {levels + 1} numbers: one for each of {levels} levels and one for the bottleneck")
+    return blocks
+
+
 class Encoder(nn.Module):
     """Video (b t h w 3) in [0, 1] -> latents (b t' h' w' dim); every level halves h and w, and t where `temporal` is True.
 
     Defaults are MAGVIT-B at 128x128: 16x128x128 -> 4x16x16x256. Odd sizes round up. `remat` recomputes the first levels' activations
-    in the backward pass (L: 1, H: 3).
+    in the backward pass (L: 1, H: 3). `patch` (t h w), not in the paper, folds pixels into channels before the first convolution: on a
+    CPU, layers with a few channels at full resolution cost the most and learn the least. Sizes must be multiples of it.
     """
 
     filters: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     temporal: tuple[bool, ...] = (True, True, False)
-    blocks: int = 2
+    blocks: int | tuple[int, ...] = 2
     dim: int = 256
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
     padding: str = "zero"
     down: Callable = pool_down
+    patch: tuple[int, int, int] = (1, 1, 1)
     remat: int = 0
     dtype: type | str | None = None
 
@@ -88,14 +99,16 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b th hh wh dim"]:
         conv = dict(padding=self.padding, dtype=self.dtype)
         strides = level_strides(self.temporal, len(self.multipliers))
+        blocks = level_blocks(self.blocks, len(self.multipliers))
         res = res_blocks(self)
+        x = space_to_depth(x, self.patch)
         x = Conv(self.filters, use_bias=False, **conv)(x)
         for level, multiplier in enumerate(self.multipliers):
-            for _ in range(self.blocks):
+            for _ in range(blocks[level]):
                 x = res(level)(self.filters * multiplier)(x)
             if level < len(strides):
                 x = self.down(self.filters * multiplier, strides[level], **conv)(x)
-        for _ in range(self.blocks):
+        for _ in range(blocks[-1]):
             x = res(len(strides) + 1)(self.filters * self.multipliers[-1])(x)
         x = self.activation(self.norm()(x))
         return Conv(self.dim, (1, 1, 1), **conv)(x)
@@ -107,12 +120,13 @@ class Decoder(nn.Module):
     filters: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     temporal: tuple[bool, ...] = (True, True, False)
-    blocks: int = 2
+    blocks: int | tuple[int, ...] = 2
     channels: int = 3
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
     padding: str = "zero"
     up: Callable = nearest_conv_up
+    patch: tuple[int, int, int] = (1, 1, 1)
     remat: int = 0
     dtype: type | str | None = None
 
@@ -120,17 +134,19 @@ class Decoder(nn.Module):
     def __call__(self, z: Float[Array, "b th hh wh d"]) -> Float[Array, "b t h w c"]:
         conv = dict(padding=self.padding, dtype=self.dtype)
         strides = level_strides(self.temporal, len(self.multipliers))
+        blocks = level_blocks(self.blocks, len(self.multipliers))
         res = res_blocks(self)
         x = Conv(self.filters * self.multipliers[-1], **conv)(z)
-        for _ in range(self.blocks):
+        for _ in range(blocks[-1]):
             x = res(len(strides) + 1)(self.filters * self.multipliers[-1])(x)
         for level in reversed(range(len(self.multipliers))):
-            for _ in range(self.blocks):
+            for _ in range(blocks[level]):
                 x = res(level)(self.filters * self.multipliers[level])(x)
             if level:
                 x = self.up(self.filters * self.multipliers[level], strides[level - 1], **conv)(x)
         x = self.activation(self.norm()(x))
-        return Conv(self.channels, **conv)(x)
+        x = Conv(self.channels * math.prod(self.patch), **conv)(x)
+        return depth_to_space(x, self.patch)
 
 
 def res_blocks(model: Encoder | Decoder) -> Callable:

@@ -1,0 +1,141 @@
+"""Training and sampling of a masked video transformer on a frozen tokenizer (MAGVIT, stage 2)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from magvid.losses import token_cross_entropy, weighted_mean
+from magvid.masked import tasks as task_table
+from magvid.masked.commit import COMMIT, Conditioning, cosine, loss_weights, mask_ratio, mask_tokens
+from magvid.masked.decode import decode
+from magvid.objectives.vqvae import scale
+from magvid.types import Groups, Vocab
+
+ALL_TASKS = tuple(task_table.TASKS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """batch: {"video": uint8 (b t h w 3), "label": int (b,), "task": int (b,) index into `tasks`, "ratio": float (b,) in [0, 1)}.
+
+    Groups: "tokenizer" (frozen) and "transformer". `recons` weighs the shown target tokens as L_recons does (paper: yes). `guidance`
+    adds g * (conditional - unconditional) to the logits when sampling. `decoding` are arguments of `masked.decode.decode`.
+    """
+
+    tokenizer: nn.Module
+    transformer: nn.Module
+    vocab: Vocab
+    tasks: tuple[str | task_table.Task, ...] = ALL_TASKS
+    schedule: Callable = cosine
+    conditioning: Conditioning = COMMIT
+    recons: bool = True
+    smoothing: float = 1e-4
+    guidance: float = 0.0
+    decoding: Mapping = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.tokenizer.quantizer.size != self.vocab.codebook:
+            raise ValueError(f"vocab.codebook={self.vocab.codebook}, but the tokenizer has {self.tokenizer.quantizer.size} codes")
+        if self.transformer.vocab != self.vocab.size:
+            raise ValueError(f"transformer.vocab={self.transformer.vocab}, but {self.vocab} has {self.vocab.size} rows")
+        if len(self.rows) > 1 and self.vocab.specials == 1:
+            raise ValueError(f"{len(self.rows)} tasks need task tokens: give the vocabulary 16 special slots")
+
+    @cached_property
+    def rows(self) -> tuple[task_table.Task, ...]:
+        return tuple(task_table.find_task(task) for task in self.tasks)
+
+    def init(self, key: Array, batch: dict) -> Groups:
+        keys = jax.random.split(key)
+        clip = scale(batch["video"][:1])
+        tokenizer = self.tokenizer.init(keys[0], clip, train=True)["params"]
+        n = int(np.prod(self.latent_shape(clip.shape))) + self.prefix_length
+        if n != self.transformer.length:
+            raise ValueError(f"transformer.length={self.transformer.length}, but clips of {clip.shape[1:4]} (t h w) make {n} tokens with the prefix")
+        transformer = self.transformer.init(keys[1], jnp.zeros((1, n), jnp.int32))["params"]
+        return {"tokenizer": tokenizer, "transformer": transformer}
+
+    def loss(self, params: Groups, extra: dict, batch: dict, key: Array, step: Array, train: bool):
+        """Label-smoothed cross-entropy over the codebook, weighted mean over the tokens of a clip, mean over clips."""
+        score_key, dropout_key = jax.random.split(key)
+        ids, cond_ids, cond_mask = self.tokens(params, batch)
+        gamma = mask_ratio(self.schedule, batch["ratio"], ids[0].size)
+        scores = jax.random.uniform(score_key, ids.shape)
+        hidden = mask_tokens(ids, cond_ids, cond_mask, gamma, scores, self.vocab.mask, self.conditioning)
+        logits = self.logits(params, self.prefix(batch), hidden.inputs, train=train, rngs={"dropout": dropout_key})
+        losses = token_cross_entropy(logits, hidden.targets, self.smoothing)
+        flat = lambda a: a.reshape(a.shape[0], -1)
+        weights = flat(loss_weights(hidden.masked, cond_mask, self.conditioning, self.recons))
+        per_clip = weighted_mean(flat(losses), weights)
+        valid = batch.get("valid", jnp.ones(len(per_clip))).astype(jnp.float32)
+        loss = jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
+        right = (jnp.argmax(logits, -1) == hidden.targets) & hidden.masked & (valid[:, None, None, None] > 0)
+        hidden_count = jnp.sum(hidden.masked * valid[:, None, None, None])
+        return {"transformer": loss}, ({"loss": loss, "masked_accuracy": jnp.sum(right) / jnp.maximum(hidden_count, 1)}, extra)
+
+    def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
+        """Generate from the condition of each example's task. batch["video"] is read only where the task gives pixels."""
+        return self.tokenizer.apply({"params": params["tokenizer"]}, self.sample_ids(params, batch, key)[0], method="ids_to_video")
+
+    def sample_ids(self, params: Groups, batch: dict, key: Array, **decoding):
+        """Ids (b t' h' w') and the record of the decoding steps."""
+        cond_ids, cond_mask = self.condition(params, batch)
+        prefix, uncond_prefix = self.prefix(batch), self.prefix(batch, conditional=False)
+
+        def model(inputs, uncond):
+            logits = self.logits(params, prefix, inputs)
+            if not self.guidance:
+                return logits
+            return logits + self.guidance * (logits - self.logits(params, uncond_prefix, uncond))
+
+        options = {**self.decoding, **decoding}
+        return decode(model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, conditioning=self.conditioning, **options)
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(t' h' w') of a video of `shape` (b t h w 3)."""
+        module = self.tokenizer
+        shapes = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, method="encode")[0], jnp.zeros((1, *shape[1:])))
+        return shapes.shape[1:4]
+
+    @property
+    def prefix_length(self) -> int:
+        return 2 if self.vocab.specials > 1 else 1
+
+    def prefix(self, batch: dict, conditional: bool = True) -> Int[Array, "b prefix"]:
+        """[task token if multi-task] [class token]; the class is UNCOND unless the task gives it."""
+        uncond = jnp.full(batch["task"].shape, self.vocab.uncond)
+        gives_class = jnp.asarray([task.class_cond for task in self.rows])[batch["task"]]
+        label = jnp.where(gives_class & conditional, self.vocab.class_id(batch["label"]), uncond) if self.vocab.classes else uncond
+        if self.prefix_length == 1:
+            return label[:, None]
+        tokens = jnp.asarray([self.vocab.special(task.token) for task in self.rows])
+        full = [i for i, task in enumerate(self.rows) if task.region is task_table.nothing]
+        task = batch["task"] if conditional or not full else jnp.full_like(batch["task"], full[0])
+        return jnp.stack([tokens[task], label], axis=1)
+
+    def tokens(self, params: Groups, batch: dict):
+        """Target ids, condition ids and the latent condition mask, all (b t' h' w')."""
+        ids = self.encode(params, scale(batch["video"]))
+        return ids, *self.condition(params, batch)
+
+    def condition(self, params: Groups, batch: dict):
+        video = scale(batch["video"])
+        masks = task_table.latent_masks(self.rows, video.shape[1:4], self.latent_shape(video.shape))
+        cond_ids = self.encode(params, task_table.condition_videos(self.rows, video, batch["task"]))
+        return cond_ids, jnp.asarray(masks)[batch["task"]]
+
+    def encode(self, params: Groups, video: Float[Array, "b t h w 3"]) -> Int[Array, "b th hh wh"]:
+        return lax.stop_gradient(self.tokenizer.apply({"params": params["tokenizer"]}, video, method="encode_ids"))
+
+    def logits(self, params: Groups, prefix, inputs: Int[Array, "b th hh wh"], *, train=False, rngs=None) -> Float[Array, "b th hh wh k"]:
+        """Logits over the codebook at the latent positions."""
+        sequence = jnp.concatenate([prefix, inputs.reshape(inputs.shape[0], -1)], axis=1)
+        logits = self.transformer.apply({"params": params["transformer"]}, sequence, train=train, rngs=rngs)
+        return logits[:, prefix.shape[1] :, : self.vocab.codebook].reshape(*inputs.shape, -1)
