@@ -1,7 +1,7 @@
 """Videos as arrays and as files: value ranges, reading and writing (PyAV), resizing, grids.
 
-A video is uint8 `(t h w 3)` in [0, 255] on disk and in the pipeline, float32 in [0, 1] inside models. PyAV and Pillow are imported
-where they are used, so that this file imports with numpy alone.
+A video is uint8 `(t h w 3)` in [0, 255] on disk and in the pipeline, float32 in [0, 1] inside models. PyAV and
+Pillow are imported where they are used.
 """
 
 import os
@@ -18,11 +18,11 @@ from magvid.types import UserError
 
 EPSILON = 1e-6  # seconds, and frames: timestamps are rational, their arithmetic here is not
 TOLERANCE = 1e-2  # how far outside [0, 1] a decoder's rounding may go before it is taken for a wrong range
-SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".m4v")  # what is read; see `write_video` for what is written
+SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".m4v")  # what is read
 
 
 def to_float(video: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """uint8 in [0, 255] -> float32 in [0, 1]; numpy and JAX arrays alike. ValueError for another dtype."""
+    """uint8 in [0, 255] -> float32 in [0, 1]. ValueError for another dtype."""
     if video.dtype != np.uint8:
         raise ValueError(f"to_float takes uint8 video in [0, 255], got {video.dtype}; a float video needs no scaling")
     return video.astype(np.float32) / np.float32(255)
@@ -44,7 +44,7 @@ def to_uint8(video: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.rint(np.clip(video, 0, 1) * 255).astype(np.uint8)
 
 
-# Reading ---------------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------------------------
 
 
 class Frame(NamedTuple):
@@ -77,7 +77,7 @@ def decode(path: str | os.PathLike, start: int | None = None) -> Iterator[Frame]
 
     Raises UserError naming the file where it cannot be opened, has no video stream, or breaks while being decoded.
     """
-    av = _av()
+    av = import_av()
     try:
         with av.open(os.fspath(path)) as container:
             stream = _video_stream(container, path)
@@ -92,13 +92,14 @@ def decode(path: str | os.PathLike, start: int | None = None) -> Iterator[Frame]
                     yield from decode(path)
                     return
                 yield Frame(first.pts, stream.time_base, rate, aspect, first)
-            last = -step if first is None else first.pts
+            pts = None if first is None else first.pts
             for raw in frames:
                 if raw.is_corrupt:
                     raise UserError(f"{path} is corrupt: a frame could not be decoded")
-                # Raw streams carry no timestamps; others may repeat one. Time never runs backwards.
-                last = last + step if raw.pts is None else max(last + (last >= 0 and raw.pts <= last), raw.pts)
-                yield Frame(last, stream.time_base, rate, aspect, raw)
+                # Raw streams carry no timestamps and some files repeat them; here time always goes on.
+                after = 0 if pts is None else pts + (step if raw.pts is None else 1)
+                pts = after if raw.pts is None or (pts is not None and raw.pts < after) else raw.pts
+                yield Frame(pts, stream.time_base, rate, aspect, raw)
     except av.FFmpegError as error:
         raise UserError(f"{path} cannot be read as a video: {error.strerror or error}") from error
 
@@ -131,17 +132,22 @@ def read_video(
     if fps is None:
         mean = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(frame.rate)
         return np.stack(images), round(mean, 6)
-    order = resample(np.asarray(times), times[-1] + gap, fps)[:frames]
+    order = resample(np.asarray(times), times[-1] + gap, fps, float(frame.time_base))[:frames]
     return np.stack([images[i] for i in order]), float(fps)
 
 
-def resample(times: Float[np.ndarray, "n"], end: float, fps: float) -> np.ndarray:
-    """Index of the frame on screen at 0, 1/fps, 2/fps ... before `end`, for frames shown from `times` (seconds) on."""
+def resample(times: Float[np.ndarray, "n"], end: float, fps: float, tick: float) -> np.ndarray:
+    """Index of the frame on screen at 0, 1/fps, 2/fps ... before `end`, for frames shown from `times` (seconds) on.
+
+    tick: resolution of the timestamps. Fine ones (gif 10 ms, webm 1 ms) round a frame's time by up to half of it, which
+    must not put the frame after the moment it belongs to; a coarse one (avi: one frame) counts frames and is exact.
+    """
     wanted = np.arange(max(1, int(np.floor(end * fps + EPSILON)))) / fps
-    return np.maximum(np.searchsorted(times, wanted + EPSILON, side="right") - 1, 0)
+    slack = EPSILON + (tick / 2 if tick <= 0.01 else 0.0)
+    return np.maximum(np.searchsorted(times, wanted + slack, side="right") - 1, 0)
 
 
-# Writing ---------------------------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------------------------------------
 
 
 def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> None:
@@ -154,6 +160,8 @@ def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fp
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"cannot write {path.name!r}: name it *{' or *'.join(_FORMATS)}")
     _check(video)
+    if not 0 < fps <= 1000:
+        raise ValueError(f"fps must be positive and at most 1000, got {fps}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix.lower()}")
     try:
@@ -172,7 +180,7 @@ def encode_mp4(video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> bytes:
 
 
 def _encode(path: pathlib.Path, video: np.ndarray, fps: float, suffix: str) -> None:
-    av = _av()
+    av = import_av()
     codec, pixels, codec_options, options = _FORMATS[suffix]
     if pixels == "yuv420p":
         video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
@@ -190,7 +198,7 @@ def _encode(path: pathlib.Path, video: np.ndarray, fps: float, suffix: str) -> N
 
 
 def _quantize(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(t h w 3) -> indices (t h w), palette (256, ARGB): one palette for all frames, so that still parts do not flicker."""
+    """(t h w 3) -> indices (t h w), palette (256, ARGB); one for all frames, so that still parts do not flicker."""
     Image = _pillow()
     t, h, w, _ = video.shape
     image = Image.fromarray(np.ascontiguousarray(video).reshape(t * h, w, 3)).quantize(256, dither=Image.Dither.NONE)
@@ -203,11 +211,11 @@ def _quantize(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _FORMATS = {  # suffix -> codec, pixel format, the codec's options, the container's options
     ".mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium"}, {"movflags": "+faststart"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4"}, {}),
-    ".gif": ("gif", "pal8", {}, {"loop": "0"}),  # PyAV rather than Pillow, which drops a frame that equals the one before
+    ".gif": ("gif", "pal8", {}, {"loop": "0"}),  # not by Pillow, which drops a frame that equals the one before
 }
 
 
-# Arranging -------------------------------------------------------------------------------------------------------------
+# Arranging ----------------------------------------------------------------------------------------------------------
 
 
 def upscale(video: UInt8[np.ndarray, "... h w 3"], scale: int) -> UInt8[np.ndarray, "... H W 3"]:
@@ -218,7 +226,7 @@ def upscale(video: UInt8[np.ndarray, "... h w 3"], scale: int) -> UInt8[np.ndarr
 def grid(
     videos: UInt8[np.ndarray, "n t h w 3"], columns: int | None = None, gap: int = 2, scale: int = 1
 ) -> UInt8[np.ndarray, "t H W 3"]:
-    """Lays n videos out in rows of `columns` (default: nearly square) on white, `gap` pixels apart, enlarged by `scale`."""
+    """n videos, enlarged by `scale`, in rows of `columns` (default: nearly square), `gap` pixels apart on white."""
     videos = upscale(videos, scale)
     n, t, h, w, c = videos.shape
     columns = min(columns or int(np.ceil(np.sqrt(n))), n)
@@ -265,7 +273,8 @@ def _video_stream(container: Any, path: str | os.PathLike) -> Any:
     return streams[0]
 
 
-def _av() -> Any:
+def import_av() -> Any:
+    """PyAV, or a UserError that says how to install it."""
     try:
         import av
     except ImportError as error:

@@ -77,9 +77,10 @@ def conv3d(x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], s
 
 def pad_mode(x: Array, pads: Pads, mode: str) -> Array:
     """Pad the t h w axes by any mode of `jnp.pad`; "reflect_odd", "symmetric_even" name mode and reflect_type (MAGVIT official)."""
-    name, _, reflect_type = mode.partition("_")
-    options = {"reflect_type": reflect_type} if reflect_type else {}
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=name, **options)
+    options = {}
+    if mode.endswith(("_even", "_odd")):
+        mode, options["reflect_type"] = mode.rsplit("_", 1)
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=mode, **options)
 
 
 def _conv_nearest(x: Array, kernel: Array, factors: Sequence[int], mode: str) -> Array:

@@ -1,0 +1,207 @@
+"""A folder of video files as a source of clips: mp4, webm, mov, mkv, avi and gif, decoded with PyAV.
+
+    folder/running/a.mp4 ...    one class per sub-folder, or
+    folder/a.mp4 ...            one class, named like the folder
+    folder/captions.jsonl       optional, with lines like {"file": "running/a.mp4", "caption": "a man runs"}
+
+Which files are usable, and what is in them, is learnt once and kept in `index.json` (see data/video_index.py).
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from magvid import video
+from magvid.data.video_index import index_folder, timestamps
+from magvid.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Clip(NamedTuple):
+    """One usable file: its name relative to the folder, class, captions and the frames it shows."""
+
+    name: str
+    label: int
+    captions: tuple[str, ...]
+    sha256: str
+    timeline: dict
+
+
+class VideoFolder:
+    """Source of uint8 clips (frames height width 3) from the video files under `path`.
+
+    frames, height, width: size of a clip; the picture is resized (anti-aliased) so that it covers height x width, then
+    cropped. fps: resample to this rate by timestamps before taking every `stride`-th frame; None takes the file's own
+    frames. crop: "random" or "centre", in space and time, of the clips `read(i, rng)` gives; `source[i]` is always the
+    centre. split: "train" or "validation" (a share `holdout` of the files, chosen by a hash of their relative names),
+    None for all. index: file in which to keep the index; default `index.json` in the folder, or in the user's cache
+    where the folder cannot be written.
+
+    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "caption": str, "file": str}.
+    Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because
+    it was deleted or damaged after indexing, is replaced by the next usable one, with one warning per file. Raises
+    UserError where there is no folder, no video in it, or none that is usable.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        frames: int,
+        height: int,
+        width: int,
+        fps: float | None = None,
+        stride: int = 1,
+        crop: str = "random",
+        split: str | None = None,
+        holdout: float = 0.1,
+        index: str | os.PathLike | None = None,
+    ):
+        if crop not in ("random", "centre"):
+            raise ValueError(f'crop must be "random" or "centre", got {crop!r}')
+        if min(frames, height, width, stride) < 1 or (fps is not None and fps <= 0):
+            raise ValueError(f"sizes must be positive, got {frames=} {height=} {width=} {stride=} {fps=}")
+        self.path = pathlib.Path(path).expanduser()
+        self.frames, self.height, self.width = frames, height, width
+        self.fps, self.stride, self.crop = fps, stride, crop
+        self._warned: set[str] = set()
+        entries = index_folder(self.path, index)
+        # Of all files that can be decoded, so that labels depend neither on the split nor on the length of a clip.
+        self.classes = tuple(sorted({self._class(name) for name, entry in entries.items() if "error" not in entry}))
+        usable, self.bad = self._usable(entries)
+        chosen, captions = _split(sorted(usable), split, holdout), _captions(self.path)
+        self._clips = [
+            Clip(n, self.classes.index(self._class(n)), captions.get(n, ()), usable[n]["sha256"], usable[n]["timeline"])
+            for n in chosen
+        ]
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """The clip in the middle of file i, cropped at its centre, with its first caption."""
+        return self._read(range(len(self))[i], (0.5, 0.5, 0.5, 0.0))
+
+    def read(self, i: int, rng: np.random.Generator) -> dict[str, Any]:
+        """A clip of file i whose moment, crop and caption are drawn from `rng` (`crop="centre"`: only the caption)."""
+        when, y, x, caption = rng.random(4)
+        return self._read(i, (when, y, x, caption) if self.crop == "random" else (0.5, 0.5, 0.5, caption))
+
+    @property
+    def files(self) -> list[str]:
+        return [clip.name for clip in self._clips]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files and the way clips are cut from them."""
+        cut = [self.frames, self.height, self.width, self.fps, self.stride, self.crop]
+        return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256) for c in self._clips]]).encode()).hexdigest()[:16]
+
+    def _class(self, name: str) -> str:
+        return name.split("/")[0] if "/" in name else self.path.resolve().name
+
+    def _usable(self, entries: dict[str, dict]) -> tuple[dict[str, dict], dict[str, str]]:
+        """Divides the index into usable files and {name: reason}; reports the latter."""
+        bad = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
+        for name in entries.keys() - bad.keys():
+            have, need = len(self._order(entries[name]["timeline"])), (self.frames - 1) * self.stride + 1
+            if have < need:
+                rate = f" at {self.fps:g} fps" if self.fps else ""
+                bad[name] = f"too short: {have} frames{rate}, a clip needs {need}"
+        bad = dict(sorted(bad.items()))
+        reasons = [f"{name} ({reason})" for name, reason in bad.items()]
+        if len(bad) == len(entries):
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            raise UserError(
+                f"none of the {len(bad)} videos in {self.path} is usable: {'; '.join(reasons[:5])}{more}. "
+                "Replace the files, or lower frames, stride or fps where they are too short."
+            )
+        if bad:
+            more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
+            shown = "; ".join(reasons[:20]) + more
+            log.warning("%s: %d of %d videos are left out: %s", self.path, len(bad), len(entries), shown)
+        return {name: entry for name, entry in entries.items() if name not in bad}, bad
+
+    def _order(self, timeline: dict) -> np.ndarray:
+        """Which of the file's frames are shown one after the other, at the wanted rate."""
+        pts = timestamps(timeline)
+        if self.fps is None:
+            return np.arange(len(pts))
+        tick = timeline["tick"][0] / timeline["tick"][1]
+        times = (pts - pts[0]) * tick
+        gap = times[-1] - times[-2] if len(times) > 1 else 1 / timeline["rate"]
+        return video.resample(times, times[-1] + gap, self.fps, tick)
+
+    def _read(self, i: int, draws: tuple[float, float, float, float]) -> dict[str, Any]:
+        for clip in (self._clips[(i + k) % len(self)] for k in range(len(self))):
+            try:
+                return self._cut(clip, *draws)
+            except (UserError, OSError) as error:
+                if clip.name not in self._warned:
+                    self._warned.add(clip.name)
+                    log.warning("%s; the next usable file takes its place", error)
+        raise UserError(f"none of the {len(self)} indexed videos in {self.path} can be read any more")
+
+    def _cut(self, clip: Clip, when: float, y: float, x: float, caption: float) -> dict[str, Any]:
+        order = self._order(clip.timeline)
+        starts = len(order) - (self.frames - 1) * self.stride
+        first = min(int(when * starts), starts - 1)
+        shown = order[first : first + self.frames * self.stride : self.stride]
+        seek = shown[0] > 0 and clip.timeline["seek"]
+        images = _frames_at(self.path / clip.name, timestamps(clip.timeline)[shown], seek)
+        text = clip.captions[int(caption * len(clip.captions))] if clip.captions else ""
+        resized = video.resize_crop(images, self.height, self.width, y, x)
+        return {"video": resized, "label": np.int32(clip.label), "caption": text, "file": clip.name}
+
+
+def _frames_at(path: pathlib.Path, pts: np.ndarray, seek: bool) -> np.ndarray:
+    """The frames with these (ascending, maybe repeated) timestamps; `seek`: from the key frame before the first on."""
+    wanted, found = set(pts.tolist()), {}
+    for frame in video.decode(path, start=int(pts[0]) if seek else None):
+        if frame.pts in wanted:
+            found[frame.pts] = frame.rgb()
+        if frame.pts >= pts[-1]:
+            break
+    if len(found) < len(wanted):
+        lost = len(wanted) - len(found)
+        raise UserError(f"{path} has changed since it was indexed: {lost} frames of a clip are missing")
+    return np.stack([found[p] for p in pts.tolist()])
+
+
+def _split(names: list[str], split: str | None, holdout: float) -> list[str]:
+    """The files of a split: stable under additions, and neither side empty where there are two."""
+    if split not in (None, "train", "validation"):
+        raise ValueError(f'split must be "train", "validation" or None, got {split!r}')
+    if split is None:
+        return names
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout must lie between 0 and 1, got {holdout}")
+    if len(names) == 1:
+        log.warning("only one usable video (%s): it serves for training and for validation", names[0])
+        return names
+    draws = {n: int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "big") / 2**64 for n in names}
+    ranked = sorted(names, key=draws.__getitem__)
+    count = min(max(sum(draw < holdout for draw in draws.values()), 1), len(names) - 1)
+    return sorted(ranked[:count] if split == "validation" else ranked[count:])
+
+
+def _captions(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+    """captions.jsonl -> {file: its captions}."""
+    captions: dict[str, tuple[str, ...]] = {}
+    file = path / "captions.jsonl"
+    for number, line in enumerate(file.read_text("utf-8").splitlines() if file.is_file() else (), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, caption = pathlib.PurePosixPath(row["file"]).as_posix(), str(row["caption"])
+        except (ValueError, KeyError, TypeError) as error:
+            expected = '{"file": ..., "caption": ...}'
+            raise UserError(f"{file} line {number} should be {expected}, got {line[:80]!r}") from error
+        captions[name] = (*captions.get(name, ()), caption)
+    return captions

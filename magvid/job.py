@@ -1,0 +1,191 @@
+"""From a config to what is trained: objective, mesh, data, optimisers, and the shape and place of every array of the state."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from magvid import optim, runs, sharding, state
+from magvid.build import build
+from magvid.checkpoints import merge
+from magvid.data import pipeline
+from magvid.optim import Optimiser
+from magvid.state import Objective, TrainState
+from magvid.types import Groups, UserError
+
+REQUIRED = ("steps", "batch", "objective", "data", "optim")
+DEFAULTS = dict(
+    seed=0,
+    microbatch=0,  # most examples that a device holds at a time; 0: no limit
+    ema=0.0,  # decay of the average; 0: no average
+    ema_groups=(),  # (): every trained group
+    mesh={"data": -1},
+    sharding=[(".*", None)],
+    dtype="float32",  # of the trained groups in the forward pass
+    log_every=50,
+    save_every=1000,
+    eval_every=0,  # 0: never
+    keep=3,  # checkpoints
+    metrics=[],
+    init=[],
+    compile_cache=None,  # a folder that keeps compiled programs
+)
+# What may differ when a run goes on: how long, what is said, and on which devices.
+MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "metrics", "mesh", "sharding", "compile_cache"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What the first batch allows: `init()` makes the initial state; `like` has its shapes and places, and its frozen groups already."""
+
+    optimisers: Mapping[str, Optimiser]
+    init: Callable[[], TrainState]
+    like: TrainState  # of ShapeDtypeStructs with shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is trained, on what data and devices."""
+
+    config: dict  # complete; references to runs are replaced by their specs
+    objective: Objective
+    mesh: jax.sharding.Mesh
+    frozen: Groups  # weights from other runs
+    sources: Mapping[str, Mapping[str, str]]  # {frozen group: {"run", "weights", "hash"}}
+    trust: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None, trust: bool = False) -> "Job":
+        """`config` as `check_config` gives it; `devices` default to all."""
+        resolved, frozen, hashes = runs.resolve(config, trust)
+        sources = {g: {**config["objective"][g], "hash": h} for g, h in hashes.items()}
+        return cls(resolved, build(resolved["objective"]), sharding.make_mesh(config["mesh"], devices), frozen, sources, trust)
+
+    def loader(self) -> pipeline.Loader:
+        """Endless training batches, this process's rows."""
+        data = self.config["data"]["train"]
+        return pipeline.Loader(
+            build(data["source"]),
+            self.config["batch"],
+            seed=self.config["seed"],
+            transforms=build(tuple(data.get("transforms", ()))),
+            workers=data.get("workers", 0),
+            **_process(),
+        )
+
+    def held_out(self) -> Iterator[dict[str, np.ndarray]]:
+        """One finite pass over the evaluation data; a last batch that is not full is left out, unless it is the only one."""
+        data = self.config["data"].get("eval")
+        if not data:
+            return
+        batches = pipeline.epoch(
+            build(data["source"]),
+            data.get("batch") or self.config["batch"],
+            build(tuple(data.get("transforms", ()))),
+            limit=data.get("limit"),
+            **_process(),
+        )
+        for i, batch in enumerate(batches):
+            if i == 0 or np.all(batch["valid"]):
+                yield batch
+
+    def prepare(self, batch: Mapping[str, np.ndarray]) -> Prepared:
+        """Optimisers, initial state and its places. `batch` only shows the shape of an example."""
+        config, objective = self.config, self.objective
+        batch = jax.tree.map(lambda x: x[:1], sharding.numeric(batch))
+        key, train_key = jax.random.split(jax.random.key(config["seed"]))
+        shapes = jax.eval_shape(objective.init, key, batch)
+        averaged = self._check_groups(shapes)
+        frozen = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items()}
+        shapes = {g: shapes[g] for g in config["optim"]}
+        optimisers = {g: optim.make(spec, shapes[g], config["steps"], g) for g, spec in config["optim"].items()}
+        given = _arrays(runs.initial(config["init"], shapes, self.trust))
+
+        def init(given, frozen):
+            params = objective.init(key, batch)
+            params = state.join({g: params[g] for g in shapes}, given)
+            extra = objective.init_extra() if hasattr(objective, "init_extra") else {}
+            return state.init_state(params, frozen, extra, train_key, optimisers, averaged)
+
+        like = jax.eval_shape(init, given, frozen)
+        places = sharding.state_shardings(like, config["sharding"], self.mesh)
+        like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
+        frozen = jax.device_put(frozen, places.frozen)
+        make = jax.jit(init, out_shardings=places)
+        return Prepared(optimisers, lambda: make(given, frozen), like.replace(frozen=frozen))
+
+    def microbatches(self) -> int:
+        """Into how many equal parts a batch is cut so that a device holds at most `microbatch` examples at a time."""
+        batch, shards, most = self.config["batch"], sharding.data_shards(self.mesh), self.config["microbatch"]
+        if batch % shards:
+            raise UserError(f"batch {batch} does not divide over {shards} devices: use a multiple of {shards}, or another mesh")
+        local = batch // shards
+        return next(n for n in range(1, local + 1) if local % n == 0 and (not most or local // n <= most))
+
+    def step(self, prepared: Prepared):
+        """The compiled training step (state, batch) -> (state, metrics, finite); the given state is donated."""
+        step = state.make_step(
+            self.objective,
+            prepared.optimisers,
+            microbatches=self.microbatches(),
+            unroll=self.mesh.devices.flat[0].platform == "cpu",
+            ema=self.config["ema"],
+            dtype=self.config["dtype"],
+        )
+        places = jax.tree.map(lambda x: x.sharding, prepared.like)
+        whole = sharding.replicated(self.mesh)
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
+
+    def _check_groups(self, shapes: Groups) -> tuple[str, ...]:
+        """Every group has one origin; returns the groups that are averaged."""
+        trained, averaged = self.config["optim"], self.config["ema_groups"]
+        for group in shapes:
+            if group not in trained and group not in self.frozen:
+                raise UserError(f'group "{group}" has neither optim.{group} nor a run to come from: add one of them')
+            if group in trained and group in self.frozen:
+                raise UserError(f'group "{group}" comes from a run, which freezes it: remove optim.{group}, or use `init` to begin there')
+        for what, groups in (("optim", trained), ("a run", self.frozen)):
+            if unknown := set(groups) - set(shapes):
+                raise UserError(f"{what} names {sorted(unknown)}, but the objective has {sorted(shapes)}")
+        if unknown := set(averaged) - set(trained):
+            raise UserError(f"ema_groups names {sorted(unknown)}, but only {sorted(trained)} are trained")
+        return tuple(averaged or trained) if self.config["ema"] else ()
+
+
+def check_config(config: Mapping[str, Any]) -> dict:
+    """A plain, complete copy of `config` (a dict or ConfigDict); UserError names a field that is missing or unknown."""
+    config = json.loads(json.dumps(config.to_dict() if hasattr(config, "to_dict") else config, default=dict))
+    fields = [*REQUIRED, *DEFAULTS]
+    for name in config:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            raise UserError(f"the config has no field {name}" + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(fields)}"))
+    if missing := [n for n in REQUIRED if n not in config]:
+        raise UserError(f"the config lacks {', '.join(missing)}")
+    return json.loads(json.dumps(DEFAULTS)) | config
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """["field.sub (old -> new)", ...] for everything that must not change when a run goes on."""
+    found = []
+    for key in sorted({**old, **new}):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if a == b or name in MAY_CHANGE or (name.startswith("data.") and key == "workers"):
+            continue
+        both = isinstance(a, Mapping) and isinstance(b, Mapping)
+        found += differences(a, b, f"{name}.") if both else [f"{name} ({json.dumps(a)} -> {json.dumps(b)})"]
+    return found
+
+
+def _arrays(tree: Mapping[str, Any]) -> dict:
+    """`tree` without the leaves that are only shapes."""
+    inner = {k: _arrays(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    return {k: v for k, v in inner.items() if not isinstance(v, jax.ShapeDtypeStruct)}
+
+
+def _process() -> dict[str, int]:
+    return dict(process_index=jax.process_index(), process_count=jax.process_count())

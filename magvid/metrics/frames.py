@@ -1,0 +1,130 @@
+"""Frame-by-frame fidelity: PSNR, SSIM, and skill against a baseline.
+
+PSNR = -10 log10(MSE) per frame, peak 1, then the mean over frames and clips. SSIM: Wang et al. 2004 on grey frames,
+11-tap Gaussian window of sigma 1.5, 'valid' borders, K1 = 0.01, K2 = 0.03. Both as in the official MAGVIT evaluation;
+SSIM also as skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+GREY = (0.2125, 0.7154, 0.0721)  # luma weights of the official code and of skimage.color.rgb2gray
+Arrays = Array | np.ndarray
+TAPS, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+FLOOR = 1e-10  # of a frame's MSE: equal frames count 100 dB instead of making every mean infinite
+
+
+@jax.jit
+def psnr(a: Num[Arrays, "*b h w c"], b: Num[Arrays, "*b h w c"]) -> Float[Array, "*b"]:
+    """Peak signal-to-noise ratio of each frame in dB; uint8, or float in [0, 1]. At most 100 dB."""
+    error = jnp.square(_unit(a) - _unit(b)).mean(axis=(-3, -2, -1))
+    return -10 * jnp.log10(jnp.maximum(error, FLOOR))
+
+
+@jax.jit
+def ssim(a: Num[Arrays, "*b h w 3"], b: Num[Arrays, "*b h w 3"]) -> Float[Array, "*b"]:
+    """Structural similarity of each frame in [-1, 1]; uint8, or float in [0, 1]. ValueError below 11 x 11 pixels."""
+    if min(a.shape[-3:-1]) < TAPS:
+        raise ValueError(f"SSIM needs frames of at least {TAPS} x {TAPS} pixels, got {a.shape[-3]} x {a.shape[-2]}")
+    a, b = (sum(weight * _unit(x)[..., i] for i, weight in enumerate(GREY)) for x in (a, b))
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    c1, c2 = K1**2, K2**2
+    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean(axis=(-2, -1))
+
+
+def _unit(video: Num[Arrays, "..."]) -> Float[Array, "..."]:
+    video = jnp.asarray(video)
+    return video / jnp.float32(255) if video.dtype == jnp.uint8 else video.astype(jnp.float32)
+
+
+def _blur(x: Float[Array, "*b h w"]) -> Float[Array, "*b h2 w2"]:
+    """Separable Gaussian, without padding; shifted sums, because a convolution may run in reduced precision."""
+    taps = np.exp(-0.5 * ((np.arange(TAPS) - TAPS // 2) / SIGMA) ** 2)
+    taps /= taps.sum()
+    h, w = x.shape[-2] - TAPS + 1, x.shape[-1] - TAPS + 1
+    x = sum(float(k) * x[..., i : i + h, :] for i, k in enumerate(taps))
+    return sum(float(k) * x[..., :, i : i + w] for i, k in enumerate(taps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Metric of batch["video"] against batch["target"], both (b t h w 3), uint8 or float in [0, 1]."""
+
+    def features(self, batch: Mapping[str, Num[Arrays, "b t h w 3"]]) -> dict[str, Float[Array, "b t"]]:
+        """PSNR (dB) and SSIM of every frame, on the device."""
+        video, target = batch["video"], batch["target"]
+        return {"psnr": psnr(video, target), "ssim": ssim(video, target)}
+
+    def result(self, features: Mapping[str, Float[Arrays, "n t"]]) -> dict[str, float]:
+        """Means over the frames of all clips: {"psnr": dB, "ssim": in [-1, 1]}."""
+        return {name: float(np.mean(values, dtype=np.float64)) for name, values in features.items()}
+
+
+class Skill(NamedTuple):
+    """Skill with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def skill(
+    baseline: Num[Arrays, "b t h w c"],
+    generated: Num[Arrays, "b t h w c"],
+    reconstruction: Num[Arrays, "b t h w c"],
+    target: Num[Arrays, "b t h w c"],
+    mask: Bool[Arrays, "b t h w 1"] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Skill:
+    """(MSE_baseline - MSE_generated) / (MSE_baseline - MSE_reconstruction): 0 = baseline, 1 = the tokenizer's limit.
+
+    A skill score (Murphy 1988) whose perfect forecast is the reconstruction, the best that tokens can express. Each MSE
+    pools the squared errors of all clips (a mean of ratios would be ruled by easy clips), over the pixels where mask is
+    True. The interval is the percentile bootstrap over clips, deterministic in `seed`. NaN where the baseline is not
+    worse than the reconstruction, because there is nothing to gain. Videos are uint8, or float in [0, 1].
+    """
+    errors = np.stack([_squared_error(video, target, mask) for video in (baseline, generated, reconstruction)], axis=1)
+    draws = np.random.default_rng(seed).integers(len(errors), size=(resamples, len(errors)))
+    sums = errors[draws].sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        low, high = np.percentile(_ratio(sums), [2.5, 97.5])
+    return Skill(float(_ratio(errors.sum(axis=0))), float(low), float(high))
+
+
+def _ratio(sums: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
+    """Sums stand for means: all three run over the same pixels, whose number cancels."""
+    room = sums[..., 0] - sums[..., 2]
+    return np.where(room > 0, (sums[..., 0] - sums[..., 1]) / np.where(room > 0, room, 1), np.nan)
+
+
+def _squared_error(video: np.ndarray, target: np.ndarray, mask: np.ndarray | None) -> Float[np.ndarray, "b"]:
+    """Sum over a clip's (masked) pixels, clip by clip so that float64 copies stay small."""
+    if video.shape != target.shape or (mask is not None and mask.shape != (*target.shape[:-1], 1)):
+        shapes = [video.shape, target.shape] + ([] if mask is None else [mask.shape])
+        raise ValueError(f"videos must have the target's shape and a mask (b t h w 1), got {shapes}")
+    sums = []
+    for i in range(len(target)):
+        difference = _unit64(video[i]) - _unit64(target[i])
+        sums.append(np.sum(difference**2, where=True if mask is None else np.asarray(mask[i], bool)))
+    return np.asarray(sums)
+
+
+def _unit64(video: Num[Arrays, "..."]) -> Float[np.ndarray, "..."]:
+    video = np.asarray(video)
+    return video / 255.0 if video.dtype == np.uint8 else video.astype(np.float64)
+
+
+def best_of(generated: Num[Arrays, "b n t h w c"], target: Num[Arrays, "b t h w c"]) -> np.ndarray:
+    """Of n samples per clip the one of least squared error -> (b t h w c), usual where the future is open."""
+    errors = [_squared_error(generated[:, i], target, None) for i in range(generated.shape[1])]
+    return np.asarray(generated)[np.arange(len(target)), np.argmin(errors, axis=0)]

@@ -1,0 +1,203 @@
+"""A run folder describes itself: config.json, checkpoints/, and a hash of both. Runs refer to each other by path.
+
+    objective.tokenizer = dict(run="runs/vq", weights="ema")    the spec and the frozen weights of that run's `tokenizer`
+    init = [dict(run="runs/vq2d", map="magvid.models.vq3d:inflate_central")]    where trained parameters begin
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from magvid import build
+from magvid.checkpoints import CheckpointError, Checkpoints, merge
+from magvid.state import join
+from magvid.types import Groups, Params, UserError
+
+CONFIG = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A folder written by `train`: what was trained, and its weights."""
+
+    path: pathlib.Path
+    config: dict  # plain; paths of other runs in it are absolute
+
+    @functools.cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints")
+
+    @functools.cached_property
+    def step(self) -> int:
+        """The newest saved step whose description is readable."""
+        try:
+            return self.checkpoints.newest(lambda step: self.checkpoints.meta(step)["step"])
+        except CheckpointError as e:
+            raise UserError(f"run {self.path} has no checkpoint yet ({e}): train it first") from None
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits of the config and of all weights at the newest step; changes when either does."""
+        return _digest([relative(self.config, self.path), self.checkpoints.meta(self.step)["leaves"]])
+
+    @property
+    def groups(self) -> list[str]:
+        """The trained groups, whose weights are here."""
+        return sorted({n.split("/")[1] for n in self.checkpoints.meta(self.step)["leaves"] if n.startswith("params/")})
+
+    @property
+    def frozen(self) -> dict[str, dict]:
+        """{group: {"run", "weights", "hash"}} of the groups that this run took from others."""
+        return self.checkpoints.meta(self.step)["frozen"]
+
+    def weights(self, group: str, which: str | None = None, step: int | None = None) -> Params:
+        """Nested numpy arrays of `group`. `which` = "ema" (UserError if the run keeps none), "params", or None: "ema" where there is one.
+
+        A leaf that is not trained has no average and comes from "params".
+        """
+        return self.read(group, which, step)[0]
+
+    def read(self, group: str, which: str | None = None, step: int | None = None) -> tuple[Params, str]:
+        """`weights` and 12 hex digits of their content."""
+        if which not in (None, "ema", "params"):
+            raise UserError(f'weights="{which}" is unknown: use "ema" or "params"')
+        if group not in self.groups:
+            raise UserError(f'run {self.path} has not trained "{group}": it has {", ".join(self.groups)}')
+
+        def load(step: int) -> tuple[Params, str]:
+            params = self.checkpoints.group(step, "params", group)
+            ema = self.checkpoints.group(step, "ema", group) if which != "params" else {}
+            if which == "ema" and not ema:
+                raise UserError(f'run {self.path} keeps no average of "{group}": use weights="params"')
+            items = tuple(f"{item}/{group}/" for item in (("params", "ema") if ema else ("params",)))
+            leaves = self.checkpoints.meta(step)["leaves"]
+            return join({group: params}, {group: ema})[group], _digest({n: v for n, v in leaves.items() if n.startswith(items)})
+
+        return self.checkpoints.newest(load, step)
+
+
+def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
+    """The run in folder `path`. UserError when it is none (a similar folder is suggested), or when its config names code outside of magvid
+    and `trust` is False: a config is a program."""
+    folder = pathlib.Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        near = difflib.get_close_matches(folder.name, _folders(folder.parent), 1)
+        raise UserError(f"there is no folder {path}" + (f"; did you mean {folder.parent / near[0]}?" if near else ""))
+    if not (folder / CONFIG).is_file():
+        inside = [n for n in _folders(folder) if (folder / n / CONFIG).is_file()]
+        hint = f"; the runs inside it are {', '.join(sorted(inside))}" if inside else ""
+        raise UserError(f"{path} is not a run folder: it has no {CONFIG}{hint}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except ValueError as e:
+        raise UserError(f"{folder / CONFIG} is not valid JSON ({e}): restore it from a copy") from None
+    if not trust:
+        _check_trust(config, folder)
+    return Run(folder, anchored(config, folder))
+
+
+def load(run: Run, which: str | None = None, trust: bool = False) -> tuple[dict, Groups]:
+    """(config with every reference replaced by its spec, {group: weights} of all groups), for sampling and evaluation.
+
+    UserError when a run that this one builds on has changed since."""
+    config, frozen, hashes = resolve(run.config, trust)
+    check_hashes(run.frozen, hashes, run.path)
+    return config, {g: run.weights(g, which) for g in run.groups} | frozen
+
+
+def check_hashes(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, str], path: pathlib.Path) -> None:
+    """UserError when frozen weights are not those with which the run in `path` was trained."""
+    for group, source in saved.items():
+        if now.get(group) != source["hash"]:
+            raise UserError(
+                f'{path} was trained with "{group}" of {source["run"]} at {source["hash"]}, which is now {now.get(group)}: restore that run, or train anew'
+            )
+
+
+def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Groups, dict[str, str]]:
+    """(config, {group: frozen weights}, {group: hash}): each `objective.<field> = dict(run=..., weights=...)` becomes the spec of
+    that field in that run, and the weights of the group `<field>`. A reference to a reference is followed."""
+    objective, frozen, hashes = dict(config["objective"]), {}, {}
+    for field, spec in config["objective"].items():
+        if _is_reference(spec):
+            objective[field], frozen[field], hashes[field] = _follow(field, spec, trust)
+    return {**config, "objective": objective}, frozen, hashes
+
+
+def _follow(field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:
+    if unknown := set(spec) - {"run", "weights"}:
+        raise UserError(f'objective.{field} refers to a run and has unknown entries {sorted(unknown)}: it may have "run" and "weights"')
+    run = open_run(spec["run"], trust)
+    there = run.config["objective"].get(field)
+    if there is None:
+        raise UserError(f'run {run.path} has no "{field}": its objective has {", ".join(run.config["objective"])}')
+    if _is_reference(there):
+        return _follow(field, there, trust)
+    return there, *run.read(field, spec.get("weights"))
+
+
+def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False) -> Groups:
+    """`params` (shapes) with leaves from other runs, for `init = [dict(run, map, groups, weights, skip), ...]`.
+
+    `map` = "module:function" turns (weights of a group there, shapes of the group here) into weights that fit. `groups` defaults to those that both
+    have. `skip` lists regexes of names that may stay as initialised. Leaves that stay are still shapes in the result.
+    """
+    for spec in specs:
+        if unknown := set(spec) - {"run", "map", "groups", "weights", "skip"}:
+            raise UserError(f"init has unknown entries {sorted(unknown)}: it may have run, map, groups, weights, skip")
+        run = open_run(spec["run"], trust)
+        groups = spec.get("groups") or [g for g in run.groups if g in params]
+        if not groups:
+            raise UserError(f"init: run {run.path} has {run.groups}, this run trains {sorted(params)}: nothing in common, name `groups`")
+        for group in groups:
+            loaded = run.weights(group, spec.get("weights"))
+            if spec.get("map"):
+                loaded = build.resolve(spec["map"])(loaded, params[group])
+            params = {**params, group: merge(loaded, params[group], spec.get("skip") or ())}
+    return params
+
+
+def anchored(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
+    """`config` with the paths of other runs absolute; relative ones start at `base`."""
+    return _map_runs(config, lambda path: os.path.normpath(pathlib.Path(base).absolute() / pathlib.Path(path).expanduser()))
+
+
+def relative(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
+    """The reverse, as it is saved: folders of runs that belong together can be moved together."""
+    return _map_runs(config, lambda path: os.path.relpath(path, base))
+
+
+def _map_runs(spec: Any, f) -> Any:
+    if isinstance(spec, Mapping):
+        return {k: f(v) if k == "run" and isinstance(v, str) and "target" not in spec else _map_runs(v, f) for k, v in spec.items()}
+    return [_map_runs(v, f) for v in spec] if isinstance(spec, (list, tuple)) else spec
+
+
+def _is_reference(spec: Any) -> bool:
+    return isinstance(spec, Mapping) and "run" in spec and "target" not in spec
+
+
+def _check_trust(spec: Any, folder: pathlib.Path) -> None:
+    if isinstance(spec, Mapping):
+        for key in ("target", "factory", "map"):
+            path = spec.get(key)
+            if isinstance(path, str) and ":" in path and not path.startswith("magvid."):
+                raise UserError(f'the config of {folder} names "{path}", which is not part of magvid: give --trust if you trust it')
+        spec = list(spec.values())
+    if isinstance(spec, list):
+        for part in spec:
+            _check_trust(part, folder)
+
+
+def _folders(path: pathlib.Path) -> list[str]:
+    return [p.name for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,148 @@
+"""One mesh, and where every array lies on it: (regex, spec | "fsdp" | None) rules become `NamedSharding`s."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+DATA_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread
+FSDP_MIN_SIZE = 4096  # a smaller array costs more to gather than to keep whole
+
+Rules = Sequence[tuple[str, Any]]
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh {axis: size} over `devices` (default: all); one size may be -1 and takes what is left."""
+    devices = list(jax.devices() if devices is None else devices)
+    axes = dict(axes) or {"data": -1}
+    known = math.prod(s for s in axes.values() if s != -1)
+    if list(axes.values()).count(-1) > 1 or any(s != -1 and s < 1 for s in axes.values()):
+        raise ValueError(f"mesh {axes}: sizes are positive, and at most one may be -1")
+    sizes = tuple(len(devices) // known if s == -1 else s for s in axes.values())
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"mesh {axes} does not fit {len(devices)} devices: make the product {len(devices)}, or let one axis be -1")
+    # Linen and sharding constraints need automatic axes; jax's default became explicit.
+    return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
+    """Ask for dimension i of `x` to be spread over mesh axis axes[i]. Without a mesh (`jax.set_mesh`) it is `x`; axes that the mesh lacks are dropped."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(_present(a, mesh.axis_names) for a in axes)))
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Into how many parts the batch is spread."""
+    return math.prod(mesh.shape[a] for a in DATA_AXES if a in mesh.shape)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(tuple(a for a in DATA_AXES if a in mesh.shape) or None))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """This process's rows as part of arrays of the whole batch, spread over the data axes. Texts stay on the host (left out)."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in numeric(batch).items()}
+
+
+def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The entries that a device can hold; texts and lists are left out."""
+    return {k: v for k, v in batch.items() if getattr(v, "dtype", None) is not None and v.dtype.kind in "biuf"}
+
+
+def shardings(tree: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, Any]:
+    """A NamedSharding for every leaf of {group: tree of arrays or shapes}.
+
+    The first rule whose regex is found in the name "group/layer/kernel" decides: None keeps the array whole on every device, "fsdp" spreads
+    its largest dimension that divides evenly, a list such as (None, "model") names a mesh axis per dimension. ValueError names a parameter
+    that no rule covers, or the dimension that a spec does not divide.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, x: _sharding(path_name(path), x.shape, rules, mesh), dict(tree))
+
+
+def like_parameters(tree: Any, named: Mapping[str, tuple[tuple[int, ...], NamedSharding]], mesh: Mesh) -> Any:
+    """Shardings for `tree` (an optimiser's state): a leaf whose path ends in the name of a parameter of equal shape lies like it, others whole.
+
+    `named` = {"layer/kernel": (shape, sharding)}.
+    """
+
+    def place(path, x):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, sharding = named.get("/".join(parts[start:]), (None, None))
+            if shape == x.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
+    """A TrainState of shardings for a TrainState of shapes: optimiser state and average lie like their parameter."""
+    params = shardings(state.params, rules, mesh)
+
+    def beside(group: str, tree: Any) -> Any:
+        flat = jax.tree_util.tree_leaves_with_path(state.params[group])
+        places = jax.tree.leaves(params[group])
+        return like_parameters(tree, {path_name(p): (x.shape, s) for (p, x), s in zip(flat, places, strict=True)}, mesh)
+
+    whole = lambda tree: jax.tree.map(lambda _: replicated(mesh), tree)
+    return state.replace(
+        step=replicated(mesh),
+        params=params,
+        frozen=shardings(state.frozen, rules, mesh),
+        opt={g: beside(g, tree) for g, tree in state.opt.items()},
+        ema={g: beside(g, tree) for g, tree in state.ema.items()},
+        extra=whole(state.extra),
+        key=replicated(mesh),
+    )
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A jax key path as "a/b/0"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> NamedSharding:
+    spec = next((s for r, s in rules if re.search(r, name)), ValueError)
+    if spec is ValueError:
+        raise ValueError(f'sharding: no rule covers "{name}"; add one, e.g. (".*", None) at the end (rules are {[r for r, _ in rules]})')
+    if spec is None:
+        return replicated(mesh)
+    if spec == "fsdp":
+        return NamedSharding(mesh, _fsdp(shape, mesh))
+    if isinstance(spec, str) or len(spec) > len(shape):
+        raise ValueError(f'sharding of "{name}" {shape}: {spec!r} is not None, "fsdp" or a list of at most {len(shape)} mesh axes')
+    spec = [_present(a, mesh.axis_names) for a in spec]
+    for size, axes in zip(shape, spec, strict=False):
+        parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+        if size % parts:
+            raise ValueError(f'sharding of "{name}" {shape}: {size} is not divisible by the {parts} devices of axis {axes}')
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    axis = next((a for a in ("fsdp", "data") if a in mesh.shape), None)
+    fits = [i for i, s in enumerate(shape) if axis and s % mesh.shape[axis] == 0]
+    if not fits or math.prod(shape) < FSDP_MIN_SIZE:
+        return PartitionSpec()
+    largest = max(fits, key=lambda i: shape[i])
+    return PartitionSpec(*(axis if i == largest else None for i in range(len(shape))))
+
+
+def _present(axes: str | Sequence[str] | None, names: Sequence[str]) -> str | tuple[str, ...] | None:
+    if isinstance(axes, str) or axes is None:
+        return axes if axes in names else None
+    return tuple(a for a in axes if a in names) or None

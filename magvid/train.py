@@ -1,0 +1,272 @@
+"""The one training loop: prepare, then step, log, save, evaluate. It names no model, data set or objective: the config does."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from magvid import runs, sharding, state
+from magvid.checkpoints import CheckpointError, Checkpoints
+from magvid.job import Job, Prepared, check_config, differences
+from magvid.logs import Logger
+from magvid.state import TrainState
+from magvid.types import UserError
+
+Evaluate = Callable[[Any, Mapping[str, Any], int], Mapping[str, Any]]
+
+
+class Diverged(UserError):
+    """Something became NaN or infinite; the message says what, and which checkpoint is good."""
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop and has saved itself; the exit code is 130 after Ctrl-C and 143 after SIGTERM."""
+
+
+def train(
+    config: Mapping[str, Any],
+    workdir: str | os.PathLike,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    evaluate: Evaluate | None = None,
+    trust: bool = False,
+) -> tuple[TrainState, dict[str, float]]:
+    """Train what `config` describes, in the run folder `workdir`; goes on from the newest good checkpoint there, bit for bit.
+
+    `evaluate(objective, {group: weights}, step)` -> {name: number, or uint8 video (b t h w 3)} is called every `eval_every` steps, after the loss
+    on held-out data. `trust` lets the configs of referenced runs name code outside of magvid. Returns the state and the newest value of every
+    metric. Raises Interrupted after Ctrl-C (a second one stops at once) and SIGTERM, Diverged when something is not finite,
+    UserError for a config that does not fit or differs from that of the folder.
+    """
+    workdir = pathlib.Path(workdir).expanduser().absolute()
+    config = runs.anchored(check_config(config), os.getcwd())
+    if config["compile_cache"]:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config["compile_cache"]))
+    with contextlib.ExitStack() as stack:
+        checkpoints = _open_workdir(config, workdir)
+        stack.push(_unless_interrupted(checkpoints.close))
+        job = Job.from_config(config, devices, trust)
+        loader = job.loader()
+        stack.callback(loader.close)
+        first = next(loader)
+        prepared = job.prepare(first)
+        if checkpoints.steps():
+            train_state, step = _resume(checkpoints, loader, prepared, job.sources)
+            waiting = []
+        else:
+            train_state, step, waiting = prepared.init(), 0, [first]
+        logger = Logger(workdir, config["steps"], step)
+        stack.callback(logger.close)
+        checkpoints.say = logger.say
+        with jax.set_mesh(job.mesh):
+            return Loop(job, prepared, checkpoints, logger, evaluate).run(train_state, step, loader, waiting)
+
+
+class Loop:
+    """Step, log, save and evaluate. The device never waits for the host: metrics are read one step late."""
+
+    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate: Evaluate | None):
+        self.job, self.prepared, self.checkpoints, self.logger, self.evaluate = job, prepared, checkpoints, logger, evaluate
+        self.config = job.config
+        self.train_step = job.step(prepared)
+        self.eval_step = jax.jit(state.make_eval(job.objective))
+        self.newest: dict[str, float] = {}
+        self.pending = None  # (step, metrics, finite) of a step that the device may still be computing
+        self.saved = 0  # the newest saved step
+        self.timer = _Timer()
+
+    def run(self, train_state: TrainState, step: int, loader, waiting: list) -> tuple[TrainState, dict[str, float]]:
+        """From `step` to the last; `waiting` holds batches that were read already."""
+        steps, save_every, eval_every = (self.config[k] for k in ("steps", "save_every", "eval_every"))
+        self.saved = step
+        with _stop_signals() as stop:
+            while step < steps and not stop.wanted(step):
+                with self.timer.waiting():
+                    batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
+                with jax.transfer_guard("disallow"):
+                    train_state, metrics, finite = self.train_step(train_state, batch)
+                self._settle()
+                step += 1
+                self.pending = step, metrics, finite
+                if eval_every and (step % eval_every == 0 or step == steps):
+                    self._settle()
+                    with self.timer.stopped():
+                        self._evaluate(train_state, step)
+                if save_every and step % save_every == 0 and step < steps:
+                    self._save(train_state, step, loader)
+            self._save(train_state, step, loader, last=True)
+        if stop.number:
+            self.logger.say(f"stopped at step {step} of {steps} and saved; the same command goes on from there")
+            raise Interrupted(128 + stop.number)
+        return train_state, self.newest
+
+    def _settle(self) -> None:
+        """Read the metrics of the pending step: stop if it diverged, log if it is time."""
+        if self.pending is None:
+            return
+        (step, metrics, finite), self.pending = self.pending, None
+        metrics, finite = jax.device_get((metrics, finite))
+        if bad := state.culprits(metrics, finite, self.prepared.optimisers):
+            with contextlib.suppress(CheckpointError):
+                self.checkpoints.wait()
+            good = f"the last checkpoint is step {max(self.checkpoints.steps())}" if self.checkpoints.steps() else "there is no checkpoint yet"
+            raise Diverged(f"step {step}: not finite: {', '.join(bad)}; {good} in {self.checkpoints.folder}. Try a lower learning rate or a clip.")
+        self.timer.step()
+        self.logger.progress(step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss/")))
+        if step % self.config["log_every"] == 0 or step == self.config["steps"]:
+            values = {k if k.startswith("opt/") else f"train/{k}": float(v) for k, v in metrics.items()}
+            self._log(step, values | self.timer.read(self.config["batch"]))
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        self.newest |= values
+        self.logger.scalars(step, values)
+
+    def _evaluate(self, train_state: TrainState, step: int) -> None:
+        """Losses and metrics on held-out data with averaged weights, then what the caller's `evaluate` gives."""
+        params = state.weights(train_state)
+        found = []
+        for i, batch in enumerate(self.job.held_out()):
+            key = jax.random.fold_in(jax.random.key(self.config["seed"]), i)  # the same draws each time: comparable numbers
+            batch = sharding.global_batch(batch, self.job.mesh)
+            found.append(jax.device_get(self.eval_step(params, train_state.extra, batch, key, train_state.step)))
+        values = {f"eval/{k}": float(np.mean([f[k] for f in found])) for k in (found[0] if found else ())}
+        if self.evaluate:
+            for name, value in self.evaluate(self.job.objective, params, step).items():
+                if np.ndim(value):
+                    self.logger.videos(step, f"eval/{name}", np.asarray(value))
+                else:
+                    values[f"eval/{name}"] = float(value)
+        if values:
+            self._log(step, values)
+
+    def _save(self, train_state: TrainState, step: int, loader, last: bool = False) -> None:
+        """Save once the step is known to be finite. A failed save is said and tried again at the next; the last one must succeed."""
+        self._settle()
+        try:
+            if step != self.saved:
+                self.checkpoints.save(step, train_state, loader.get_state(), self.job.sources)
+                self.saved = step
+            if last:
+                self.checkpoints.wait()
+        except CheckpointError as e:
+            if last:
+                raise
+            self.logger.say(f"{e} Training goes on and tries again in {self.config['save_every']} steps.")
+
+
+def _open_workdir(config: dict, workdir: pathlib.Path) -> Checkpoints:
+    """Write config.json, or compare with the one that is there."""
+    try:
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write to {workdir} ({e.strerror}): choose another --workdir") from None
+    checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True)
+    path = workdir / runs.CONFIG
+    if checkpoints.steps():
+        if not path.exists():
+            raise UserError(f"{workdir} holds checkpoints but no {runs.CONFIG}: choose another --workdir")
+        old = runs.anchored(json.loads(path.read_text()), workdir)
+        if changed := differences(old, config):
+            raise UserError(f"{workdir} was trained with another {', '.join(changed)}: undo the change, or choose another --workdir")
+    if jax.process_index() == 0:
+        part = path.with_suffix(".tmp")
+        part.write_text(json.dumps(runs.relative(config, workdir), indent=1) + "\n")
+        part.replace(path)
+    return checkpoints
+
+
+def _resume(checkpoints: Checkpoints, loader, prepared: Prepared, sources: Mapping[str, Any]) -> tuple[TrainState, int]:
+    train_state, data, step = checkpoints.restore(prepared.like)
+    hashes = {g: s["hash"] for g, s in sources.items()}
+    runs.check_hashes(checkpoints.meta(step)["frozen"], hashes, checkpoints.folder.parent)
+    loader.set_state(data)
+    return train_state, step
+
+
+class _Timer:
+    """Speed since the last reading. The first step, which compiles, and evaluations are not counted."""
+
+    def __init__(self):
+        self.start = self.waited = self.steps = None
+
+    def step(self) -> None:
+        if self.start is None:
+            self._reset()
+        else:
+            self.steps += 1
+
+    def read(self, batch: int) -> dict[str, float]:
+        seconds = time.monotonic() - self.start
+        if not self.steps or not seconds:
+            return {}
+        speed = self.steps / seconds
+        names = ("steps_per_sec", speed), ("examples_per_sec", speed * batch), ("data_wait_frac", self.waited / seconds)
+        self._reset()
+        return {f"perf/{name}": value for name, value in names}
+
+    def _reset(self) -> None:
+        self.start, self.waited, self.steps = time.monotonic(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        begin = time.monotonic()
+        yield
+        if self.start is not None:
+            self.waited += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def stopped(self):
+        begin = time.monotonic()
+        yield
+        if self.start is not None:
+            self.start += time.monotonic() - begin
+
+
+class _Stop:
+    number = 0  # of the signal that asked to stop
+
+    def wanted(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return bool(self.number)
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.reached_preemption_sync_point(step):  # all processes stop at the same step
+            self.number = signal.SIGTERM
+        return self.number == signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """Within, the first Ctrl-C or SIGTERM is noted; a second Ctrl-C raises KeyboardInterrupt as usual."""
+    stop, old = _Stop(), {}
+
+    def note(number, frame):
+        stop.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        # with several processes SIGTERM belongs to jax's preemption service
+        for number in (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ():
+            with contextlib.suppress(ValueError):  # not in the main thread: signals belong to the caller
+                old[number] = signal.signal(number, note)
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _unless_interrupted(close: Callable[[], None]):
+    """A second Ctrl-C does not wait for the checkpoint being written."""
+
+    def leave(kind, error, trace):
+        if kind is not KeyboardInterrupt:
+            close()
+
+    return leave

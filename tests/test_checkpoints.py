@@ -1,0 +1,221 @@
+"""Checkpoints come back bit for bit, on any mesh, or not at all; damage is noticed and the step before it used."""
+
+import pathlib
+import shutil
+
+import chex
+import helpers_objective as helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from magvid import optim, sharding, state
+from magvid.checkpoints import CheckpointError, Checkpoints, checksum, merge
+from magvid.types import UserError
+
+DATA = {"global_next_index": 80}
+
+
+@pytest.fixture(scope="module")
+def start():
+    """A state whose leaves all differ, with a bfloat16 leaf and an extra."""
+    objective = helpers.ToyGan()
+    params = jax.jit(objective.init)(jax.random.key(0), None)
+    trained = {g: params[g] for g in ("generator", "discriminator")}
+    trained["discriminator"]["low"] = jnp.linspace(0, 1, 24, dtype=jnp.bfloat16).reshape(4, 6)
+    optimisers = {g: optim.make(dict(rules=[("bias", None), (".*", dict(peak=1.0))]), trained[g], 10, g) for g in trained}
+    full = state.init_state(trained, {"features": params["features"]}, {"real": jnp.float32(0.5)}, jax.random.key(7), optimisers, ("generator",))
+    return full.replace(opt=jax.tree.map(lambda x: x + 1, full.opt), ema=jax.tree.map(lambda x: x * 2, full.ema))
+
+
+def at(train_state, step):
+    return train_state.replace(step=jnp.int32(step), params=jax.tree.map(lambda x: x * step, train_state.params))
+
+
+def like(train_state, mesh=None, rules=((".*", None),)):
+    mesh = mesh or sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    places = sharding.state_shardings(train_state, rules, mesh)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), train_state, places)
+    return shapes.replace(frozen=train_state.frozen)
+
+
+@pytest.fixture(scope="module")
+def saved(start, tmp_path_factory):
+    """A folder with steps 1, 2 and 3; tests copy it."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=3, write=True)
+    for step in (1, 2, 3):
+        checkpoints.save(step, at(start, step), DATA | {"step": step}, {"features": {"run": "x", "hash": "y"}})
+    checkpoints.wait()
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return pathlib.Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+def open_(folder, **kwargs):
+    said = []
+    return Checkpoints(folder, say=said.append, **kwargs), said
+
+
+def same(a, b):
+    chex.assert_trees_all_equal(*(jax.device_get(s.replace(key=jax.random.key_data(s.key))) for s in (a, b)))
+
+
+def test_round_trip_of_state_iterator_and_sources(start, folder):
+    checkpoints, said = open_(folder)
+    found, data, step = checkpoints.restore(like(start))
+    same(found, at(start, 3))
+    assert (data, step, said) == (DATA | {"step": 3}, 3, [])
+    assert found.params["discriminator"]["low"].dtype == jnp.bfloat16 and found.frozen is start.frozen
+    assert checkpoints.meta(3)["frozen"] == {"features": {"run": "x", "hash": "y"}}
+    assert not list(folder.glob("*/frozen"))
+
+
+def test_restores_onto_another_mesh(start, tmp_path):
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    rules = [("enter/kernel", ["fsdp", "model"]), (".*", None)]
+    spread = jax.device_put(at(start, 5), sharding.state_shardings(start, rules, mesh))
+    checkpoints, said = open_(tmp_path / "c", write=True)
+    checkpoints.save(5, spread, DATA)
+    checkpoints.wait()
+    for other, sizes in ((like(start), (96, 16)), (like(start, mesh, [("enter", [None, "data"]), (".*", None)]), (96, 8))):
+        found = checkpoints.restore(other)[0]
+        same(found, at(start, 5))
+        assert found.ema["generator"]["enter"]["kernel"].sharding.shard_shape((96, 16)) == sizes
+    assert not said
+
+
+def test_a_group_loads_alone_as_numpy(start, folder):
+    checkpoints, _ = open_(folder)
+    for item in ("opt", "train"):
+        shutil.rmtree(folder / "3" / item, ignore_errors=True)
+    chex.assert_trees_all_equal(checkpoints.group(3, "params", "generator"), jax.device_get(at(start, 3).params["generator"]))
+    ema = checkpoints.group(3, "ema", "generator")
+    assert isinstance(ema["enter"]["kernel"], np.ndarray) and "bias" not in ema["exit"]
+    assert checkpoints.group(3, "ema", "discriminator") == {}
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_one_flipped_byte_in_any_file_never_restores_wrong_values(start, saved, tmp_path):
+    """Each file of the newest step in turn: either its values are right, or step 2 comes back and the damage is said."""
+    fell_back = 0
+    wanted = like(start)
+    for i, path in enumerate(sorted(p for p in (saved / "3").rglob("*") if p.is_file() and p.stat().st_size)):
+        folder = shutil.copytree(saved, tmp_path / str(i))
+        damage(folder / path.relative_to(saved))
+        checkpoints, said = open_(folder)
+        found, data, step = checkpoints.restore(wanted)
+        same(found, at(start, step))
+        assert data == DATA | {"step": step} and step in (2, 3), path
+        assert len(said) == (step == 2) and all("step 3" in s and "using step 2" in s for s in said), path
+        fell_back += step == 2
+        checkpoints.close()
+    assert fell_back >= 6  # at least the arrays of three items, meta and data
+
+
+@pytest.mark.parametrize("item", ["params", "data", "meta"])
+def test_truncated_and_missing_files_fall_back(start, folder, item):
+    largest = max((p for p in (folder / "3" / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:20])
+    shutil.rmtree(folder / "2" / item)
+    checkpoints, said = open_(folder)
+    found, _, step = checkpoints.restore(like(start))
+    same(found, at(start, 1))
+    assert step == 1 and "step 3" in said[0] and "step 2" in said[0]
+
+
+def test_empty_step_and_left_over_temporary_folders(start, folder):
+    (folder / "4").mkdir()
+    (folder / "5.orbax-checkpoint-tmp").mkdir()
+    checkpoints, said = open_(folder, write=True)
+    assert checkpoints.restore(like(start))[2] == 3 and "step 4" in said[0]
+    assert not (folder / "5.orbax-checkpoint-tmp").exists()
+
+
+def test_keeps_the_newest_and_replaces_an_abandoned_future(start, folder):
+    checkpoints, _ = open_(folder, keep=2, write=True)
+    checkpoints.save(2, at(start, 20), DATA)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    same(checkpoints.restore(like(start))[0], at(start, 20))
+    for step in (4, 5):
+        checkpoints.save(step, at(start, step), DATA)
+    checkpoints.wait()
+    assert checkpoints.steps() == [4, 5]
+
+
+def test_another_model_is_an_error_with_both_sides(start, folder):
+    params = {**start.params, "discriminator": {**start.params["discriminator"], "new": jnp.ones(3)}}
+    params["generator"] = {"enter": {"kernel": jnp.ones((96, 17))}, "exit": {"bias": start.params["generator"]["exit"]["bias"]}}
+    checkpoints, _ = open_(folder)
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.restore(like(start.replace(params=params)))
+    text = str(error.value)
+    assert "only in the checkpoint: params/generator/exit/kernel (16, 96)" in text
+    assert "only in this run: params/discriminator/new (3,)" in text
+    assert "params/generator/enter/kernel is ((96, 16), 'float32'), this run has ((96, 17), 'float32')" in text
+
+
+def test_missing_empty_foreign_and_unwritable_folders_are_named(start, tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Checkpoints(tmp_path / "none")
+    checkpoints, _ = open_(tmp_path / "empty", write=True)
+    with pytest.raises(CheckpointError, match="no good checkpoint in .*empty: it is empty"):
+        checkpoints.restore(like(start))
+    (tmp_path / "foreign" / "7" / "default").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="foreign: step 7: its description cannot be read"):
+        open_(tmp_path / "foreign")[0].restore(like(start))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write checkpoints to .*file"):
+        Checkpoints(tmp_path / "file" / "c", write=True)
+
+
+def test_a_failed_save_names_the_folder_and_leaves_the_state(start, tmp_path):
+    checkpoints, _ = open_(tmp_path / "c", write=True)
+    shutil.rmtree(tmp_path / "c")
+    (tmp_path / "c").write_text("not a folder any more")
+    train_state = at(start, 1)
+    with pytest.raises(CheckpointError, match=f"could not be written to {tmp_path / 'c'}"):
+        checkpoints.save(1, train_state, DATA)
+        checkpoints.wait()
+    same(train_state, at(start, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_checksum_sees_a_change_an_exchange_and_no_mesh(dtype):
+    values = np.random.default_rng(0).integers(0, 2, (4, 6, 8)).astype(jnp.dtype(dtype))
+    spread = jax.device_put(values, jax.NamedSharding(sharding.make_mesh({"a": 2, "b": 4}), jax.P("b", None, "a")))
+    assert checksum(values) == checksum(jnp.asarray(values)) == checksum(spread)
+    other = values.copy()
+    other[1, 2, 3] = 1 - values[1, 2, 3]
+    assert checksum(other) != checksum(values) != checksum(np.roll(values, 1, axis=1))
+
+
+def test_checksum_in_closed_form():
+    c = 2654435761
+    assert checksum(np.array([[3, 0], [0, 5]], np.uint32)) == (3 + 5 * (2 * 3 * c + 1)) % 2**32
+    assert checksum(np.uint32(9)) == 9
+    with pytest.raises(ValueError, match="32 bits"):
+        checksum(np.zeros(2))
+
+
+def test_merge_is_strict_both_ways_and_prints_what_it_skips():
+    init = {"a": {"w": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.float32)}, "c": np.zeros(1)}
+    loaded = {"a": {"w": np.ones((2, 2), np.float64)}, "c": np.ones(3), "d": np.ones(1)}
+    with pytest.raises(UserError) as error:
+        merge(loaded, init)
+    assert all(t in str(error.value) for t in ("missing: a/b (2,)", "shape: c has (3,), needs (1,)", "unused: d (1,)"))
+    said = []
+    found = merge(loaded, init, ["^a/b$", "^[cd]$"], said.append)
+    assert len(said) == 3 and found["a"]["b"] is init["a"]["b"] and found["c"] is init["c"] and set(found) == {"a", "c"}
+    assert found["a"]["w"].dtype == np.float32 and found["a"]["w"].all()

@@ -1,0 +1,202 @@
+"""magvid.data.folder: clips from real files of every kind, good and bad."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from make_videos import damaged, encode, numbered, numbers
+
+from magvid import video
+from magvid.data.folder import VideoFolder
+from magvid.types import UserError
+
+KINDS = {  # file -> how it is encoded
+    "a.mp4": {},
+    "b.mov": {},
+    "c.mkv": {"codec": "ffv1", "pixels": "bgr0"},
+    "d.avi": {"codec": "mpeg4"},
+    "e.webm": {"codec": "libvpx-vp9"},
+}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_every_format_gives_the_same_clip(tmp_path):
+    for name, how in KINDS.items():
+        encode(tmp_path / name, numbered(12), **how)
+    video.write_video(tmp_path / "f.gif", numbered(12), fps=10)
+    folder = VideoFolder(tmp_path, frames=5, height=16, width=16)
+    assert folder.files == [*KINDS, "f.gif"] and not folder.bad
+    for record in (folder[i] for i in range(6)):
+        assert record["video"].shape == (5, 16, 16, 3) and record["video"].dtype == np.uint8
+        assert numbers(record["video"]) == [4, 5, 6, 7, 8], record["file"]
+    for record in (folder.read(i, rng(3)) for i in range(6)):
+        found = numbers(record["video"])
+        assert found == list(range(found[0], found[0] + 5)), record["file"]
+
+
+def test_classes_are_subfolders(tmp_path):
+    for name in ("run/a.mp4", "jump/deep/b.mp4", "run/c.mp4"):
+        encode(tmp_path / name, numbered(4))
+    damaged(tmp_path / "junk" / "x.mp4", "text")
+    folder = VideoFolder(tmp_path, 2, 8, 8)
+    assert folder.classes == ("jump", "run")
+    labels = [(record["file"], int(record["label"])) for record in folder]
+    assert labels == [("jump/deep/b.mp4", 0), ("run/a.mp4", 1), ("run/c.mp4", 1)]
+
+
+def test_a_flat_folder_is_one_class(tmp_path):
+    encode(tmp_path / "cats" / "a.mp4", numbered(4))
+    folder = VideoFolder(tmp_path / "cats", 2, 8, 8)
+    assert folder.classes == ("cats",) and folder[0]["label"] == 0 and folder[0]["caption"] == ""
+
+
+def test_random_windows_reach_every_moment_and_repeat_exactly(tmp_path):
+    encode(tmp_path / "a.mp4", numbered(6))
+    folder = VideoFolder(tmp_path, frames=3, height=8, width=8)
+    starts = [numbers(folder.read(0, rng(seed))["video"])[0] for seed in range(30)]
+    assert set(starts) == {0, 1, 2, 3}
+    assert starts == [numbers(folder.read(0, rng(seed))["video"])[0] for seed in range(30)]
+    centre = VideoFolder(tmp_path, frames=3, height=8, width=8, crop="centre")
+    assert {numbers(centre.read(0, rng(seed))["video"])[0] for seed in range(5)} == {2}
+
+
+def test_random_crops_move_along_the_longer_side(tmp_path):
+    halves = np.zeros((2, 16, 64, 3), np.uint8)
+    halves[:, :, 32:] = 255
+    encode(tmp_path / "a.mp4", halves)
+    folder = VideoFolder(tmp_path, frames=2, height=16, width=16)
+    means = [folder.read(0, rng(seed))["video"].mean() for seed in range(20)]
+    assert min(means) < 10 and max(means) > 245
+    assert 100 < folder[0]["video"].mean() < 155
+
+
+def test_frame_rate_and_stride(tmp_path):
+    encode(tmp_path / "a.mp4", numbered(20), rate=20)
+    encode(tmp_path / "b.mkv", numbered(5), rate=100, times=[0, 10, 20, 80, 90])  # 1 s at a variable rate
+    folder = VideoFolder(tmp_path, frames=5, height=8, width=8, fps=10, stride=2)
+    assert numbers(folder[0]["video"]) == [2, 6, 10, 14, 18]  # 10 frames at 10 fps: of the two windows the second
+    assert numbers(folder[1]["video"]) == [1, 2, 2, 2, 4]
+    native = VideoFolder(tmp_path, frames=2, height=8, width=8, stride=3)
+    assert numbers(native[1]["video"]) == [1, 4]
+
+
+def test_long_files_are_searched_not_decoded_from_the_start(tmp_path, monkeypatch):
+    encode(tmp_path / "a.mp4", rng().integers(0, 256, (120, 16, 16, 3), dtype=np.uint8), gop=10)
+    whole = np.stack([frame.rgb() for frame in video.decode(tmp_path / "a.mp4")])
+    folder = VideoFolder(tmp_path, frames=4, height=16, width=16)
+    decoded, decode = [], video.decode
+
+    def count(*args, **kwargs):
+        for frame in decode(*args, **kwargs):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(video, "decode", count)
+    for seed in range(10):
+        first = int(rng(seed).random(4)[0] * 117)
+        np.testing.assert_array_equal(folder.read(0, rng(seed))["video"], whole[first : first + 4])
+    assert len(decoded) <= 10 * (4 + 10)
+
+
+def test_bad_files_are_named_and_counted(tmp_path, caplog):
+    encode(tmp_path / "good.mp4", numbered(8))
+    encode(tmp_path / "short.mp4", numbered(3))
+    for kind in ("zero", "text", "sound", "truncated"):
+        damaged(tmp_path / f"{kind}.mp4", kind)
+    folder = VideoFolder(tmp_path, frames=4, height=8, width=8)
+    assert folder.files == ["good.mp4"]
+    assert sorted(folder.bad) == ["short.mp4", "sound.mp4", "text.mp4", "truncated.mp4", "zero.mp4"]
+    assert folder.bad["short.mp4"] == "too short: 3 frames, a clip needs 4"
+    assert "5 of 6 videos are left out" in caplog.text
+    assert all(f"{name} ({reason})" in caplog.text for name, reason in folder.bad.items())
+
+
+def test_nothing_usable_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match="there is no folder .*nowhere"):
+        VideoFolder(tmp_path / "nowhere", 2, 8, 8)
+    with pytest.raises(UserError, match=r"holds no videos: expected files named \*\.mp4"):
+        VideoFolder(tmp_path, 2, 8, 8)
+    encode(tmp_path / "a.mp4", numbered(3))
+    with pytest.raises(UserError, match="a.mp4, it is a file"):
+        VideoFolder(tmp_path / "a.mp4", 2, 8, 8)
+    damaged(tmp_path / "b.mp4", "zero")
+    with pytest.raises(UserError, match=r"none of the 2 .*: a.mp4 \(too short: 3 frames, .*; b.mp4 \(empty file\)"):
+        VideoFolder(tmp_path, 4, 8, 8)
+
+
+def test_a_file_lost_later_is_replaced_by_the_next(tmp_path, caplog):
+    for k, name in enumerate("abcd"):
+        encode(tmp_path / f"{name}.mp4", np.full((4, 8, 8, 3), 60 * k, np.uint8))
+    folder = VideoFolder(tmp_path, 2, 8, 8)
+    (tmp_path / "b.mp4").unlink()
+    damaged(tmp_path / "c.mp4", "text")
+    caplog.clear()
+    assert [r["file"] for r in folder] == ["a.mp4", "d.mp4", "d.mp4", "d.mp4"]
+    assert [folder.read(1, rng(5))["file"] for _ in range(3)] == ["d.mp4"] * 3
+    assert len(caplog.records) == 2 and "b.mp4" in caplog.text and "c.mp4" in caplog.text
+    for name in "ad":
+        (tmp_path / f"{name}.mp4").unlink()
+    with pytest.raises(UserError, match="none of the 4 indexed videos"):
+        folder[0]
+
+
+def test_a_file_that_became_shorter_is_replaced(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        encode(tmp_path / name, numbered(12))
+    folder = VideoFolder(tmp_path, 4, 8, 8)
+    encode(tmp_path / "a.mp4", numbered(5))
+    assert folder[0]["file"] == "b.mp4"
+
+
+def test_split_is_stable_disjoint_and_never_empty(tmp_path, caplog):
+    for k in range(12):
+        encode(tmp_path / f"{k}.mp4", numbered(2, 8, 8))
+
+    def files(split, holdout=0.3):
+        return VideoFolder(tmp_path, 2, 8, 8, split=split, holdout=holdout).files
+
+    train, validation = files("train"), files("validation")
+    assert sorted(train + validation) == sorted(files(None)) and 1 <= len(validation) <= 7
+    encode(tmp_path / "new.mp4", numbered(2, 8, 8))
+    assert set(train) <= set(files("train")) and set(validation) <= set(files("validation"))
+    assert len(files("validation", 1e-6)) == 1 and len(files("train", 1 - 1e-6)) == 1
+    with pytest.raises(ValueError, match="split must be"):
+        files("test")
+    for file in list(tmp_path.glob("*.mp4"))[1:]:
+        file.unlink()
+    caplog.clear()
+    assert files("train") == files("validation") and "only one usable video" in caplog.text
+
+
+def test_captions(tmp_path):
+    for name in ("run/a.mp4", "run/b.mp4"):
+        encode(tmp_path / name, numbered(4))
+    rows = [{"file": "run/a.mp4", "caption": c} for c in ("a man runs", "running")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    folder = VideoFolder(tmp_path, 2, 8, 8)
+    assert [r["caption"] for r in folder] == ["a man runs", ""]
+    assert {folder.read(0, rng(seed))["caption"] for seed in range(10)} == {"a man runs", "running"}
+    (tmp_path / "captions.jsonl").write_text('{"file": "run/a.mp4"}\n')
+    with pytest.raises(UserError, match="captions.jsonl line 1 should be"):
+        VideoFolder(tmp_path, 2, 8, 8)
+
+
+def test_fingerprint_and_pickle(tmp_path):
+    encode(tmp_path / "a.mp4", numbered(6))
+    folder = VideoFolder(tmp_path, 2, 8, 8)
+    same = pickle.loads(pickle.dumps(folder))
+    assert same.fingerprint == folder.fingerprint
+    np.testing.assert_array_equal(same[0]["video"], folder[0]["video"])
+    assert VideoFolder(tmp_path, 3, 8, 8).fingerprint != folder.fingerprint
+    encode(tmp_path / "a.mp4", numbered(7))
+    assert VideoFolder(tmp_path, 2, 8, 8).fingerprint != folder.fingerprint
+
+
+@pytest.mark.parametrize("wrong", [{"crop": "middle"}, {"frames": 0}, {"fps": 0.0}, {"stride": 0}])
+def test_wrong_arguments(tmp_path, wrong):
+    with pytest.raises(ValueError, match="crop must be|sizes must be positive"):
+        VideoFolder(tmp_path, **{"frames": 2, "height": 8, "width": 8, **wrong})

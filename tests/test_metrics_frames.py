@@ -1,0 +1,129 @@
+"""magvid.metrics.frames: closed forms, scikit-image, and the official numbers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from skimage.metrics import structural_similarity
+
+from magvid.metrics.frames import Frames, Skill, best_of, psnr, skill, ssim
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def test_psnr_of_a_known_error():
+    a = np.full((2, 3, 4, 4, 3), 0.5, np.float32)
+    np.testing.assert_allclose(psnr(a, a + 0.1), np.full((2, 3), 20.0), rtol=1e-5)
+    np.testing.assert_allclose(psnr(a, a), np.full((2, 3), 100.0), rtol=1e-6)
+    grey = np.full((1, 2, 2, 3), 100, np.uint8)
+    np.testing.assert_allclose(psnr(grey, grey + 51), [-10 * np.log10(0.2**2)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("contrast", [1.0, 0.1, 0.0])
+def test_ssim_equals_scikit_image(contrast):
+    a = noise(3, 20, 31, 3) * contrast + 0.3 * (1 - contrast)
+    b = np.clip(a + 0.2 * contrast * noise(3, 20, 31, 3, seed=1), 0, 1)
+    grey = [x.astype(np.float64) @ np.array([0.2125, 0.7154, 0.0721]) for x in (a, b)]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    expected = [structural_similarity(x, y, **options) for x, y in zip(*grey, strict=True)]
+    np.testing.assert_allclose(ssim(a, b), expected, atol=2e-5)
+    np.testing.assert_allclose(ssim(a, a), np.ones(3), atol=1e-5)
+
+
+def test_ssim_needs_room_for_its_window():
+    with pytest.raises(ValueError, match="at least 11 x 11 pixels, got 10 x 12"):
+        ssim(noise(1, 10, 12, 3), noise(1, 10, 12, 3))
+
+
+@pytest.mark.full
+def test_official_numbers(shared):
+    golden = np.load(shared / "golden" / "magvit" / "metrics.npz")
+    for name, function in (("psnr", psnr), ("ssim", ssim)):
+        np.testing.assert_allclose(function(golden["iq_a"], golden["iq_b"]).mean(axis=1), golden[name], rtol=1e-4)
+
+
+def test_the_metric_averages_frames():
+    video, target = noise(2, 3, 12, 12, 3), noise(2, 3, 12, 12, 3, seed=1)
+    metric = Frames()
+    parts = [metric.features({"video": video[i : i + 1], "target": jnp.asarray(target[i : i + 1])}) for i in range(2)]
+    features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    assert features["psnr"].shape == (2, 3)
+    result = metric.result(features)
+    means = {"psnr": float(psnr(video, target).mean()), "ssim": float(ssim(video, target).mean())}
+    assert result == pytest.approx(means, abs=1e-5)
+    bytes_ = {"video": (video * 255).astype(np.uint8), "target": (target * 255).astype(np.uint8)}
+    assert metric.result(metric.features(bytes_))["psnr"] == pytest.approx(result["psnr"], abs=0.1)
+
+
+def clips(*offsets, n=6):
+    target = noise(n, 2, 4, 4, 3) * 0.5
+    return target, [target + np.float32(offset) for offset in offsets]
+
+
+def test_skill_of_known_errors():
+    target, (baseline, generated, reconstruction) = clips(0.4, 0.2, 0.1)
+    exact = (0.16 - 0.04) / (0.16 - 0.01)
+    assert skill(baseline, generated, reconstruction, target) == pytest.approx((exact, exact, exact), rel=1e-5)
+    assert skill(baseline, baseline, reconstruction, target).value == 0
+    assert skill(baseline, reconstruction, reconstruction, target).value == 1
+    worse = skill(generated, baseline, reconstruction, target).value
+    assert worse == pytest.approx((0.04 - 0.16) / (0.04 - 0.01), rel=1e-5)
+
+
+def test_skill_pools_errors_over_clips():
+    target = np.zeros((2, 1, 1, 1, 1))
+    baseline = np.array([1.0, 3.0]).reshape(target.shape)
+    generated = np.array([1.0, 1.0]).reshape(target.shape)
+    assert skill(baseline, generated, target, target).value == pytest.approx((10 - 2) / 10)  # not the mean of 0 and 8/9
+
+
+def test_skill_within_a_mask():
+    target, (baseline, generated, reconstruction) = clips(0.4, 0.4, 0.1)
+    generated[:, :, :2] = target[:, :, :2] + 0.2
+    mask = np.zeros((6, 2, 4, 4, 1), bool)
+    mask[:, :, :2] = True
+    assert skill(baseline, generated, reconstruction, target, mask).value == pytest.approx(0.8, rel=1e-5)
+    assert skill(baseline, generated, reconstruction, target, ~mask).value == pytest.approx(0, abs=1e-6)
+
+
+def test_skill_of_bytes_equals_skill_of_floats():
+    videos = [np.random.default_rng(k).integers(0, 256, (3, 2, 4, 4, 3), dtype=np.uint8) for k in range(4)]
+    videos[2] = videos[3] // 2 + 60
+    floats = [video / 255 for video in videos]
+    assert skill(*videos) == pytest.approx(skill(*floats))
+
+
+def test_the_interval_covers_and_repeats():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for k in range(60):
+        target = np.zeros((40, 1, 1, 1, 1))
+        generated = np.sqrt(rng.exponential(0.5, target.shape))  # expected squared error 0.5: true skill 0.5
+        found = skill(np.ones_like(target), generated, target, target, resamples=400, seed=k)
+        assert found.low < found.value < found.high
+        covered += found.low <= 0.5 <= found.high
+    assert 50 <= covered <= 60
+    assert found == skill(np.ones_like(target), generated, target, target, resamples=400, seed=59)
+
+
+def test_no_room_for_skill_is_nan():
+    target, (baseline, generated) = clips(0.1, 0.2)
+    assert all(np.isnan(skill(baseline, generated, generated, target)))
+    assert isinstance(skill(baseline, generated, generated, target), Skill)
+
+
+def test_shapes_are_checked():
+    target, (other,) = clips(0.1)
+    with pytest.raises(ValueError, match="must have the target's shape"):
+        skill(other, other[:, :1], other, target)
+    with pytest.raises(ValueError, match=r"a mask \(b t h w 1\)"):
+        skill(other, other, other, target, np.ones(target.shape, bool))
+
+
+def test_best_of_takes_the_nearest_sample():
+    target, offsets = clips(0.3, 0.1, 0.2)
+    offsets[2][0] = target[0]
+    best = best_of(np.stack(offsets, axis=1), target)
+    np.testing.assert_array_equal(best[0], target[0])
+    np.testing.assert_array_equal(best[1:], offsets[1][1:])

@@ -1,0 +1,102 @@
+"""Where arrays lie, and that eight devices compute what one does."""
+
+import chex
+import helpers_objective as helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from magvid import job, sharding
+
+TREE = {"a": {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.float32), "bias": jax.ShapeDtypeStruct((128,), jnp.float32)}}
+
+
+def test_mesh_takes_what_is_left():
+    assert dict(sharding.make_mesh({"data": -1, "model": 2}).shape) == {"data": 4, "model": 2}
+    assert dict(sharding.make_mesh({"data": -1}, jax.devices()[:1]).shape) == {"data": 1}
+    assert dict(sharding.make_mesh({}).shape) == {"data": 8}
+
+
+@pytest.mark.parametrize("axes", [{"data": 3}, {"data": -1, "model": -1}, {"data": 0}, {"data": 16}, {"data": -1, "model": 3}])
+def test_mesh_that_does_not_fit_is_an_error(axes):
+    with pytest.raises(ValueError, match="mesh"):
+        sharding.make_mesh(axes)
+
+
+def test_rules_decide_in_order():
+    mesh = sharding.make_mesh({"data": 4, "model": 2})
+    found = sharding.shardings(TREE, [("bias", None), ("kernel", [None, "model"])], mesh)
+    assert found["a"]["bias"].spec == P() and found["a"]["kernel"].spec == P(None, "model")
+    assert sharding.shardings(TREE, [(".*", "fsdp")], mesh)["a"]["kernel"].spec == P(None, "data")
+    assert sharding.shardings(TREE, [(".*", "fsdp")], mesh)["a"]["bias"].spec == P()  # small
+    one = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    assert sharding.shardings(TREE, [("bias", None), (".*", [None, "model"])], one)["a"]["kernel"].spec == P(None, None)
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        ([("a/kernel", None)], 'no rule covers "a/bias"'),
+        ([(".*", ["model", None, None])], "at most"),
+        ([(".*", "model")], "not None"),
+        ([("kernel", None), (".*", ["odd"])], "not divisible by the 3 devices"),
+    ],
+)
+def test_wrong_rules_are_named(rules, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.shardings(TREE, rules, sharding.make_mesh({"odd": 3}, jax.devices()[:3]))
+
+
+def test_constrain_is_nothing_without_a_mesh_and_acts_with_one():
+    x = jnp.ones((8, 4))
+    assert sharding.constrain(x, ("data", None)) is x
+    mesh = sharding.make_mesh({"data": 8})
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda x: sharding.constrain(x * 2, (("data", "fsdp"), "model")))(x)
+    assert found.sharding.is_equivalent_to(jax.NamedSharding(mesh, P("data", None)), 2)
+
+
+def test_batch_is_spread_and_texts_stay():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    batch = sharding.global_batch({"video": np.zeros((8, 2, 3), np.uint8), "caption": ["x"] * 8, "name": np.array(["y"] * 8)}, mesh)
+    assert list(batch) == ["video"] and batch["video"].sharding.shard_shape((8, 2, 3)) == (2, 2, 3)
+    assert sharding.data_shards(mesh) == 4
+
+
+def run(devices, mesh, rules, **changes):
+    """Two steps of the toy: (state, metrics)"""
+    config = helpers.config(objective=dict(target="helpers_objective:ToyGan"), mesh=mesh, sharding=rules, **changes)
+    the_job = job.Job.from_config(job.check_config(config), devices)
+    loader = the_job.loader()
+    prepared = the_job.prepare(next(loader))
+    train_state, step = prepared.init(), the_job.step(prepared)
+    with jax.set_mesh(the_job.mesh):
+        for _ in range(2):
+            train_state, metrics, _ = step(train_state, sharding.global_batch(next(loader), the_job.mesh))
+    loader.close()
+    return train_state, metrics
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run(jax.devices()[:1], {"data": -1}, [(".*", None)])
+
+
+@pytest.mark.parametrize(
+    "mesh, rules, changes",
+    [
+        ({"data": -1}, [(".*", None)], {}),
+        ({"data": 2, "fsdp": 2, "model": 2}, [("generator/enter/kernel", ["fsdp", "model"]), (".*", "fsdp")], {"microbatch": 1}),
+    ],
+)
+def test_eight_devices_equal_one(alone, mesh, rules, changes):
+    many = run(jax.devices()[:8], mesh, rules, **changes)
+    for a, b in ((alone[0].params, many[0].params), (alone[0].ema, many[0].ema), (alone[1], many[1])):
+        chex.assert_trees_all_close(jax.device_get(a), jax.device_get(b), rtol=2e-4, atol=1e-5)
+    kernel, moment = many[0].params["generator"]["enter"]["kernel"], many[0].opt["generator"][1].mu["enter"]["kernel"]
+    average = many[0].ema["generator"]["enter"]["kernel"]
+    assert kernel.sharding.is_equivalent_to(moment.sharding, 2) and kernel.sharding.is_equivalent_to(average.sharding, 2)
+    if "model" in mesh:
+        assert kernel.sharding.shard_shape((96, 16)) == (48, 8)
