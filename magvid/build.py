@@ -38,9 +38,12 @@ def build(spec: Any) -> Any:
     if path is None:
         return built
     make = resolve(path)
+    signature = inspect.signature(make)
     try:
-        signature = inspect.signature(make)
-        (signature.bind if "target" in spec else signature.bind_partial)(**built)
+        signature.bind_partial(**built)  # first, so that a misspelt argument is named and not the one that it leaves missing
+        if "target" in spec:
+            signature.bind(**built)
     except TypeError as e:
-        raise ValueError(f"{path}: {e}; its arguments are {', '.join(p for p in signature.parameters if p not in ('parent', 'name'))}") from None
+        names = [p for p in signature.parameters if p not in ("parent", "name")]
+        raise ValueError(f"{path}: {e}; its arguments are {', '.join(names)}") from None
     return make(**built) if "target" in spec else functools.partial(make, **built)

@@ -1,6 +1,7 @@
 """A GAN of three small matrices: generator and discriminator are trained, `features` is frozen. And clips made of numbers."""
 
 import dataclasses
+import os
 import time
 
 import jax
@@ -10,16 +11,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Clip i is 2x4x4 noise from generator i; `pause` seconds per record for tests that interrupt."""
+    """Clip i is 2x4x4 noise from generator i; the environment's TEST_PAUSE slows reading (seconds) for tests that interrupt."""
 
     size: int = 64
-    pause: float = 0.0
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, i):
-        time.sleep(self.pause)
+        time.sleep(float(os.environ.get("TEST_PAUSE", 0)))
         rng = np.random.default_rng(i)
         return {"video": rng.integers(0, 256, (2, 4, 4, 3)).astype(np.uint8), "label": i % 4, "caption": f"clip {i}"}
 
@@ -76,9 +76,9 @@ class ToyGan:
         return losses, ({"mse": mse}, extra)
 
 
-def config(**changes):
-    """20 steps of the toy, saved at step 10 and 20, `features` and the discriminator's bias frozen or trained as the rules say."""
-    peak = dict(peak=1e-2, warmup=2)
+def config(total=None, **changes):
+    """20 steps of the toy, saved at step 10 and 20; some leaves of the discriminator and of `features` are frozen by rules."""
+    peak = dict(peak=1e-2, warmup=2, total=total)
     optimizer = dict(name="adamw", b1=0.9, b2=0.99, weight_decay=0.01)
     base = dict(
         seed=0,
@@ -92,7 +92,7 @@ def config(**changes):
         optim=dict(
             generator=dict(optimizer=optimizer, rules=[(".*", peak)], clip=1.0),
             discriminator=dict(optimizer=dict(name="adam", b1=0.0), rules=[("bias", None), (".*", dict(peak=1e-3, decay="constant"))]),
-            features=dict(rules=[("enter", None), (".*", peak)]),
+            features=dict(optimizer=optimizer, rules=[("enter", None), (".*", peak)]),
         ),
         ema=0.9,
         ema_groups=["generator"],
@@ -101,3 +101,8 @@ def config(**changes):
         eval_every=10,
     )
     return {**base, **changes}
+
+
+def frequent():
+    """20 steps with a checkpoint every second one; the numbers of every step are logged."""
+    return config(save_every=2, log_every=1, eval_every=0, keep=20)

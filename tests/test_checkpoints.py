@@ -106,6 +106,8 @@ def damage(path):
     path.write_bytes(content)
 
 
+# tensorstore reports some of its failed reads twice
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_flipped_byte_in_any_file_never_restores_wrong_values(start, saved, tmp_path):
     """Each file of the newest step in turn: either its values are right, or step 2 comes back and the damage is said."""
     fell_back = 0
@@ -123,10 +125,11 @@ def test_one_flipped_byte_in_any_file_never_restores_wrong_values(start, saved, 
     assert fell_back >= 6  # at least the arrays of three items, meta and data
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("item", ["params", "data", "meta"])
 def test_truncated_and_missing_files_fall_back(start, folder, item):
-    largest = max((p for p in (folder / "3" / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:20])
+    content = max((folder / "3" / item).rglob("d/*" if item == "params" else "metadata"), key=lambda p: p.stat().st_size)
+    content.write_bytes(content.read_bytes()[:20])
     shutil.rmtree(folder / "2" / item)
     checkpoints, said = open_(folder)
     found, _, step = checkpoints.restore(like(start))

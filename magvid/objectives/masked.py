@@ -1,7 +1,7 @@
 """Training and sampling of a masked video transformer on a frozen tokenizer (MAGVIT, stage 2)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from magvid.losses import token_cross_entropy, weighted_mean
 from magvid.masked import tasks as task_table
@@ -97,6 +97,29 @@ class Masked:
 
         options = {**self.decoding, **decoding}
         return decode(model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, conditioning=self.conditioning, **options)
+
+    def with_tasks(self, tasks: Sequence[str | task_table.Task]) -> "Masked":
+        """The same for these tasks; ValueError for one whose token was not trained ("FP5" has that of "FP")."""
+        known = {row.token for row in self.rows}
+        for task in tasks:
+            if task_table.find_task(task).token not in known:
+                raise ValueError(f"task {task} was not trained: this model has {', '.join(map(str, self.tasks))}")
+        return dataclasses.replace(self, tasks=tuple(tasks))
+
+    def with_decoding(self, **options) -> "Masked":
+        """The same with other arguments of `masked.decode.decode`, e.g. steps and temperature."""
+        return dataclasses.replace(self, decoding={**self.decoding, **options})
+
+    def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
+        """The padded condition video of each example's task, and which of its pixels are given."""
+        video = scale(batch["video"])
+        given = jnp.asarray(task_table.pixel_masks(self.rows, video.shape[1:4]))[batch["task"]]
+        return task_table.condition_videos(self.rows, video, batch["task"]), given[..., None]
+
+    def reconstruct(self, params: Groups, batch: dict) -> Float[Array, "b t h w 3"]:
+        """batch["video"] through the tokenizer and back: the best that tokens can express."""
+        ids = self.encode(params, scale(batch["video"]))
+        return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="ids_to_video")
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t' h' w') of a video of `shape` (b t h w 3)."""

@@ -1,0 +1,65 @@
+"""Blocks that the configs share. A config is plain data: it names magvid's classes by path and imports nothing of magvid."""
+
+
+def parse_arg(arg, **defaults):
+    """ "size=B,smoke=1" -> the defaults with these values, in the defaults' types. ValueError names an unknown or ill-typed one."""
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, _, text = item.partition("=")
+        if name not in defaults:
+            raise ValueError(f'the config takes no argument "{name}"; it takes {", ".join(f"{k}={v}" for k, v in defaults.items())}')
+        kind = type(defaults[name])
+        try:
+            values[name] = bool(int(text or 1)) if kind is bool else kind(text)
+        except ValueError:
+            raise ValueError(f'the config argument {name}="{text}" is not of type {kind.__name__}') from None
+    return values
+
+
+def choose(table, name, what):
+    """A row of a table, or a ValueError that lists its rows."""
+    if name not in table:
+        raise ValueError(f'there is no {what} "{name}"; choose of {", ".join(table)}')
+    return table[name]
+
+
+def optimizer(peak, warmup, b1=0.9, b2=0.99, weight_decay=0.0, clip=1.0):
+    """AdamW, linear warm-up, cosine to 0; decay on kernels only."""
+    return dict(
+        optimizer=dict(name="adamw", b1=b1, b2=b2, eps=1e-8, weight_decay=weight_decay, decay_regex="kernel"),
+        rules=[[".*", dict(peak=peak, warmup=warmup, decay="cosine")]],
+        clip=clip,
+    )
+
+
+def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), groups=32, entropy=0.1):
+    """A 3D-VQ tokenizer; MAGVIT-B at 128x128 is tokenizer(64, (1, 2, 2, 4), (True, True, False), 2, 256, 1024)."""
+    shared = dict(
+        filters=filters,
+        multipliers=multipliers,
+        temporal=temporal,
+        blocks=blocks,
+        patch=patch,
+        norm=dict(factory="magvid.models.layers:GroupNorm", groups=groups),
+    )
+    return dict(
+        target="magvid.models.tokenizer:Tokenizer",
+        encoder=dict(target="magvid.models.vq3d:Encoder", dim=dim, **shared),
+        quantizer=dict(target="magvid.models.quantizers:VQ", size=codes, dim=dim, entropy_weight=entropy),
+        decoder=dict(target="magvid.models.vq3d:Decoder", **shared),
+    )
+
+
+def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropout=0.0, **decoding):
+    """COMMIT on a trained tokenizer; `latent` is the grid (t', h', w'); `tokenizer` a spec, or dict(run=..., weights=...)."""
+    vocab = dict(target="magvid.types:Vocab", codebook=codes, classes=classes, specials=16)
+    n = latent[0] * latent[1] * latent[2] + 2
+    sizes = dict(vocab=codes + classes + 17, length=n, width=width, depth=depth, heads=heads, mlp=4 * width)
+    return dict(
+        target="magvid.objectives.masked:Masked",
+        tokenizer=tokenizer,
+        transformer=dict(target="magvid.models.transformer:Transformer", dropout=dropout, **sizes),
+        vocab=vocab,
+        tasks=tasks,
+        decoding=dict(steps=12, temperature=4.5) | decoding,
+    )

@@ -1,0 +1,130 @@
+"""Runs that refer to each other: specs, weights, hashes, trust, and errors that name the remedy."""
+
+import json
+import shutil
+
+import chex
+import helpers_objective as helpers
+import jax
+import numpy as np
+import pytest
+
+from magvid import runs, state, train
+from magvid.types import UserError
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """home/first trains all three groups; home/second takes `features` from it, frozen, and begins its generator there."""
+    home = tmp_path_factory.mktemp("runs")
+    base = helpers.config(total=20, steps=3, batch=2, eval_every=0, save_every=2, mesh={"data": 1})
+    first, _ = train.train(base, home / "first", devices=jax.devices()[:1])
+    config = base | dict(
+        objective=base["objective"] | dict(features=dict(run=str(home / "first"))),
+        optim={"generator": base["optim"]["generator"], "discriminator": base["optim"]["discriminator"]},
+        init=[dict(run=str(home / "first"), groups=["generator"], weights="params")],
+    )
+    spec = json.loads((home / "first/config.json").read_text())
+    spec["objective"]["features"] = dict(target="helpers_objective:Part", inputs=96, outputs=8)
+    (home / "first/config.json").write_text(json.dumps(spec))
+    second, _ = train.train(config | dict(steps=1), home / "second", devices=jax.devices()[:1], trust=True)
+    return home, first, second
+
+
+def test_a_run_describes_itself(home):
+    folder, first, _ = home
+    run = runs.open_run(folder / "first", trust=True)
+    assert run.config["steps"] == 3 and run.step == 3 and run.groups == ["discriminator", "features", "generator"]
+    averaged = jax.device_get(state.weights(first))
+    chex.assert_trees_all_equal(run.weights("generator"), averaged["generator"])
+    chex.assert_trees_all_equal(run.weights("generator", "params"), jax.device_get(first.params["generator"]))
+    chex.assert_trees_all_equal(run.weights("features"), averaged["features"])
+    assert not np.array_equal(run.weights("generator", step=2)["enter"]["kernel"], averaged["generator"]["enter"]["kernel"])
+    hashes = {run.read("generator", w)[1] for w in (None, "params")} | {run.read("generator", step=2)[1], run.hash}
+    assert len(hashes) == 4 and all(len(h) == 12 for h in hashes)
+
+
+def test_references_are_replaced_by_spec_weights_and_hash(home):
+    folder, first, second = home
+    run = runs.open_run(folder / "second", trust=True)
+    assert json.loads((folder / "second/config.json").read_text())["objective"]["features"] == {"run": "../first"}
+    config, params = runs.load(run, trust=True)
+    assert config["objective"]["features"] == dict(target="helpers_objective:Part", inputs=96, outputs=8)
+    chex.assert_trees_all_equal(params["features"], jax.device_get(first.params["features"]))
+    chex.assert_trees_all_equal(params["features"], jax.device_get(second.frozen["features"]))
+    assert run.frozen["features"]["hash"] == runs.open_run(folder / "first", trust=True).read("features")[1]
+    assert run.groups == ["discriminator", "generator"] and set(params) == {"discriminator", "features", "generator"}
+
+
+def test_trained_groups_begin_where_init_says(home):
+    """The first update has learning rate 0 (warm-up), so after one step the generator is still that of the first run."""
+    _, first, second = home
+    chex.assert_trees_all_equal(*(jax.device_get(s.params["generator"]["enter"]) for s in (first, second)))
+    assert not np.array_equal(first.params["discriminator"]["enter"]["kernel"], second.params["discriminator"]["enter"]["kernel"])
+
+
+def test_moved_together_they_still_find_each_other_and_a_changed_source_is_noticed(home, tmp_path):
+    moved = shutil.copytree(home[0], tmp_path / "moved")
+    run = runs.open_run(moved / "second", trust=True)
+    assert run.config["objective"]["features"]["run"] == str(moved / "first")
+    runs.load(run, trust=True)
+    shutil.rmtree(moved / "first/checkpoints/3")
+    with pytest.raises(UserError, match='was trained with "features" of .*first at .*restore that run'):
+        runs.load(runs.open_run(moved / "second", trust=True), trust=True)
+
+
+def test_init_maps_skips_and_is_strict(home):
+    shapes = {"generator": {"only": {"kernel": jax.ShapeDtypeStruct((96, 16), np.float32)}, "new": jax.ShapeDtypeStruct((2,), np.float32)}}
+    spec = dict(run=str(home[0] / "first"), map="test_runs:only_enter", skip=["new"])
+    found = runs.initial([spec], shapes, trust=True)
+    expected = runs.open_run(home[0] / "first", trust=True).weights("generator")["enter"]["kernel"]
+    np.testing.assert_array_equal(found["generator"]["only"]["kernel"], expected)
+    assert isinstance(found["generator"]["new"], jax.ShapeDtypeStruct)
+    with pytest.raises(UserError, match="missing: new"):
+        runs.initial([spec | dict(skip=[])], shapes, trust=True)
+    with pytest.raises(UserError, match="nothing in common"):
+        runs.initial([spec], {"other": shapes["generator"]}, trust=True)
+    with pytest.raises(UserError, match="maps"):
+        runs.initial([dict(run="x", maps="y")], shapes)
+
+
+def only_enter(loaded, init):
+    assert set(init) == {"only", "new"}
+    return {"only": loaded["enter"]}
+
+
+def test_code_outside_of_magvid_needs_trust(home):
+    with pytest.raises(UserError, match='names "helpers_objective:.*--trust'):
+        runs.open_run(home[0] / "first")
+
+
+def test_errors_name_the_remedy(home, tmp_path):
+    folder = home[0]
+    run = runs.open_run(folder / "first", trust=True)
+    (folder / "bad").mkdir(exist_ok=True)
+    (folder / "bad/config.json").write_text("{")
+    (folder / "new/checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "new/config.json").write_text("{}")
+    for act, message in [
+        (lambda: runs.open_run(folder / "frist"), "did you mean .*first"),
+        (lambda: runs.open_run(folder), "the runs inside it are .*first"),
+        (lambda: runs.open_run(folder / "bad"), "not valid JSON"),
+        (lambda: runs.open_run(folder / "new").step, "no checkpoint yet"),
+        (lambda: run.weights("tokenizer"), "it has discriminator, features, generator"),
+        (lambda: run.weights("features", "ema"), 'use weights="params"'),
+        (lambda: run.weights("features", "best"), 'use "ema" or "params"'),
+        (lambda: runs.resolve(dict(objective=dict(tokenizer=dict(run=str(folder / "first")))), True), 'has no "tokenizer"'),
+        (lambda: runs.resolve(dict(objective=dict(features=dict(run="x", wieghts="ema")))), "wieghts"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            act()
+
+
+def test_paths_are_saved_relative_and_read_absolute(tmp_path):
+    config = {"objective": {"a": {"run": "x/y"}, "b": {"target": "t", "run": "kept"}}, "init": [{"run": "/z"}], "run": "w"}
+    found = runs.anchored(config, tmp_path)
+    assert found == {
+        "objective": {"a": {"run": f"{tmp_path}/x/y"}, "b": {"target": "t", "run": "kept"}}, "init": [{"run": "/z"}], "run": f"{tmp_path}/w"
+    }  # fmt: skip
+    assert runs.relative(found, tmp_path / "x")["objective"]["a"] == {"run": "y"}
+    assert runs.anchored(runs.relative(found, tmp_path / "q"), tmp_path / "q") == found

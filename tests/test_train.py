@@ -1,0 +1,168 @@
+"""The loop as a person meets it: it trains, evaluates, goes on, stops on request, and names what went wrong."""
+
+import json
+import os
+import signal
+
+import chex
+import helpers_objective as helpers
+import jax
+import numpy as np
+import pytest
+
+from magvid import job, logs, train
+from magvid.checkpoints import Checkpoints
+from magvid.types import UserError
+
+ONE = dict(devices=jax.devices()[:1])
+TOY = "helpers_objective:ToyGan"
+
+
+def config(**changes):
+    return helpers.config(**{"steps": 6, "save_every": 2, "log_every": 2, "eval_every": 3, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    calls = []
+
+    def evaluate(objective, params, step):
+        calls.append((step, sorted(params)))
+        return {"number": step, "clips": np.zeros((1, 2, 4, 4, 3), np.uint8)}
+
+    return workdir, train.train(config(), workdir, evaluate=evaluate, **ONE), calls
+
+
+def test_it_trains_saves_logs_and_evaluates(finished):
+    workdir, (state, metrics), calls = finished
+    assert state.step == 6 and Checkpoints(workdir / "checkpoints").steps() == [2, 4, 6]
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 6
+    lines = logs.read(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines if "train/loss/generator" in line] == [2, 4, 6]
+    evaluated = [line for line in lines if "eval/loss/generator" in line]
+    assert [(line["step"], line["eval/number"]) for line in evaluated] == [(3, 3), (6, 6)]
+    assert calls == [(s, ["discriminator", "features", "generator"]) for s in (3, 6)]
+    assert {"train/mse", "eval/mse", "opt/lr/generator", "opt/grad_norm/discriminator", "perf/steps_per_sec"} <= set(metrics)
+    assert metrics["eval/mse"] == evaluated[-1]["eval/mse"] and list((workdir / "tb").iterdir())
+
+
+def test_evaluation_is_the_mean_over_full_held_out_batches_with_averaged_weights(finished):
+    _, (state, metrics), _ = finished
+    averaged = {g: {**state.params[g]} for g in state.params}
+    averaged["generator"] = state.ema["generator"]
+    objective, clips = helpers.ToyGan(noise=0.1), helpers.Clips(20)
+    values = []
+    for i in range(2):  # 20 clips are two batches of 8 and a rest
+        batch = {"video": np.stack([clips[i * 8 + k]["video"] for k in range(8)])}
+        key = jax.random.fold_in(jax.random.key(0), i)
+        values.append(objective.loss(averaged, state.extra, batch, key, state.step, train=False)[1][0]["mse"])
+    np.testing.assert_allclose(metrics["eval/mse"], np.mean(values), rtol=1e-5)
+
+
+def test_going_on_with_more_steps_equals_one_run(finished, tmp_path):
+    train.train(config(total=20, steps=4), tmp_path / "a", **ONE)
+    a, _ = train.train(config(total=20, log_every=1, keep=1), tmp_path / "a", **ONE)
+    b, _ = train.train(config(total=20), tmp_path / "b", **ONE)
+    for item in ("params", "ema", "opt", "extra"):
+        chex.assert_trees_all_equal(*(jax.device_get(getattr(s, item)) for s in (a, b)))
+    steps = [line["step"] for line in logs.read(tmp_path / "a/metrics.jsonl") if "train/mse" in line]
+    assert steps == [2, 4, 5, 6]
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    workdir, (state, _), _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    again, metrics = train.train(config(), workdir, **ONE)
+    chex.assert_trees_all_equal(jax.device_get(state.params), jax.device_get(again.params))
+    assert metrics == {} and (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_is_refused_by_name(finished):
+    workdir = finished[0]
+    changed = config(batch=4, seed=1, objective=dict(target=TOY, noise=0.2))
+    with pytest.raises(UserError, match=r"batch \(8 -> 4\), objective.noise \(0.1 -> 0.2\), seed \(0 -> 1\)"):
+        train.train(changed, workdir, **ONE)
+
+
+def test_nan_stops_with_its_name_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(train.Diverged, match=r'step 4: not finite: loss "generator", gradient .*the last checkpoint is step 2'):
+        train.train(config(objective=dict(target=TOY, nan_at=3)), tmp_path, **ONE)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.steps() == [2]
+    assert np.isfinite(checkpoints.group(2, "params", "generator")["enter"]["kernel"]).all()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_leave(tmp_path, capsys, number, code):
+    def evaluate(objective, params, step):
+        os.kill(os.getpid(), number)
+        return {}
+
+    before = signal.getsignal(number)
+    with pytest.raises(train.Interrupted) as stop:
+        train.train(config(eval_every=1, save_every=0), tmp_path, evaluate=evaluate, **ONE)
+    assert stop.value.code == code and signal.getsignal(number) is before
+    assert "stopped at step 1 of 6 and saved" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [1]
+
+
+def test_second_interrupt_stops_at_once(tmp_path):
+    def evaluate(objective, params, step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config(eval_every=1), tmp_path, evaluate=evaluate, **ONE)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == []
+
+
+def test_a_failed_save_does_not_stop_training(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+
+    def evaluate(objective, params, step):
+        if step == 1:
+            folder.rename(tmp_path / "away")
+            folder.write_text("in the way")
+        elif step == 3:
+            folder.unlink()
+            (tmp_path / "away").rename(folder)
+        return {}
+
+    state, _ = train.train(config(eval_every=1, steps=4), tmp_path, evaluate=evaluate, **ONE)
+    assert state.step == 4 and Checkpoints(folder).steps() == [4]
+    out = capsys.readouterr().out
+    assert f"could not be written to {folder}" in out and "Training goes on" in out
+
+
+def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):
+    optim = config()["optim"]
+    for changes, message in [
+        (dict(optim={k: optim[k] for k in ("generator", "features")}), 'group "discriminator" has neither'),
+        (dict(optim=optim | {"encoder": optim["features"]}), r"optim names \['encoder'\]"),
+        (dict(ema_groups=["encoder"]), r"ema_groups names \['encoder'\]"),
+        (dict(lerning_rate=1), "no field lerning_rate"),
+        (dict(save_evry=1), "did you mean save_every"),
+        (dict(batch=6, mesh={"data": 8}), "use a multiple of 8"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            train.train(config(**changes), tmp_path, **({} if "mesh" in changes else ONE))
+    with pytest.raises(UserError, match="lacks steps, batch"):
+        job.check_config(dict(objective={}, data={}, optim={}))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*file"):
+        train.train(config(), tmp_path / "file", **ONE)
+
+
+def test_microbatches_fit_the_devices():
+    def count(batch, microbatch, devices):
+        the_job = job.Job.from_config(job.check_config(config(batch=batch, microbatch=microbatch)), jax.devices()[:devices])
+        return the_job.microbatches()
+
+    assert [count(16, 0, 1), count(16, 4, 1), count(16, 4, 4), count(16, 3, 2), count(16, 1, 8)] == [1, 4, 1, 4, 2]
+
+
+def test_differences_look_inside():
+    old = dict(a=dict(b=1, c=[1]), steps=1, data=dict(train=dict(workers=1, x=1)), only=2)
+    new = dict(a=dict(b=1, c=[2]), steps=2, data=dict(train=dict(workers=2, x=2)))
+    assert job.differences(old, new) == ["a.c ([1] -> [2])", "data.train.x (1 -> 2)", "only (2 -> null)"]
