@@ -54,7 +54,7 @@ COMMANDS = {
             Flag("start", "float", 0.0, "SECONDS", "skip so much of the video", 0),
             Flag("fps", "float", None, "RATE", "read the video at this rate; default: as the run's data, or the file's own"),
             Flag("index", "int", 0, "N", "the first evaluation clip", 0),
-            Flag("number", "int", 4, "N", "evaluation clips, or samples for the video", 1),
+            Flag("number", "int", None, "N", "evaluation clips, or samples for the video; default: 4", 1),
             Flag("label", "str", None, "ID|NAME", "the class to generate; default: the clip's own"),
             Flag("steps", "int", None, "N", "decoding steps; default: as the run's config", 1),
             Flag("temperature", "float", None, "T", "of the decoding; default: as the run's config", 0),
@@ -223,26 +223,39 @@ def _parse(command: str, argv: list[str], config):
     """(config with its overrides as a plain dict, or None; flag values). ValueError for a flag or field that does not exist, or a bad value."""
     from absl import flags
     from ml_collections import config_flags
+    from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
     values = flags.FlagValues()
     for flag in COMMANDS[command][1]:
-        _define(flags, values, flag)
+        if flag.name != "config":
+            _define(flags, values, flag)
     argv = [f"magvid {command}", *(_without(argv, "config") if command == "train" else argv)]
     if config is None:
         argv = [a for a in argv if not re.match(r"--?(no)?config\.", a)]
     else:
-        if command == "train":
-            del values.config
         _check_fields(config, argv)
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
     try:
+        if config is not None:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
         extra = values(argv)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        text = " ".join(str(error).replace("FATAL Flags parsing error:", "").split()).rstrip(" ?.")
-        raise ValueError(f"{text}; `magvid {command} --help` lists the flags") from error
+    except (flags.Error, UnsupportedOperationError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{_flag_error(error, command)}; `magvid {command} --help` lists the flags") from error
     if extra:
         raise ValueError(f'unexpected argument "{extra[0]}": flags are written --name=value')
     return (None if config is None else values.config.to_dict()), values
+
+
+def _flag_error(error: Exception, command: str) -> str:
+    """absl's and ml_collections' messages in the words of the other errors."""
+    text = " ".join(str(error).split()).rstrip(" ?.")
+    if match := re.search(r"Unknown command line flag '([^']+)'", text):
+        near = difflib.get_close_matches(match[1], [f.name for f in COMMANDS[command][1]], 1)
+        return f"there is no flag --{match[1]}" + (f", did you mean --{near[0]}?" if near else "")
+    if match := re.match(r"flag --([^=]+)=(.*?): (invalid literal|could not convert)", text):
+        return f'--{match[1]} must be a number, got "{match[2]}"'
+    if match := re.match(r"Type <class '(\w+)'> of field (\S+) is not supported", text):
+        return f"--{match[2]} is a {match[1]}, which only the config itself can change"
+    return text.replace("flag --", "--")
 
 
 def _define(flags, values, flag: Flag) -> None:

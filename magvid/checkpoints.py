@@ -1,10 +1,10 @@
-"""Checkpoints on Orbax: asynchronous, atomic, checksummed, falling back to the newest good one; and the strict merge of weights.
+"""Checkpoints on Orbax: asynchronous, atomic, checksummed, with fall-back; and the strict merge of weights.
 
-A checkpoint holds the items `params`, `ema`, `train` (optimiser, extra, step, key), `data` (the iterator's state) and `meta` (names, shapes,
-dtypes and checksums of all leaves; source and hash of frozen groups, which are not saved themselves). Every item restores alone.
+A checkpoint holds the items `params`, `ema`, `train` (optimiser, extra, step, key), `data` (the iterator's state) and
+`meta` (names, shapes, dtypes and checksums of all leaves; source and hash of frozen groups, which are not saved
+themselves). Every item restores alone.
 """
 
-import functools
 import json
 import pathlib
 import re
@@ -19,10 +19,9 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from magvid.sharding import path_name
+from magvid.sharding import checksums, path_name
 from magvid.state import TrainState
 from magvid.types import Params, UserError
-
 
 T = TypeVar("T")
 
@@ -36,9 +35,11 @@ class Corrupt(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Opened for writing it creates `folder` and removes what an interrupted save left there."""
+    """The checkpoints of one run. For writing it creates `folder` and removes what an interrupted save left there."""
 
-    def __init__(self, folder: str | pathlib.Path, keep: int = 3, write: bool = False, say: Callable[[str], None] = print):
+    def __init__(
+        self, folder: str | pathlib.Path, keep: int = 3, write: bool = False, say: Callable[[str], None] = print
+    ):
         self.folder = pathlib.Path(folder).absolute()
         self.say = say
         options = ocp.CheckpointManagerOptions(
@@ -53,29 +54,40 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as e:
-            raise CheckpointError(f"cannot write checkpoints to {self.folder} ({e.strerror}): choose another --workdir") from e
+            raise CheckpointError(
+                f"cannot write checkpoints to {self.folder} ({e.strerror}): choose another --workdir"
+            ) from e
 
     def steps(self) -> list[int]:
         """All saved steps in ascending order, good or not."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, data: Mapping[str, Any], frozen: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, step: int, state: TrainState, data: Mapping[str, Any], frozen: Mapping[str, Any] | None = None
+    ) -> None:
         """Write `state` as `step`, in the background; the arrays may be donated as soon as this returns.
 
-        `data` is the iterator's state and `frozen` the source and hash of each frozen group, both JSON. Steps at or after this one are
-        left from an abandoned future (the run fell back behind them) and are removed. Raises CheckpointError when this save or the one
-        before it could not be written; older checkpoints stay as they are.
+        `data` is the iterator's state and `frozen` the source and hash of each frozen group, both JSON. Steps at or
+        after this one are left from an abandoned future (the run fell back behind them) and are removed. Raises
+        CheckpointError when this save or the one before it could not be written; older checkpoints stay as they are.
         """
         arrays = {item: tree for item, tree in _items(state).items() if tree}
-        sums = _checksums(arrays)
-        leaves = {f"{i}/{n}": [list(x.shape), x.dtype.name, sums[f"{i}/{n}"]] for i, tree in arrays.items() for n, x in tree.items()}
+        sums = checksums(arrays)
+        leaves = {
+            f"{i}/{n}": [list(x.shape), x.dtype.name, sums[f"{i}/{n}"]]
+            for i, tree in arrays.items()
+            for n, x in tree.items()
+        }
         meta = {"step": step, "leaves": leaves, "frozen": dict(frozen or {}), "data": _crc(data)}
         saves = {item: ocp.args.PyTreeSave(unflatten_dict(tree, sep="/")) for item, tree in arrays.items()}
         try:
             for later in [s for s in self.steps() if s >= step]:
                 self._manager.delete(later)
             saved = self._manager.save(
-                step, args=ocp.args.Composite(**saves, data=ocp.args.JsonSave(dict(data)), meta=ocp.args.JsonSave(meta | {"crc": _crc(meta)}))
+                step,
+                args=ocp.args.Composite(
+                    **saves, data=ocp.args.JsonSave(dict(data)), meta=ocp.args.JsonSave(meta | {"crc": _crc(meta)})
+                ),
             )
         except Exception as e:
             raise self._not_written(step, e) from e
@@ -90,29 +102,38 @@ class Checkpoints:
             raise self._not_written(None, e) from e
 
     def close(self) -> None:
-        self._manager.close()
+        """Let go of the folder once the save in progress is complete; a failure that `wait` has not raised is said."""
+        try:
+            self._manager.close()
+        except Exception as e:
+            self.say(str(self._not_written(None, e)))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict, int]:
         """(state, iterator state, step) of the newest good checkpoint.
 
-        `like` has ShapeDtypeStructs with shardings in place of arrays, which may be those of another mesh than the saved one;
-        its `frozen` (arrays) is taken over as it is. A damaged step is named and skipped; CheckpointError when none is good, or with the
-        differences when the state's tree is another one.
+        `like` has ShapeDtypeStructs with shardings in place of arrays, which may be those of another mesh than the
+        saved one; its `frozen` (arrays) is taken over as it is. A damaged step is named and skipped; CheckpointError
+        when none is good, or with the differences when the state's tree is another one.
         """
         wanted = {item: tree for item, tree in _items(like).items() if tree}
 
         def load(step):
             meta = self.meta(step)
-            _compare({f"{i}/{n}": (x.shape, x.dtype.name) for i, t in wanted.items() for n, x in t.items()}, meta, self.folder / str(step))
+            _compare(
+                {f"{i}/{n}": (x.shape, x.dtype.name) for i, t in wanted.items() for n, x in t.items()},
+                meta,
+                self.folder / str(step),
+            )
             arrays = self._arrays(step, meta, wanted)
             return _state(arrays, like), self._data(step, meta), step
 
         return self.newest(load)
 
     def newest(self, load: Callable[[int], T], step: int | None = None) -> T:
-        """load(step) of the newest step (or of `step` alone) for which it does not raise Corrupt; damaged steps are named.
+        """load(step) of the newest step (or of `step` alone) for which it does not raise Corrupt.
 
-        CheckpointError when there is none."""
+        Damaged steps are named.        CheckpointError when there is none.
+        """
         steps, bad = self.steps(), []
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} has no step {step}; it has {steps}")
@@ -128,16 +149,20 @@ class Checkpoints:
         raise CheckpointError(f"no good checkpoint in {self.folder}: {'; '.join(bad) or 'it is empty'}")
 
     def group(self, step: int, item: str, group: str) -> Params:
-        """One group of the item "params" or "ema" alone as nested numpy arrays, verified; empty when there is no such group.
+        """One group of the item "params" or "ema" alone as nested numpy arrays, verified; empty when there is no such
+        group.
 
-        Raises Corrupt when it is damaged."""
+        Raises Corrupt when it is damaged.
+        """
         meta, start = self.meta(step), f"{item}/{group}/"
         found = {n.removeprefix(f"{item}/"): v for n, v in meta["leaves"].items() if n.startswith(start)}
         wanted = {n: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for n, (shape, dtype, _) in found.items()}
         return unflatten_dict(self._arrays(step, meta, {item: wanted})[item], sep="/")[group] if wanted else {}
 
     def meta(self, step: int) -> dict:
-        """{"step", "leaves": {"item/name": [shape, dtype, checksum]}, "frozen", "data"} of a step; Corrupt when it is damaged."""
+        """{"step", "leaves": {"item/name": [shape, dtype, checksum]}, "frozen", "data"} of a step; Corrupt when it is
+        damaged.
+        """
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             crc = meta.pop("crc")
@@ -148,7 +173,7 @@ class Checkpoints:
         return meta
 
     def _arrays(self, step: int, meta: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
-        """{item: {name: array}}, each leaf with the sharding of its ShapeDtypeStruct (numpy when it has none), checksums verified."""
+        """{item: {name: array}}, verified; each with the sharding of its ShapeDtypeStruct (numpy when it has none)."""
 
         def one(x):
             if getattr(x, "sharding", None) is None:
@@ -165,7 +190,7 @@ class Checkpoints:
         except Exception as e:
             raise Corrupt(_first_line(e)) from e
         arrays = {item: flatten_dict(found[item], sep="/") for item in wanted}
-        for name, value in _checksums(arrays).items():
+        for name, value in checksums(arrays).items():
             if value != meta["leaves"][name][2]:
                 raise Corrupt(f"the checksum of {name} is wrong")
         return arrays
@@ -181,19 +206,26 @@ class Checkpoints:
 
     def _not_written(self, step: int | None, error: Exception) -> CheckpointError:
         what = "the last checkpoint" if step is None else f"step {step} (or the checkpoint before it)"
-        return CheckpointError(f"{what} could not be written to {self.folder} ({_first_line(error)}): is the disk full or read-only?")
+        return CheckpointError(
+            f"{what} could not be written to {self.folder} ({_first_line(error)}): is the disk full or read-only?"
+        )
 
 
 def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[[str], None] = print) -> Params:
     """`init` with every leaf replaced by that of `loaded`, which must have the same names and shapes.
 
-    A name in which a regex of `skip` is found may differ: it keeps its value in `init`, or is left unused. The two-way difference is printed;
-    UserError with it when something differs that `skip` does not name. Leaves may be arrays or ShapeDtypeStructs.
+    A name in which a regex of `skip` is found may differ: it keeps its value in `init`, or is left unused. The two-way
+    difference is printed; UserError with it when something differs that `skip` does not name. Leaves may be arrays or
+    ShapeDtypeStructs.
     """
     have, want = flatten_dict(dict(loaded), sep="/"), flatten_dict(dict(init), sep="/")
     missing = {n: f"missing: {n} {want[n].shape}" for n in want if n not in have}
     unused = {n: f"unused: {n} {have[n].shape}" for n in have if n not in want}
-    shapes = {n: f"shape: {n} has {have[n].shape}, needs {want[n].shape}" for n in want if n in have and have[n].shape != want[n].shape}
+    shapes = {
+        n: f"shape: {n} has {have[n].shape}, needs {want[n].shape}"
+        for n in want
+        if n in have and have[n].shape != want[n].shape
+    }
     differs = missing | unused | shapes
     skipped = {n for n in differs if any(re.search(r, n) for r in skip)}
     if wrong := [differs[n] for n in sorted(differs) if n not in skipped]:
@@ -205,14 +237,18 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """{item: {name: array}}; PRNG keys as their uint32 data. Flat and nested dicts only: nothing depends on optax's classes."""
+    """{item: {name: array}}, the key as its uint32 data. Names alone, so that nothing depends on optax's classes."""
     train = {"opt": state.opt, "extra": state.extra, "step": state.step, "key": _key_data(state.key)}
     trees = {"params": state.params, "ema": state.ema, "train": train}
-    return {item: {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)} for item, tree in trees.items()}
+    return {
+        item: {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)} for item, tree in trees.items()
+    }
 
 
 def _state(arrays: Mapping[str, Mapping[str, Array]], like: TrainState) -> TrainState:
-    take = lambda item, tree, at: jax.tree_util.tree_map_with_path(lambda p, _: arrays[item][f"{at}{path_name(p)}"], tree)
+    take = lambda item, tree, at: jax.tree_util.tree_map_with_path(
+        lambda p, _: arrays[item][f"{at}{path_name(p)}"], tree
+    )
     return TrainState(
         step=arrays["train"]["step"],
         params=take("params", like.params, ""),
@@ -229,42 +265,6 @@ def _key_data(key):
         data = jax.eval_shape(jax.random.key_data, key)
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
     return jax.random.key_data(key)
-
-
-def _checksums(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """{"item/name": checksum} over all processes."""
-    sums = {f"{item}/{name}": checksum(x) for item, flat in arrays.items() for name, x in flat.items()}
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        parts = multihost_utils.process_allgather(np.array(list(sums.values()), np.uint32))
-        sums = {n: int(v) for n, v in zip(sums, parts.sum(0, dtype=np.uint32), strict=True)}
-    return sums
-
-
-def checksum(x: Array | np.ndarray) -> int:
-    """This process's part of a 32-bit sum of the bits of `x`; the parts add up (modulo 2^32) to the same number on any mesh.
-
-    sum_i word_i * (2 i c + 1) over the elements i in row-major order: each weight is odd, so that any change within one word changes
-    the sum, and the weights differ, so that words cannot trade places. Orbax has no checksum: a flipped byte in its files restores
-    without an error.
-    """
-    if x.dtype.itemsize > 4:
-        raise ValueError(f"a checkpoint holds arrays of at most 32 bits per element, got {x.dtype}")
-    if isinstance(x, jax.Array):
-        parts = [(s.index, s.data) for s in x.addressable_shards if s.replica_id == 0]
-    else:
-        parts = [((slice(None),) * x.ndim, x)]
-    total = 0
-    for index, part in parts:
-        words = np.asarray(part, order="C").view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32, copy=False)
-        axes, stride = [], 1
-        for size, cut in zip(reversed(x.shape), reversed(index), strict=True):
-            axes.append((np.arange(*cut.indices(size)) * stride).astype(np.uint32))
-            stride *= size
-        place = functools.reduce(np.add.outer, reversed(axes), np.zeros((), np.uint32))
-        total += int(words.sum(dtype=np.uint32)) + 2 * 2654435761 * int(np.dot(words.ravel(), place.ravel()))
-    return total % 2**32
 
 
 def _compare(wanted: Mapping[str, tuple], meta: Mapping[str, Any], folder: pathlib.Path) -> None:

@@ -1,7 +1,8 @@
-"""From a config to what is trained: objective, mesh, data, optimisers, and the shape and place of every array of the state."""
+"""From a config to what is trained: objective, mesh, data, optimisers, shape and place of every array of the state."""
 
 import dataclasses
 import difflib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -40,11 +41,11 @@ MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "metrics
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What the first batch allows: `init()` makes the initial state; `like` has its shapes and places, and its frozen groups already."""
+    """What the first batch allows: `init()` makes the initial state; `like` has its shapes and places."""
 
     optimisers: Mapping[str, Optimiser]
     init: Callable[[], TrainState]
-    like: TrainState  # of ShapeDtypeStructs with shardings
+    like: TrainState  # ShapeDtypeStructs with shardings; the frozen groups are arrays already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,15 @@ class Job:
     trust: bool = False
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None, trust: bool = False) -> "Job":
+    def from_config(
+        cls, config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None, trust: bool = False
+    ) -> "Job":
         """`config` as `check_config` gives it; `devices` default to all."""
         resolved, frozen, hashes = runs.resolve(config, trust)
         sources = {g: {**config["objective"][g], "hash": h} for g, h in hashes.items()}
-        return cls(resolved, build(resolved["objective"]), sharding.make_mesh(config["mesh"], devices), frozen, sources, trust)
+        return cls(
+            resolved, build(resolved["objective"]), sharding.make_mesh(config["mesh"], devices), frozen, sources, trust
+        )
 
     def loader(self) -> pipeline.Loader:
         """Endless training batches, this process's rows."""
@@ -78,25 +83,19 @@ class Job:
         )
 
     def held_out(self) -> Iterator[dict[str, np.ndarray]]:
-        """One finite pass over the evaluation data; a last batch that is not full is left out, unless it is the only one."""
+        """One finite pass over the evaluation data, without a last batch that is not full (unless it is alone)."""
         data = self.config["data"].get("eval")
         if not data:
             return
-        batches = pipeline.epoch(
-            build(data["source"]),
-            data.get("batch") or self.config["batch"],
-            build(tuple(data.get("transforms", ()))),
-            limit=data.get("limit"),
-            **_process(),
-        )
-        for i, batch in enumerate(batches):
-            if i == 0 or np.all(batch["valid"]):
-                yield batch
+        source, batch, limit = build(data["source"]), data.get("batch") or self.config["batch"], data.get("limit")
+        full = (len(source) if limit is None else min(limit, len(source))) // batch  # a count that all processes share
+        batches = pipeline.epoch(source, batch, build(tuple(data.get("transforms", ()))), limit=limit, **_process())
+        yield from itertools.islice(batches, max(full, 1))
 
     def prepare(self, batch: Mapping[str, np.ndarray]) -> Prepared:
         """Optimisers, initial state and its places. `batch` only shows the shape of an example."""
         config, objective = self.config, self.objective
-        batch = jax.tree.map(lambda x: x[:1], sharding.numeric(batch))
+        batch = {k: np.zeros_like(v[:1]) for k, v in sharding.numeric(batch).items()}  # the same on every process
         key, train_key = jax.random.split(jax.random.key(config["seed"]))
         shapes = jax.eval_shape(objective.init, key, batch)
         averaged = self._check_groups(shapes)
@@ -122,7 +121,9 @@ class Job:
         """Into how many equal parts a batch is cut so that a device holds at most `microbatch` examples at a time."""
         batch, shards, most = self.config["batch"], sharding.data_shards(self.mesh), self.config["microbatch"]
         if batch % shards:
-            raise UserError(f"batch {batch} does not divide over {shards} devices: use a multiple of {shards}, or another mesh")
+            raise UserError(
+                f"batch {batch} does not divide over {shards} devices: use a multiple of {shards}, or another mesh"
+            )
         local = batch // shards
         return next(n for n in range(1, local + 1) if local % n == 0 and (not most or local // n <= most))
 
@@ -140,6 +141,10 @@ class Job:
         whole = sharding.replicated(self.mesh)
         return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
 
+    def eval_step(self):
+        """The compiled (params, extra, batch, key, step) -> {name: scalar} without dropout or update."""
+        return jax.jit(state.make_eval(self.objective), out_shardings=sharding.replicated(self.mesh))
+
     def _check_groups(self, shapes: Groups) -> tuple[str, ...]:
         """Every group has one origin; returns the groups that are averaged."""
         trained, averaged = self.config["optim"], self.config["ema_groups"]
@@ -147,7 +152,10 @@ class Job:
             if group not in trained and group not in self.frozen:
                 raise UserError(f'group "{group}" has neither optim.{group} nor a run to come from: add one of them')
             if group in trained and group in self.frozen:
-                raise UserError(f'group "{group}" comes from a run, which freezes it: remove optim.{group}, or use `init` to begin there')
+                raise UserError(
+                    f'group "{group}" comes from a run, which freezes it: remove optim.{group}, '
+                    "or use `init` to begin there"
+                )
         for what, groups in (("optim", trained), ("a run", self.frozen)):
             if unknown := set(groups) - set(shapes):
                 raise UserError(f"{what} names {sorted(unknown)}, but the objective has {sorted(shapes)}")
@@ -163,7 +171,10 @@ def check_config(config: Mapping[str, Any]) -> dict:
     for name in config:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, 1)
-            raise UserError(f"the config has no field {name}" + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(fields)}"))
+            raise UserError(
+                f"the config has no field {name}"
+                + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(fields)}")
+            )
     if missing := [n for n in REQUIRED if n not in config]:
         raise UserError(f"the config lacks {', '.join(missing)}")
     return json.loads(json.dumps(DEFAULTS)) | config

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl (always), TensorBoard (scalars, videos) and one progress line. Only process 0 speaks."""
+"""What a run says: metrics.jsonl (always), TensorBoard (scalars, videos), one progress line. Only process 0 speaks."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 
 class Logger:
-    """Writes under `workdir`. A resumed run gives `step`, after which older lines are removed: each step is said once."""
+    """Writes under `workdir`. A resumed run gives `step`; what was said after it is removed: each step is said once."""
 
     def __init__(self, workdir: str | pathlib.Path, steps: int, step: int = 0, tensorboard: bool = True):
         self.workdir, self.steps = pathlib.Path(workdir), steps
@@ -29,11 +29,15 @@ class Logger:
         self._progress = _Progress(steps, step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step", "time" (seconds since 1970), name: value} and one point per curve. What is not finite is written as null."""
+        """One line {"step", "time" (seconds since 1970), name: value} and one point per curve. What is not finite is
+        written as null.
+        """
         if self._file is None:
             return
         values = {k: float(v) for k, v in values.items()}
-        line = {"step": step, "time": round(time.time(), 3)} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = {"step": step, "time": round(time.time(), 3)} | {
+            k: v if math.isfinite(v) else None for k, v in values.items()
+        }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._events:
@@ -72,7 +76,9 @@ class _Progress:
         self._bar = None
         if sys.stdout.isatty():
             columns = "[progress.description]{task.description}", "{task.completed}/{task.total}", "{task.fields[text]}"
-            self._bar = progress.Progress(columns[0], progress.BarColumn(), *columns[1:], progress.TimeRemainingColumn())
+            self._bar = progress.Progress(
+                columns[0], progress.BarColumn(), *columns[1:], progress.TimeRemainingColumn()
+            )
             self._task = self._bar.add_task("train", total=steps, completed=step, text="")
             self._bar.start()
 
@@ -132,13 +138,15 @@ def _event_writer(folder: pathlib.Path, step: int):
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise ImportError("TensorBoard curves need tensorboardX: pip install tensorboardX, or set tensorboard=False") from None
+        raise ImportError(
+            "TensorBoard curves need tensorboardX: pip install tensorboardX, or set tensorboard=False"
+        ) from None
     # purge_step hides the points of the abandoned future
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def _gif_summary(name: str, video: UInt8[np.ndarray, "b t h w 3"], fps: float):
-    """tensorboardX.add_video needs moviepy and is silent without it; an animated GIF as an image summary is shown by TensorBoard."""
+    """An animated GIF as an image summary, which TensorBoard shows (add_video needs moviepy, and is silent without)."""
     from PIL import Image
     from tensorboardX.proto.summary_pb2 import Summary
 
@@ -146,5 +154,7 @@ def _gif_summary(name: str, video: UInt8[np.ndarray, "b t h w 3"], fps: float):
     frames = [Image.fromarray(f) for f in strip]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
-    image = Summary.Image(height=strip.shape[1], width=strip.shape[2], colorspace=3, encoded_image_string=file.getvalue())
+    image = Summary.Image(
+        height=strip.shape[1], width=strip.shape[2], colorspace=3, encoded_image_string=file.getvalue()
+    )
     return Summary(value=[Summary.Value(tag=name, image=image)])

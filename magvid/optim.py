@@ -23,10 +23,12 @@ class Optimiser:
 
 
 def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
-    """Learning rate at step s: peak * min(1, s / warmup), times 1/2 (1 + cos(pi ((max(0, s - warmup) / (total - warmup)) mod 1))) for "cosine".
+    """Learning rate at step s: peak * min(1, s / warmup) * decay.
 
-    `spec` = {peak, warmup = 0, decay = "cosine" | "constant", total = None -> steps}. The first update has s = 0 and so a rate of 0 with
-    warm-up; for s = total the mod returns to the peak, but training stops before (official MAGVIT, specs section 5).
+    "constant" has decay = 1; "cosine" has 1/2 (1 + cos(pi (x mod 1))) with x = max(0, s - warmup) / (total - warmup).
+    `spec` = {peak, warmup = 0, decay = "cosine" | "constant", total = None -> steps}. The first update has s = 0 and so
+    a rate of 0 with warm-up; for s = total the mod returns to the peak, but training stops before (official MAGVIT,
+    specs section 5).
     """
     if (unknown := set(spec) - {"peak", "warmup", "decay", "total"}) or "peak" not in spec:
         raise ValueError(f"a schedule has peak, and may have warmup, decay, total; got {sorted(unknown) or dict(spec)}")
@@ -35,7 +37,10 @@ def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
     if decay not in ("cosine", "constant"):
         raise ValueError(f'decay "{decay}" is unknown: use "cosine" or "constant"')
     if decay == "cosine" and total <= warmup:
-        raise ValueError(f"a cosine schedule over {total} steps cannot have a warm-up of {warmup}: shorten warmup or train for longer")
+        raise ValueError(
+            f"a cosine schedule over {total} steps cannot have a warm-up of {warmup}: "
+            "shorten warmup or train for longer"
+        )
 
     def rate(s):
         s = jnp.asarray(s, jnp.float32)
@@ -49,10 +54,10 @@ def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
 def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: str = "") -> Optimiser:
     """The optimiser of a group with parameters `params` (arrays or shapes), for a run of `steps`.
 
-    `spec` = {optimizer {name "adamw" | "adam", b1, b2, eps, weight_decay, decay_regex}, rules [(regex, schedule dict | None), ...], clip}.
-    The first rule whose regex is found in a parameter's name ('/'-joined) decides; None freezes the leaf. Decoupled weight decay
-    applies to names in which `decay_regex` is found. `clip` bounds the global norm of the group's gradient. ValueError names a parameter that no
-    rule covers and a rule that covers nothing.
+    `spec` = {optimizer {name "adamw" | "adam", b1, b2, eps, weight_decay, decay_regex}, rules [(regex, schedule dict |
+    None), ...], clip}. The first rule whose regex is found in a parameter's name ('/'-joined) decides; None freezes the
+    leaf. Decoupled weight decay applies to names in which `decay_regex` is found. `clip` bounds the global norm of the
+    group's gradient. ValueError names a parameter that no rule covers and a rule that covers nothing.
     """
     if unknown := set(spec) - {"optimizer", "rules", "clip"}:
         raise ValueError(f'optim.{group} has no field {sorted(unknown)}; it has "optimizer", "rules", "clip"')
@@ -60,11 +65,16 @@ def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: 
     names = list(flatten_dict(dict(params), sep="/"))
     labels = {n: match([r for r, _ in rules], n, f"optim.{group}.rules") for n in names}
     if unused := [r for i, (r, _) in enumerate(rules) if i not in labels.values()]:
-        raise ValueError(f"optim.{group}.rules: {unused} decide about no parameter of {group}; its names are {_some(names)}")
+        raise ValueError(
+            f"optim.{group}.rules: {unused} decide about no parameter of {group}; its names are {_some(names)}"
+        )
     rates = {i: schedule(s, steps) for i, (_, s) in enumerate(rules) if s is not None}
     trained = frozenset(n for n, i in labels.items() if i in rates)
     if not trained:
-        raise ValueError(f"optim.{group}: every parameter has schedule None; give a rule with a schedule, or take the group from a run")
+        raise ValueError(
+            f"optim.{group}: every parameter has schedule None; give a rule with a schedule, "
+            "or take the group from a run"
+        )
     label = lambda tree: _named_map(lambda n, _: labels[n], tree)
     parts = [optax.clip_by_global_norm(spec["clip"])] if spec.get("clip") else []
     parts += _adam(**spec.get("optimizer", {}))
@@ -73,7 +83,9 @@ def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: 
     return Optimiser(optax.chain(*parts), trained, logged)
 
 
-def _adam(name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, decay_regex="kernel") -> list[optax.GradientTransformation]:
+def _adam(
+    name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, decay_regex="kernel"
+) -> list[optax.GradientTransformation]:
     if name not in ("adamw", "adam"):
         raise ValueError(f'optimizer "{name}" is unknown: use "adamw" or "adam"')
     if name == "adam" and weight_decay:
@@ -88,7 +100,9 @@ def match(patterns: Sequence[str], name: str, where: str) -> int:
     for i, pattern in enumerate(patterns):
         if re.search(pattern, name):
             return i
-    raise ValueError(f'{where}: no rule covers "{name}"; add one, e.g. (".*", ...) at the end (rules are {list(patterns)})')
+    raise ValueError(
+        f'{where}: no rule covers "{name}"; add one, e.g. (".*", ...) at the end (rules are {list(patterns)})'
+    )
 
 
 def _named_map(f: Callable[[str, Any], Any], tree: Any, prefix: str = "") -> Any:

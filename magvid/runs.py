@@ -1,7 +1,7 @@
 """A run folder describes itself: config.json, checkpoints/, and a hash of both. Runs refer to each other by path.
 
-    objective.tokenizer = dict(run="runs/vq", weights="ema")    the spec and the frozen weights of that run's `tokenizer`
-    init = [dict(run="runs/vq2d", map="magvid.models.vq3d:inflate_central")]    where trained parameters begin
+objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen weights of that run's `tokenizer`
+init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
 """
 
 import dataclasses
@@ -57,7 +57,8 @@ class Run:
         return self.checkpoints.meta(self.step)["frozen"]
 
     def weights(self, group: str, which: str | None = None, step: int | None = None) -> Params:
-        """Nested numpy arrays of `group`. `which` = "ema" (UserError if the run keeps none), "params", or None: "ema" where there is one.
+        """Nested numpy arrays of `group`. `which` = "ema" (UserError if the run keeps none), "params", or None: "ema"
+        where there is one.
 
         A leaf that is not trained has no average and comes from "params".
         """
@@ -77,14 +78,19 @@ class Run:
                 raise UserError(f'run {self.path} keeps no average of "{group}": use weights="params"')
             items = tuple(f"{item}/{group}/" for item in (("params", "ema") if ema else ("params",)))
             leaves = self.checkpoints.meta(step)["leaves"]
-            return join({group: params}, {group: ema})[group], _digest({n: v for n, v in leaves.items() if n.startswith(items)})
+            return join({group: params}, {group: ema})[group], _digest(
+                {n: v for n, v in leaves.items() if n.startswith(items)}
+            )
 
         return self.checkpoints.newest(load, step)
 
 
 def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
-    """The run in folder `path`. UserError when it is none (a similar folder is suggested), or when its config names code outside of magvid
-    and `trust` is False: a config is a program."""
+    """The run in folder `path`.
+
+    UserError when it is none (a similar folder is suggested), or when its config names code outside of magvid and
+    `trust` is False: a config is a program.
+    """
     folder = pathlib.Path(path).expanduser().absolute()
     if not folder.is_dir():
         near = difflib.get_close_matches(folder.name, _folders(folder.parent), 1)
@@ -103,9 +109,10 @@ def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
 
 
 def load(run: Run, which: str | None = None, trust: bool = False) -> tuple[dict, Groups]:
-    """(config with every reference replaced by its spec, {group: weights} of all groups), for sampling and evaluation.
+    """(config with every reference replaced by its spec, {group: weights} of all groups), to sample and evaluate.
 
-    UserError when a run that this one builds on has changed since."""
+    UserError when a run that this one builds on has changed since.
+    """
     config, frozen, hashes = resolve(run.config, trust)
     check_hashes(run.frozen, hashes, run.path)
     return config, {g: run.weights(g, which) for g in run.groups} | frozen
@@ -116,13 +123,17 @@ def check_hashes(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, str],
     for group, source in saved.items():
         if now.get(group) != source["hash"]:
             raise UserError(
-                f'{path} was trained with "{group}" of {source["run"]} at {source["hash"]}, which is now {now.get(group)}: restore that run, or train anew'
+                f'{path} was trained with "{group}" of {source["run"]} at {source["hash"]}, which is now '
+                f"{now.get(group)}: restore that run, or train anew"
             )
 
 
 def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Groups, dict[str, str]]:
-    """(config, {group: frozen weights}, {group: hash}): each `objective.<field> = dict(run=..., weights=...)` becomes the spec of
-    that field in that run, and the weights of the group `<field>`. A reference to a reference is followed."""
+    """(config, {group: frozen weights}, {group: hash}) without references.
+
+    Each `objective.<field> = dict(run=..., weights=...)` becomes the spec of that field in that run, and the weights of
+    the group `<field>`. A reference to a reference is followed.
+    """
     objective, frozen, hashes = dict(config["objective"]), {}, {}
     for field, spec in config["objective"].items():
         if _is_reference(spec):
@@ -132,7 +143,10 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
 
 def _follow(field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:
     if unknown := set(spec) - {"run", "weights"}:
-        raise UserError(f'objective.{field} refers to a run and has unknown entries {sorted(unknown)}: it may have "run" and "weights"')
+        raise UserError(
+            f"objective.{field} refers to a run and has unknown entries {sorted(unknown)}: "
+            'it may have "run" and "weights"'
+        )
     run = open_run(spec["run"], trust)
     there = run.config["objective"].get(field)
     if there is None:
@@ -145,8 +159,9 @@ def _follow(field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Para
 def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False) -> Groups:
     """`params` (shapes) with leaves from other runs, for `init = [dict(run, map, groups, weights, skip), ...]`.
 
-    `map` = "module:function" turns (weights of a group there, shapes of the group here) into weights that fit. `groups` defaults to those that both
-    have. `skip` lists regexes of names that may stay as initialised. Leaves that stay are still shapes in the result.
+    `map` = "module:function" turns (weights of a group there, shapes of the group here) into weights that fit. `groups`
+    defaults to those that both have. `skip` lists regexes of names that may stay as initialised. Leaves that stay are
+    still shapes in the result.
     """
     for spec in specs:
         if unknown := set(spec) - {"run", "map", "groups", "weights", "skip"}:
@@ -154,7 +169,10 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
         run = open_run(spec["run"], trust)
         groups = spec.get("groups") or [g for g in run.groups if g in params]
         if not groups:
-            raise UserError(f"init: run {run.path} has {run.groups}, this run trains {sorted(params)}: nothing in common, name `groups`")
+            raise UserError(
+                f"init: run {run.path} has {run.groups}, this run trains {sorted(params)}: "
+                "nothing in common, name `groups`"
+            )
         for group in groups:
             loaded = run.weights(group, spec.get("weights"))
             if spec.get("map"):
@@ -165,7 +183,9 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
 
 def anchored(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
     """`config` with the paths of other runs absolute; relative ones start at `base`."""
-    return _map_runs(config, lambda path: os.path.normpath(pathlib.Path(base).absolute() / pathlib.Path(path).expanduser()))
+    return _map_runs(
+        config, lambda path: os.path.normpath(pathlib.Path(base).absolute() / pathlib.Path(path).expanduser())
+    )
 
 
 def relative(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
@@ -175,7 +195,10 @@ def relative(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
 
 def _map_runs(spec: Any, f) -> Any:
     if isinstance(spec, Mapping):
-        return {k: f(v) if k == "run" and isinstance(v, str) and "target" not in spec else _map_runs(v, f) for k, v in spec.items()}
+        return {
+            k: f(v) if k == "run" and isinstance(v, str) and "target" not in spec else _map_runs(v, f)
+            for k, v in spec.items()
+        }
     return [_map_runs(v, f) for v in spec] if isinstance(spec, (list, tuple)) else spec
 
 
@@ -188,7 +211,9 @@ def _check_trust(spec: Any, folder: pathlib.Path) -> None:
         for key in ("target", "factory", "map"):
             path = spec.get(key)
             if isinstance(path, str) and ":" in path and not path.startswith("magvid."):
-                raise UserError(f'the config of {folder} names "{path}", which is not part of magvid: give --trust if you trust it')
+                raise UserError(
+                    f'the config of {folder} names "{path}", which is not part of magvid: give --trust if you trust it'
+                )
         spec = list(spec.values())
     if isinstance(spec, list):
         for part in spec:

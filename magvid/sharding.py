@@ -1,5 +1,6 @@
 """One mesh, and where every array lies on it: (regex, spec | "fsdp" | None) rules become `NamedSharding`s."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,13 +26,18 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
         raise ValueError(f"mesh {axes}: sizes are positive, and at most one may be -1")
     sizes = tuple(len(devices) // known if s == -1 else s for s in axes.values())
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh {axes} does not fit {len(devices)} devices: make the product {len(devices)}, or let one axis be -1")
+        raise ValueError(
+            f"mesh {axes} does not fit {len(devices)} devices: make the product {len(devices)}, or let one axis be -1"
+        )
     # Linen and sharding constraints need automatic axes; jax's default became explicit.
     return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
-    """Ask for dimension i of `x` to be spread over mesh axis axes[i]. Without a mesh (`jax.set_mesh`) it is `x`; axes that the mesh lacks are dropped."""
+    """Ask for dimension i of `x` to be spread over mesh axis axes[i]; axes that the mesh lacks are dropped.
+
+    The mesh is that of `jax.set_mesh`; without one it returns `x`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -52,7 +58,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """This process's rows as part of arrays of the whole batch, spread over the data axes. Texts stay on the host (left out)."""
+    """This process's rows as part of arrays of the whole batch, spread over the data axes; texts are left out."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in numeric(batch).items()}
 
@@ -65,16 +71,19 @@ def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def shardings(tree: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, Any]:
     """A NamedSharding for every leaf of {group: tree of arrays or shapes}.
 
-    The first rule whose regex is found in the name "group/layer/kernel" decides: None keeps the array whole on every device, "fsdp" spreads
-    its largest dimension that divides evenly, a list such as (None, "model") names a mesh axis per dimension. ValueError names a parameter
-    that no rule covers, or the dimension that a spec does not divide.
+    The first rule whose regex is found in the name "group/layer/kernel" decides: None keeps the array whole on every
+    device, "fsdp" spreads its largest dimension that divides evenly, a list such as (None, "model") names a mesh axis
+    per dimension. ValueError names a parameter that no rule covers, or the dimension that a spec does not divide.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, x: _sharding(path_name(path), x.shape, rules, mesh), dict(tree))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _sharding(path_name(path), x.shape, rules, mesh), dict(tree)
+    )
 
 
 def like_parameters(tree: Any, named: Mapping[str, tuple[tuple[int, ...], NamedSharding]], mesh: Mesh) -> Any:
-    """Shardings for `tree` (an optimiser's state): a leaf whose path ends in the name of a parameter of equal shape lies like it, others whole.
+    """Shardings for `tree` (an optimiser's state).
 
+    A leaf whose path ends in the name of a parameter of equal shape lies like it, others are whole on every device.
     `named` = {"layer/kernel": (shape, sharding)}.
     """
 
@@ -110,6 +119,42 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     )
 
 
+def checksums(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """{"item/name": checksum} over all processes."""
+    sums = {f"{item}/{name}": checksum(x) for item, flat in arrays.items() for name, x in flat.items()}
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        parts = multihost_utils.process_allgather(np.array(list(sums.values()), np.uint32))
+        sums = {n: int(v) for n, v in zip(sums, parts.sum(0, dtype=np.uint32), strict=True)}
+    return sums
+
+
+def checksum(x: Array | np.ndarray) -> int:
+    """This process's part of a 32-bit sum of the bits of `x`; the parts add up to the same number on any mesh.
+
+    sum_i word_i * (2 i c + 1) over the elements i in row-major order: each weight is odd, so that any change within one
+    word changes the sum, and the weights differ, so that words cannot trade places. Orbax has no checksum: a flipped
+    byte in its files restores without an error.
+    """
+    if x.dtype.itemsize > 4:
+        raise ValueError(f"a checkpoint holds arrays of at most 32 bits per element, got {x.dtype}")
+    if isinstance(x, jax.Array):
+        parts = [(s.index, s.data) for s in x.addressable_shards if s.replica_id == 0]
+    else:
+        parts = [((slice(None),) * x.ndim, x)]
+    total = 0
+    for index, part in parts:
+        words = np.asarray(part, order="C").view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32, copy=False)
+        axes, stride = [], 1
+        for size, cut in zip(reversed(x.shape), reversed(index), strict=True):
+            axes.append((np.arange(*cut.indices(size)) * stride).astype(np.uint32))
+            stride *= size
+        place = functools.reduce(np.add.outer, reversed(axes), np.zeros((), np.uint32))
+        total += int(words.sum(dtype=np.uint32)) + 2 * 2654435761 * int(np.dot(words.ravel(), place.ravel()))
+    return total % 2**32
+
+
 def path_name(path: Sequence[Any]) -> str:
     """A jax key path as "a/b/0"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -118,18 +163,25 @@ def path_name(path: Sequence[Any]) -> str:
 def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> NamedSharding:
     spec = next((s for r, s in rules if re.search(r, name)), ValueError)
     if spec is ValueError:
-        raise ValueError(f'sharding: no rule covers "{name}"; add one, e.g. (".*", None) at the end (rules are {[r for r, _ in rules]})')
+        raise ValueError(
+            f'sharding: no rule covers "{name}"; add one, e.g. (".*", None) at the end '
+            f"(rules are {[r for r, _ in rules]})"
+        )
     if spec is None:
         return replicated(mesh)
     if spec == "fsdp":
         return NamedSharding(mesh, _fsdp(shape, mesh))
     if isinstance(spec, str) or len(spec) > len(shape):
-        raise ValueError(f'sharding of "{name}" {shape}: {spec!r} is not None, "fsdp" or a list of at most {len(shape)} mesh axes')
+        raise ValueError(
+            f'sharding of "{name}" {shape}: {spec!r} is not None, "fsdp" or a list of at most {len(shape)} mesh axes'
+        )
     spec = [_present(a, mesh.axis_names) for a in spec]
     for size, axes in zip(shape, spec, strict=False):
         parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
         if size % parts:
-            raise ValueError(f'sharding of "{name}" {shape}: {size} is not divisible by the {parts} devices of axis {axes}')
+            raise ValueError(
+                f'sharding of "{name}" {shape}: {size} is not divisible by the {parts} devices of axis {axes}'
+            )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 

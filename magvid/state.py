@@ -18,7 +18,7 @@ Scalars = dict[str, Float[Array, ""]]
 
 
 class Objective(Protocol):
-    """What is being trained. `params` = {group: tree} holds the trained and the frozen groups together; all methods are pure."""
+    """What is being trained: pure methods. `params` = {group: tree} holds trained and frozen groups together."""
 
     def init(self, key: Key[Array, ""], batch: dict) -> Groups: ...
 
@@ -32,8 +32,10 @@ class Objective(Protocol):
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes. A leaf with schedule None stays in `params`, so that a group is always whole;
-    `opt` and `ema` cover the trained leaves alone."""
+    """Everything that a step changes.
+
+    A leaf with schedule None stays in `params`, so that a group is always whole; `opt` and `ema` leave it out.
+    """
 
     step: Int[Array, ""]  # real updates so far
     params: Groups  # trained groups, float32
@@ -47,7 +49,9 @@ class TrainState:
 def split(groups: Groups, optimisers: Mapping[str, Optimiser]) -> tuple[Groups, Groups]:
     """Each group as (trained leaves, leaves that are frozen by a rule with schedule None)."""
     flat = {g: flatten_dict(groups[g], sep="/") for g in optimisers}
-    pick = lambda on: {g: _nest({n: x for n, x in f.items() if (n in optimisers[g].trained) == on}) for g, f in flat.items()}
+    pick = lambda on: {
+        g: _nest({n: x for n, x in f.items() if (n in optimisers[g].trained) == on}) for g, f in flat.items()
+    }
     return pick(True), pick(False)
 
 
@@ -62,8 +66,10 @@ def weights(state: TrainState, which: str = "ema") -> Groups:
     return {**(join(state.params, state.ema) if which == "ema" else state.params), **state.frozen}
 
 
-def init_state(params: Groups, frozen: Groups, extra: dict, key: Key[Array, ""], optimisers, ema_groups=()) -> TrainState:
-    """A state at step 0. The average starts at the parameters, without debiasing (specs: MAGVIT, EMA of the generator)."""
+def init_state(
+    params: Groups, frozen: Groups, extra: dict, key: Key[Array, ""], optimisers, ema_groups=()
+) -> TrainState:
+    """A state at step 0. The average starts at the parameters, without debiasing, as MAGVIT's official code does."""
     trained, _ = split(params, optimisers)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -87,12 +93,13 @@ def make_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, Scalars, dict[str, Bool[Array, "..."]]]]:
     """The pure step (state, batch) -> (state, metrics, finite).
 
-    Every group takes the gradient of its own loss, by one vjp over the trained leaves. The batch is cut into `microbatches` equal
-    parts whose gradients are averaged: exact where the loss is a mean over examples; batch statistics (codebook entropy) are those
-    of a microbatch, and `extra` passes from one to the next. `unroll` writes the microbatches out (XLA's CPU backend runs
-    convolution gradients inside a loop 10-50 times slower). `dtype` = "bfloat16" casts the trained groups for the forward pass; master
-    weights, gradients and optimiser stay float32. `finite` has one flag per loss, per gradient leaf of a group and per entry of
-    `extra`; unless all hold, the returned state is the given one, bit for bit.
+    Every group takes the gradient of its own loss, by one vjp over the trained leaves. The batch is cut into
+    `microbatches` equal parts whose gradients are averaged: exact where the loss is a mean over examples; batch
+    statistics (codebook entropy) are those of a microbatch, and `extra` passes from one to the next. `unroll` writes
+    the microbatches out (XLA's CPU backend runs convolution gradients inside a loop 10-50 times slower). `dtype` =
+    "bfloat16" casts the trained groups for the forward pass; master weights, gradients and optimiser stay float32.
+    `finite` has one flag per loss, per gradient leaf of a group and per entry of `extra`; unless all hold, the returned
+    state is the given one, bit for bit.
     """
     # jnp.dtype: a misspelt dtype fails here, not inside the trace
     compute = jnp.dtype(dtype)
@@ -104,36 +111,38 @@ def make_step(
         def micro_gradients(extra, part, key):
             return gradients(objective, trained, fixed, state.frozen, extra, part, key, state.step, compute)
 
-        grads, extra, losses, metrics = _accumulate(micro_gradients, trained, state.extra, batch, key, microbatches, unroll)
+        grads, extra, losses, metrics = _accumulate(
+            micro_gradients, trained, state.extra, batch, key, microbatches, unroll
+        )
+        finite, norms = _finite(losses, grads, extra)
         params, opt = {}, {}
         for g, optimiser in optimisers.items():
             updates, opt[g] = optimiser.tx.update(grads[g], state.opt[g], trained[g])
             params[g] = optax.apply_updates(trained[g], updates)
         params = join(fixed, params)
         if hasattr(objective, "after_step"):
-            after, extra = objective.after_step({**params, **state.frozen}, extra, jax.random.fold_in(key, microbatches))
+            after_key = jax.random.fold_in(key, microbatches)
+            after, extra = objective.after_step({**params, **state.frozen}, extra, after_key)
             params = {g: after[g] for g in params}
         averaged = split(params, {g: optimisers[g] for g in state.ema})[0]
-        new = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt=opt,
-            ema=jax.tree.map(lambda e, p: ema * e + (1 - ema) * p, state.ema, averaged),
-            extra=extra,
-        )
-        finite, norms = _finite(losses, grads, extra)
+        average = jax.tree.map(lambda e, p: ema * e + (1 - ema) * p, state.ema, averaged)
+        new = dict(step=state.step + 1, params=params, opt=opt, ema=average, extra=extra)
+        old = {name: getattr(state, name) for name in new}
         ok = jnp.all(jnp.stack([jnp.all(f) for f in finite.values()]))
-        keep = {k: jax.tree.map(lambda a, b: jnp.where(ok, a, b), getattr(new, k), getattr(state, k)) for k in _CHANGED}
-        report = {f"loss/{g}": v for g, v in losses.items()} | metrics | {f"opt/grad_norm/{g}": v for g, v in norms.items()}
-        for g, optimiser in optimisers.items():
-            report[f"opt/param_norm/{g}"] = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(state.params[g])))
-            report |= {f"opt/lr/{g}{suffix}": lr(state.step) for suffix, lr in optimiser.schedules.items()}
-        return state.replace(**keep), report, finite
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+        return state.replace(**new), _report(state, losses, metrics, norms, optimisers), finite
 
     return step
 
 
-_CHANGED = ("step", "params", "opt", "ema", "extra")
+def _report(state: TrainState, losses, metrics, norms, optimisers: Mapping[str, Optimiser]) -> Scalars:
+    """Everything that is logged about a step from `state`."""
+    report = {f"loss/{g}": v for g, v in losses.items()} | metrics | {f"opt/grad_norm/{g}": v for g, v in norms.items()}
+    for g, optimiser in optimisers.items():
+        squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(state.params[g])]
+        report[f"opt/param_norm/{g}"] = jnp.sqrt(sum(squares))
+        report |= {f"opt/lr/{g}{rule}": rate(state.step) for rule, rate in optimiser.schedules.items()}
+    return report
 
 
 def make_eval(objective: Objective) -> Callable[..., Scalars]:
@@ -149,8 +158,8 @@ def make_eval(objective: Objective) -> Callable[..., Scalars]:
 def gradients(objective, trained: Groups, fixed: Groups, frozen: Groups, extra, batch, key, step, dtype=jnp.float32):
     """(gradients {group: tree}, extra, losses, metrics): each group's gradient of its own loss, from one forward pass.
 
-    A one-hot cotangent selects the loss; what it computes for the other groups is dead code to XLA, so the cost equals that of separate
-    gradients.
+    A one-hot cotangent selects the loss; what it computes for the other groups is dead code to XLA, so the cost equals
+    that of separate gradients.
     """
 
     def loss_fn(trained):
@@ -161,7 +170,10 @@ def gradients(objective, trained: Groups, fixed: Groups, frozen: Groups, extra, 
 
     losses, vjp, (metrics, extra) = jax.vjp(loss_fn, trained, has_aux=True)
     if missing := set(trained) - set(losses):
-        raise ValueError(f"the config trains {sorted(trained)}, but the objective gives no loss for {sorted(missing)}; it has {sorted(losses)}")
+        raise ValueError(
+            f"the config trains {sorted(trained)}, but the objective gives no loss for {sorted(missing)}; "
+            f"it has {sorted(losses)}"
+        )
     one_hot = lambda g: {k: jnp.asarray(k == g, v.dtype) for k, v in losses.items()}
     return {g: vjp(one_hot(g))[0][g] for g in trained}, extra, losses, metrics
 
@@ -169,7 +181,7 @@ def gradients(objective, trained: Groups, fixed: Groups, frozen: Groups, extra, 
 def _accumulate(micro_gradients, trained, extra, batch, key, microbatches: int, unroll: bool):
     if microbatches == 1:
         return micro_gradients(extra, batch, key)
-    # Part i takes rows i, i + m, i + 2m, ...: with the batch sharded over devices each of them keeps a share of every part.
+    # Part i takes rows i, i + m, i + 2m, ...: where the batch is spread over devices, each keeps a share of every part.
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch)
 
     def body(carry, part):
@@ -185,7 +197,7 @@ def _accumulate(micro_gradients, trained, extra, batch, key, microbatches: int, 
 
 
 def _finite(losses, grads, extra):
-    """Flags by name ("loss/g" scalar, "gradient/g" one per leaf, "extra/name" scalar) and the gradient norm per group."""
+    """Flags ("loss/g" and "extra/name": scalar; "gradient/g": one per leaf) and the gradient norm of each group."""
     squares = {g: jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)]) for g, tree in grads.items()}
     flags = {f"loss/{g}": jnp.isfinite(v) for g, v in losses.items()}
     flags |= {f"gradient/{g}": jnp.isfinite(s) for g, s in squares.items()}
@@ -193,9 +205,13 @@ def _finite(losses, grads, extra):
     return flags, {g: jnp.sqrt(s.sum()) for g, s in squares.items()}
 
 
-def culprits(metrics: Mapping[str, float], finite: Mapping[str, np.ndarray], optimisers: Mapping[str, Optimiser]) -> list[str]:
-    """Names of what is not finite after a step, on the host: metrics first (they lie nearest to the cause), then losses, then the
-    first gradient leaf of each group, then `extra`. Empty when the step was applied."""
+def culprits(
+    metrics: Mapping[str, float], finite: Mapping[str, np.ndarray], optimisers: Mapping[str, Optimiser]
+) -> list[str]:
+    """Names of what is not finite after a step, on the host; empty when the step was applied.
+
+    Metrics come first (they lie nearest to the cause), then losses, the first gradient leaf of each group, and `extra`.
+    """
     if all(flags.all() for flags in finite.values()):
         return []
     bad = [f'metric "{n}"' for n, v in metrics.items() if v != v and not n.startswith(("loss/", "opt/"))]
@@ -203,8 +219,10 @@ def culprits(metrics: Mapping[str, float], finite: Mapping[str, np.ndarray], opt
         for name, flags in finite.items():
             if name.startswith(f"{kind}/") and not flags.all():
                 name = name.removeprefix(f"{kind}/")
-                leaves = sorted(optimisers[name].trained, key=lambda n: n.split("/")) if flags.ndim else ()  # as jax.tree.leaves
-                bad.append(f'{kind} "{name}/{leaves[int(flags.argmin())]}"' if flags.ndim else f'{kind} "{name}"')
+                if kind == "gradient":
+                    leaves = sorted(optimisers[name].trained, key=lambda n: n.split("/"))  # as jax.tree.leaves
+                    name = f"{name}/{leaves[int(flags.argmin())]}"
+                bad.append(f'{kind} "{name}"')
     return bad
 
 

@@ -1,4 +1,4 @@
-"""The one training loop: prepare, then step, log, save, evaluate. It names no model, data set or objective: the config does."""
+"""The one training loop: prepare, then step, log, save, evaluate. Models, data and objective come from the config."""
 
 import contextlib
 import json
@@ -38,12 +38,13 @@ def train(
     evaluate: Evaluate | None = None,
     trust: bool = False,
 ) -> tuple[TrainState, dict[str, float]]:
-    """Train what `config` describes, in the run folder `workdir`; goes on from the newest good checkpoint there, bit for bit.
+    """Train what `config` describes in the run folder `workdir`, from its newest good checkpoint on, bit for bit.
 
-    `evaluate(objective, {group: weights}, step)` -> {name: number, or uint8 video (b t h w 3)} is called every `eval_every` steps, after the loss
-    on held-out data. `trust` lets the configs of referenced runs name code outside of magvid. Returns the state and the newest value of every
-    metric. Raises Interrupted after Ctrl-C (a second one stops at once) and SIGTERM, Diverged when something is not finite,
-    UserError for a config that does not fit or differs from that of the folder.
+    `evaluate(objective, {group: weights}, step)` -> {name: number, or uint8 video (b t h w 3)} is called every
+    `eval_every` steps, after the loss on held-out data. `trust` lets the configs of referenced runs name code outside
+    of magvid. Returns the state and the newest value of every metric; a cosine schedule without `total` is stretched
+    when `steps` changes. Raises Interrupted after Ctrl-C (a second one stops at once) and SIGTERM, Diverged when
+    something is not finite, UserError for a config that does not fit or differs from that of the folder.
     """
     workdir = pathlib.Path(workdir).expanduser().absolute()
     config = runs.anchored(check_config(config), os.getcwd())
@@ -72,11 +73,12 @@ def train(
 class Loop:
     """Step, log, save and evaluate. The device never waits for the host: metrics are read one step late."""
 
-    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate: Evaluate | None):
-        self.job, self.prepared, self.checkpoints, self.logger, self.evaluate = job, prepared, checkpoints, logger, evaluate
+    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate=None):
+        self.job, self.prepared, self.evaluate = job, prepared, evaluate
+        self.checkpoints, self.logger = checkpoints, logger
         self.config = job.config
         self.train_step = job.step(prepared)
-        self.eval_step = jax.jit(state.make_eval(job.objective))
+        self.eval_step = job.eval_step()
         self.newest: dict[str, float] = {}
         self.pending = None  # (step, metrics, finite) of a step that the device may still be computing
         self.saved = 0  # the newest saved step
@@ -116,8 +118,12 @@ class Loop:
         if bad := state.culprits(metrics, finite, self.prepared.optimisers):
             with contextlib.suppress(CheckpointError):
                 self.checkpoints.wait()
-            good = f"the last checkpoint is step {max(self.checkpoints.steps())}" if self.checkpoints.steps() else "there is no checkpoint yet"
-            raise Diverged(f"step {step}: not finite: {', '.join(bad)}; {good} in {self.checkpoints.folder}. Try a lower learning rate or a clip.")
+            saved = self.checkpoints.steps()
+            good = f"the last checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
+            raise Diverged(
+                f"step {step}: not finite: {', '.join(bad)}; {good} in {self.checkpoints.folder}. "
+                "Try a lower learning rate or a clip."
+            )
         self.timer.step()
         self.logger.progress(step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss/")))
         if step % self.config["log_every"] == 0 or step == self.config["steps"]:
@@ -133,7 +139,9 @@ class Loop:
         params = state.weights(train_state)
         found = []
         for i, batch in enumerate(self.job.held_out()):
-            key = jax.random.fold_in(jax.random.key(self.config["seed"]), i)  # the same draws each time: comparable numbers
+            key = jax.random.fold_in(
+                jax.random.key(self.config["seed"]), i
+            )  # the same draws each time: comparable numbers
             batch = sharding.global_batch(batch, self.job.mesh)
             found.append(jax.device_get(self.eval_step(params, train_state.extra, batch, key, train_state.step)))
         values = {f"eval/{k}": float(np.mean([f[k] for f in found])) for k in (found[0] if found else ())}
@@ -147,7 +155,7 @@ class Loop:
             self._log(step, values)
 
     def _save(self, train_state: TrainState, step: int, loader, last: bool = False) -> None:
-        """Save once the step is known to be finite. A failed save is said and tried again at the next; the last one must succeed."""
+        """Save once the step is known to be finite. A failure is said, and the next save tried; the last must work."""
         self._settle()
         try:
             if step != self.saved:
@@ -174,7 +182,9 @@ def _open_workdir(config: dict, workdir: pathlib.Path) -> Checkpoints:
             raise UserError(f"{workdir} holds checkpoints but no {runs.CONFIG}: choose another --workdir")
         old = runs.anchored(json.loads(path.read_text()), workdir)
         if changed := differences(old, config):
-            raise UserError(f"{workdir} was trained with another {', '.join(changed)}: undo the change, or choose another --workdir")
+            raise UserError(
+                f"{workdir} was trained with another {', '.join(changed)}: undo the change, or choose another --workdir"
+            )
     if jax.process_index() == 0:
         part = path.with_suffix(".tmp")
         part.write_text(json.dumps(runs.relative(config, workdir), indent=1) + "\n")

@@ -1,4 +1,6 @@
-"""A GAN of three small matrices: generator and discriminator are trained, `features` is frozen. And clips made of numbers."""
+"""A GAN of three small matrices: generator and discriminator are trained, `features` is frozen. And clips made of
+numbers.
+"""
 
 import dataclasses
 import os
@@ -11,7 +13,9 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Clip i is 2x4x4 noise from generator i; the environment's TEST_PAUSE slows reading (seconds) for tests that interrupt."""
+    """Clip i is 2x4x4 noise from generator i; the environment's TEST_PAUSE slows reading (seconds) for tests that
+    interrupt.
+    """
 
     size: int = 64
 
@@ -30,12 +34,15 @@ class Part:
 
     inputs: int
     outputs: int
-    width: int = 16
+    width: int = 48
 
     def init(self, key):
         k1, k2 = jax.random.split(key)
         enter = {"kernel": jax.random.normal(k1, (self.inputs, self.width)) / self.inputs**0.5}
-        exit_ = {"kernel": jax.random.normal(k2, (self.width, self.outputs)) / self.width**0.5, "bias": jnp.zeros(self.outputs)}
+        exit_ = {
+            "kernel": jax.random.normal(k2, (self.width, self.outputs)) / self.width**0.5,
+            "bias": jnp.zeros(self.outputs),
+        }
         return {"enter": enter, "exit": exit_}
 
     @staticmethod
@@ -77,7 +84,9 @@ class ToyGan:
 
 
 def config(total=None, **changes):
-    """20 steps of the toy, saved at step 10 and 20; some leaves of the discriminator and of `features` are frozen by rules."""
+    """20 steps of the toy, saved at step 10 and 20; some leaves of the discriminator and of `features` are frozen by
+    rules.
+    """
     peak = dict(peak=1e-2, warmup=2, total=total)
     optimizer = dict(name="adamw", b1=0.9, b2=0.99, weight_decay=0.01)
     base = dict(
@@ -91,7 +100,9 @@ def config(total=None, **changes):
         ),
         optim=dict(
             generator=dict(optimizer=optimizer, rules=[(".*", peak)], clip=1.0),
-            discriminator=dict(optimizer=dict(name="adam", b1=0.0), rules=[("bias", None), (".*", dict(peak=1e-3, decay="constant"))]),
+            discriminator=dict(
+                optimizer=dict(name="adam", b1=0.0), rules=[("bias", None), (".*", dict(peak=1e-3, decay="constant"))]
+            ),
             features=dict(optimizer=optimizer, rules=[("enter", None), (".*", peak)]),
         ),
         ema=0.9,
@@ -106,3 +117,6 @@ def config(total=None, **changes):
 def frequent():
     """20 steps with a checkpoint every second one; the numbers of every step are logged."""
     return config(save_every=2, log_every=1, eval_every=0, keep=20)
+
+
+SPREAD = dict(sharding=[("enter/kernel", "fsdp"), (".*", None)], save_every=2, log_every=2, eval_every=2)

@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, on any mesh, or not at all; damage is noticed and the step before it used."""
 
+import gc
 import pathlib
 import shutil
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from magvid import optim, sharding, state
-from magvid.checkpoints import CheckpointError, Checkpoints, checksum, merge
+from magvid.checkpoints import CheckpointError, Checkpoints, merge
 from magvid.types import UserError
 
 DATA = {"global_next_index": 80}
@@ -24,8 +25,17 @@ def start():
     params = jax.jit(objective.init)(jax.random.key(0), None)
     trained = {g: params[g] for g in ("generator", "discriminator")}
     trained["discriminator"]["low"] = jnp.linspace(0, 1, 24, dtype=jnp.bfloat16).reshape(4, 6)
-    optimisers = {g: optim.make(dict(rules=[("bias", None), (".*", dict(peak=1.0))]), trained[g], 10, g) for g in trained}
-    full = state.init_state(trained, {"features": params["features"]}, {"real": jnp.float32(0.5)}, jax.random.key(7), optimisers, ("generator",))
+    optimisers = {
+        g: optim.make(dict(rules=[("bias", None), (".*", dict(peak=1.0))]), trained[g], 10, g) for g in trained
+    }
+    full = state.init_state(
+        trained,
+        {"features": params["features"]},
+        {"real": jnp.float32(0.5)},
+        jax.random.key(7),
+        optimisers,
+        ("generator",),
+    )
     return full.replace(opt=jax.tree.map(lambda x: x + 1, full.opt), ema=jax.tree.map(lambda x: x * 2, full.ema))
 
 
@@ -83,10 +93,13 @@ def test_restores_onto_another_mesh(start, tmp_path):
     checkpoints, said = open_(tmp_path / "c", write=True)
     checkpoints.save(5, spread, DATA)
     checkpoints.wait()
-    for other, sizes in ((like(start), (96, 16)), (like(start, mesh, [("enter", [None, "data"]), (".*", None)]), (96, 8))):
+    for other, sizes in (
+        (like(start), (96, 48)),
+        (like(start, mesh, [("enter", [None, "data"]), (".*", None)]), (96, 24)),
+    ):
         found = checkpoints.restore(other)[0]
         same(found, at(start, 5))
-        assert found.ema["generator"]["enter"]["kernel"].sharding.shard_shape((96, 16)) == sizes
+        assert found.ema["generator"]["enter"]["kernel"].sharding.shard_shape((96, 48)) == sizes
     assert not said
 
 
@@ -94,7 +107,9 @@ def test_a_group_loads_alone_as_numpy(start, folder):
     checkpoints, _ = open_(folder)
     for item in ("opt", "train"):
         shutil.rmtree(folder / "3" / item, ignore_errors=True)
-    chex.assert_trees_all_equal(checkpoints.group(3, "params", "generator"), jax.device_get(at(start, 3).params["generator"]))
+    chex.assert_trees_all_equal(
+        checkpoints.group(3, "params", "generator"), jax.device_get(at(start, 3).params["generator"])
+    )
     ema = checkpoints.group(3, "ema", "generator")
     assert isinstance(ema["enter"]["kernel"], np.ndarray) and "bias" not in ema["exit"]
     assert checkpoints.group(3, "ema", "discriminator") == {}
@@ -109,7 +124,9 @@ def damage(path):
 # tensorstore reports some of its failed reads twice
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_flipped_byte_in_any_file_never_restores_wrong_values(start, saved, tmp_path):
-    """Each file of the newest step in turn: either its values are right, or step 2 comes back and the damage is said."""
+    """Each file of the newest step in turn: either its values are right, or step 2 comes back and the damage is
+    said.
+    """
     fell_back = 0
     wanted = like(start)
     for i, path in enumerate(sorted(p for p in (saved / "3").rglob("*") if p.is_file() and p.stat().st_size)):
@@ -122,13 +139,16 @@ def test_one_flipped_byte_in_any_file_never_restores_wrong_values(start, saved, 
         assert len(said) == (step == 2) and all("step 3" in s and "using step 2" in s for s in said), path
         fell_back += step == 2
         checkpoints.close()
+    gc.collect()  # the reports of failed reads belong to this test
     assert fell_back >= 6  # at least the arrays of three items, meta and data
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("item", ["params", "data", "meta"])
 def test_truncated_and_missing_files_fall_back(start, folder, item):
-    content = max((folder / "3" / item).rglob("d/*" if item == "params" else "metadata"), key=lambda p: p.stat().st_size)
+    content = max(
+        (folder / "3" / item).rglob("d/*" if item == "params" else "metadata"), key=lambda p: p.stat().st_size
+    )
     content.write_bytes(content.read_bytes()[:20])
     shutil.rmtree(folder / "2" / item)
     checkpoints, said = open_(folder)
@@ -159,14 +179,17 @@ def test_keeps_the_newest_and_replaces_an_abandoned_future(start, folder):
 
 def test_another_model_is_an_error_with_both_sides(start, folder):
     params = {**start.params, "discriminator": {**start.params["discriminator"], "new": jnp.ones(3)}}
-    params["generator"] = {"enter": {"kernel": jnp.ones((96, 17))}, "exit": {"bias": start.params["generator"]["exit"]["bias"]}}
+    params["generator"] = {
+        "enter": {"kernel": jnp.ones((96, 49))},
+        "exit": {"bias": start.params["generator"]["exit"]["bias"]},
+    }
     checkpoints, _ = open_(folder)
     with pytest.raises(CheckpointError) as error:
         checkpoints.restore(like(start.replace(params=params)))
     text = str(error.value)
-    assert "only in the checkpoint: params/generator/exit/kernel (16, 96)" in text
+    assert "only in the checkpoint: params/generator/exit/kernel (48, 96)" in text
     assert "only in this run: params/discriminator/new (3,)" in text
-    assert "params/generator/enter/kernel is ((96, 16), 'float32'), this run has ((96, 17), 'float32')" in text
+    assert "params/generator/enter/kernel is ((96, 48), 'float32'), this run has ((96, 49), 'float32')" in text
 
 
 def test_missing_empty_foreign_and_unwritable_folders_are_named(start, tmp_path):
@@ -192,24 +215,6 @@ def test_a_failed_save_names_the_folder_and_leaves_the_state(start, tmp_path):
         checkpoints.save(1, train_state, DATA)
         checkpoints.wait()
     same(train_state, at(start, 1))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
-def test_checksum_sees_a_change_an_exchange_and_no_mesh(dtype):
-    values = np.random.default_rng(0).integers(0, 2, (4, 6, 8)).astype(jnp.dtype(dtype))
-    spread = jax.device_put(values, jax.NamedSharding(sharding.make_mesh({"a": 2, "b": 4}), jax.P("b", None, "a")))
-    assert checksum(values) == checksum(jnp.asarray(values)) == checksum(spread)
-    other = values.copy()
-    other[1, 2, 3] = 1 - values[1, 2, 3]
-    assert checksum(other) != checksum(values) != checksum(np.roll(values, 1, axis=1))
-
-
-def test_checksum_in_closed_form():
-    c = 2654435761
-    assert checksum(np.array([[3, 0], [0, 5]], np.uint32)) == (3 + 5 * (2 * 3 * c + 1)) % 2**32
-    assert checksum(np.uint32(9)) == 9
-    with pytest.raises(ValueError, match="32 bits"):
-        checksum(np.zeros(2))
 
 
 def test_merge_is_strict_both_ways_and_prints_what_it_skips():

@@ -33,7 +33,10 @@ def test_scalars_are_lines_and_points(tmp_path):
     logger.scalars(2, {"eval/loss": 0.25})
     logger.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line.get("train/loss"), line.get("eval/loss")) for line in lines] == [(1, 0.5, None), (2, None, 0.25)]
+    assert [(line["step"], line.get("train/loss"), line.get("eval/loss")) for line in lines] == [
+        (1, 0.5, None),
+        (2, None, 0.25),
+    ]
     assert lines[0]["train/psnr"] is None and lines[0]["time"] <= lines[1]["time"]
     points = events(tmp_path / "tb")
     assert (1, "train/loss", 0.5) in points and (2, "eval/loss", 0.25) in points
@@ -58,7 +61,7 @@ def test_videos_are_animated_gifs(tmp_path):
     video[1] = 255 * np.arange(3)[:, None, None, None] // 2
     logger.videos(7, "eval/samples", video, fps=10)
     logger.close()
-    (step, tag, gif), = [p for p in events(tmp_path / "tb") if p[1] == "eval/samples"]
+    ((step, tag, gif),) = [p for p in events(tmp_path / "tb") if p[1] == "eval/samples"]
     image = Image.open(io.BytesIO(gif))
     assert (step, image.size, image.info["duration"]) == (7, (10, 4), 100)
     image.seek(image.n_frames - 1)

@@ -10,7 +10,10 @@ import pytest
 
 from magvid import optim
 
-PARAMS = {"enter": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}, "exit": {"kernel": jnp.full((2, 2), 2.0)}}
+PARAMS = {
+    "enter": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)},
+    "exit": {"kernel": jnp.full((2, 2), 2.0)},
+}
 ALWAYS = dict(peak=0.1, decay="constant")
 
 
@@ -34,7 +37,12 @@ def test_constant_and_its_warmup():
 
 @pytest.mark.parametrize(
     "spec, message",
-    [(dict(peak=1, decay="linear"), "linear"), (dict(peak=1, warmup=5), "shorten warmup"), (dict(peak=1, warm=5), "warm"), (dict(), "peak")],
+    [
+        (dict(peak=1, decay="linear"), "linear"),
+        (dict(peak=1, warmup=5), "shorten warmup"),
+        (dict(peak=1, warm=5), "warm"),
+        (dict(), "peak"),
+    ],
 )
 def test_wrong_schedules_are_named(spec, message):
     with pytest.raises(ValueError, match=message):
@@ -49,7 +57,9 @@ def test_official_learning_rates(shared):
     for name in names:
         total, warmup = map(int, golden[f"{name}:total_warmup"])
         lr = optim.schedule(dict(peak=1e-4, warmup=warmup), total)
-        np.testing.assert_allclose([lr(int(s)) for s in golden[f"{name}:steps"]], golden[f"{name}:lr"], rtol=1e-4, atol=1e-10)
+        np.testing.assert_allclose(
+            [lr(int(s)) for s in golden[f"{name}:steps"]], golden[f"{name}:lr"], rtol=1e-4, atol=1e-10
+        )
 
 
 @pytest.mark.full
@@ -70,7 +80,9 @@ def test_official_adamw_update(shared):
 
 
 def test_first_rule_decides_and_none_freezes():
-    spec = dict(optimizer=dict(name="adam"), rules=[("bias", None), ("enter", ALWAYS), (".*", dict(peak=0.3, decay="constant"))])
+    spec = dict(
+        optimizer=dict(name="adam"), rules=[("bias", None), ("enter", ALWAYS), (".*", dict(peak=0.3, decay="constant"))]
+    )
     optimiser = optim.make(spec, PARAMS, 10, "g")
     assert optimiser.trained == {"enter/kernel", "exit/kernel"}
     assert {k: float(v(0)) for k, v in optimiser.schedules.items()} == pytest.approx({"/enter": 0.1, "/.*": 0.3})

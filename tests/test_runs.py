@@ -15,7 +15,9 @@ from magvid.types import UserError
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """home/first trains all three groups; home/second takes `features` from it, frozen, and begins its generator there."""
+    """home/first trains all three groups; home/second takes `features` from it, frozen, and begins its generator
+    there.
+    """
     home = tmp_path_factory.mktemp("runs")
     base = helpers.config(total=20, steps=3, batch=2, eval_every=0, save_every=2, mesh={"data": 1})
     first, _ = train.train(base, home / "first", devices=jax.devices()[:1])
@@ -39,7 +41,9 @@ def test_a_run_describes_itself(home):
     chex.assert_trees_all_equal(run.weights("generator"), averaged["generator"])
     chex.assert_trees_all_equal(run.weights("generator", "params"), jax.device_get(first.params["generator"]))
     chex.assert_trees_all_equal(run.weights("features"), averaged["features"])
-    assert not np.array_equal(run.weights("generator", step=2)["enter"]["kernel"], averaged["generator"]["enter"]["kernel"])
+    assert not np.array_equal(
+        run.weights("generator", step=2)["enter"]["kernel"], averaged["generator"]["enter"]["kernel"]
+    )
     hashes = {run.read("generator", w)[1] for w in (None, "params")} | {run.read("generator", step=2)[1], run.hash}
     assert len(hashes) == 4 and all(len(h) == 12 for h in hashes)
 
@@ -57,10 +61,14 @@ def test_references_are_replaced_by_spec_weights_and_hash(home):
 
 
 def test_trained_groups_begin_where_init_says(home):
-    """The first update has learning rate 0 (warm-up), so after one step the generator is still that of the first run."""
+    """The first update has learning rate 0 (warm-up), so after one step the generator is still that of the first
+    run.
+    """
     _, first, second = home
     chex.assert_trees_all_equal(*(jax.device_get(s.params["generator"]["enter"]) for s in (first, second)))
-    assert not np.array_equal(first.params["discriminator"]["enter"]["kernel"], second.params["discriminator"]["enter"]["kernel"])
+    assert not np.array_equal(
+        first.params["discriminator"]["enter"]["kernel"], second.params["discriminator"]["enter"]["kernel"]
+    )
 
 
 def test_moved_together_they_still_find_each_other_and_a_changed_source_is_noticed(home, tmp_path):
@@ -74,7 +82,12 @@ def test_moved_together_they_still_find_each_other_and_a_changed_source_is_notic
 
 
 def test_init_maps_skips_and_is_strict(home):
-    shapes = {"generator": {"only": {"kernel": jax.ShapeDtypeStruct((96, 16), np.float32)}, "new": jax.ShapeDtypeStruct((2,), np.float32)}}
+    shapes = {
+        "generator": {
+            "only": {"kernel": jax.ShapeDtypeStruct((96, 48), np.float32)},
+            "new": jax.ShapeDtypeStruct((2,), np.float32),
+        }
+    }
     spec = dict(run=str(home[0] / "first"), map="test_runs:only_enter", skip=["new"])
     found = runs.initial([spec], shapes, trust=True)
     expected = runs.open_run(home[0] / "first", trust=True).weights("generator")["enter"]["kernel"]
@@ -113,7 +126,10 @@ def test_errors_name_the_remedy(home, tmp_path):
         (lambda: run.weights("tokenizer"), "it has discriminator, features, generator"),
         (lambda: run.weights("features", "ema"), 'use weights="params"'),
         (lambda: run.weights("features", "best"), 'use "ema" or "params"'),
-        (lambda: runs.resolve(dict(objective=dict(tokenizer=dict(run=str(folder / "first")))), True), 'has no "tokenizer"'),
+        (
+            lambda: runs.resolve(dict(objective=dict(tokenizer=dict(run=str(folder / "first")))), True),
+            'has no "tokenizer"',
+        ),
         (lambda: runs.resolve(dict(objective=dict(features=dict(run="x", wieghts="ema")))), "wieghts"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -121,10 +137,16 @@ def test_errors_name_the_remedy(home, tmp_path):
 
 
 def test_paths_are_saved_relative_and_read_absolute(tmp_path):
-    config = {"objective": {"a": {"run": "x/y"}, "b": {"target": "t", "run": "kept"}}, "init": [{"run": "/z"}], "run": "w"}
+    config = {
+        "objective": {"a": {"run": "x/y"}, "b": {"target": "t", "run": "kept"}},
+        "init": [{"run": "/z"}],
+        "run": "w",
+    }
     found = runs.anchored(config, tmp_path)
     assert found == {
-        "objective": {"a": {"run": f"{tmp_path}/x/y"}, "b": {"target": "t", "run": "kept"}}, "init": [{"run": "/z"}], "run": f"{tmp_path}/w"
-    }  # fmt: skip
+        "objective": {"a": {"run": f"{tmp_path}/x/y"}, "b": {"target": "t", "run": "kept"}},
+        "init": [{"run": "/z"}],
+        "run": f"{tmp_path}/w",
+    }
     assert runs.relative(found, tmp_path / "x")["objective"]["a"] == {"run": "y"}
     assert runs.anchored(runs.relative(found, tmp_path / "q"), tmp_path / "q") == found

@@ -10,7 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from magvid import job, sharding
 
-TREE = {"a": {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.float32), "bias": jax.ShapeDtypeStruct((128,), jnp.float32)}}
+TREE = {
+    "a": {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.float32), "bias": jax.ShapeDtypeStruct((128,), jnp.float32)}
+}
 
 
 def test_mesh_takes_what_is_left():
@@ -19,7 +21,9 @@ def test_mesh_takes_what_is_left():
     assert dict(sharding.make_mesh({}).shape) == {"data": 8}
 
 
-@pytest.mark.parametrize("axes", [{"data": 3}, {"data": -1, "model": -1}, {"data": 0}, {"data": 16}, {"data": -1, "model": 3}])
+@pytest.mark.parametrize(
+    "axes", [{"data": 3}, {"data": -1, "model": -1}, {"data": 0}, {"data": 16}, {"data": -1, "model": 3}]
+)
 def test_mesh_that_does_not_fit_is_an_error(axes):
     with pytest.raises(ValueError, match="mesh"):
         sharding.make_mesh(axes)
@@ -60,7 +64,9 @@ def test_constrain_is_nothing_without_a_mesh_and_acts_with_one():
 
 def test_batch_is_spread_and_texts_stay():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
-    batch = sharding.global_batch({"video": np.zeros((8, 2, 3), np.uint8), "caption": ["x"] * 8, "name": np.array(["y"] * 8)}, mesh)
+    batch = sharding.global_batch(
+        {"video": np.zeros((8, 2, 3), np.uint8), "caption": ["x"] * 8, "name": np.array(["y"] * 8)}, mesh
+    )
     assert list(batch) == ["video"] and batch["video"].sharding.shard_shape((8, 2, 3)) == (2, 2, 3)
     assert sharding.data_shards(mesh) == 4
 
@@ -88,7 +94,11 @@ def alone():
     "mesh, rules, changes",
     [
         ({"data": -1}, [(".*", None)], {}),
-        ({"data": 2, "fsdp": 2, "model": 2}, [("generator/enter/kernel", ["fsdp", "model"]), (".*", "fsdp")], {"microbatch": 1}),
+        (
+            {"data": 2, "fsdp": 2, "model": 2},
+            [("generator/enter/kernel", ["fsdp", "model"]), (".*", "fsdp")],
+            {"microbatch": 1},
+        ),
     ],
 )
 def test_eight_devices_equal_one(alone, mesh, rules, changes):
@@ -97,6 +107,31 @@ def test_eight_devices_equal_one(alone, mesh, rules, changes):
         chex.assert_trees_all_close(jax.device_get(a), jax.device_get(b), rtol=2e-4, atol=1e-5)
     kernel, moment = many[0].params["generator"]["enter"]["kernel"], many[0].opt["generator"][1].mu["enter"]["kernel"]
     average = many[0].ema["generator"]["enter"]["kernel"]
-    assert kernel.sharding.is_equivalent_to(moment.sharding, 2) and kernel.sharding.is_equivalent_to(average.sharding, 2)
+    assert kernel.sharding.is_equivalent_to(moment.sharding, 2) and kernel.sharding.is_equivalent_to(
+        average.sharding, 2
+    )
     if "model" in mesh:
-        assert kernel.sharding.shard_shape((96, 16)) == (48, 8)
+        assert kernel.sharding.shard_shape((96, 48)) == (48, 24)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_checksum_sees_a_change_an_exchange_and_no_mesh(dtype):
+    values = np.random.default_rng(0).integers(0, 2, (4, 6, 8)).astype(jnp.dtype(dtype))
+    spread = jax.device_put(values, jax.NamedSharding(sharding.make_mesh({"a": 2, "b": 4}), jax.P("b", None, "a")))
+    assert sharding.checksum(values) == sharding.checksum(jnp.asarray(values)) == sharding.checksum(spread)
+    other = values.copy()
+    other[1, 2, 3] = 1 - values[1, 2, 3]
+    assert sharding.checksum(other) != sharding.checksum(values) != sharding.checksum(np.roll(values, 1, axis=1))
+
+
+def test_checksum_in_closed_form():
+    c = 2654435761
+    assert sharding.checksum(np.array([[3, 0], [0, 5]], np.uint32)) == (3 + 5 * (2 * 3 * c + 1)) % 2**32
+    assert sharding.checksum(np.uint32(9)) == 9
+    with pytest.raises(ValueError, match="32 bits"):
+        sharding.checksum(np.zeros(2))
+
+
+def test_checksums_by_item_and_name():
+    x = np.arange(3, dtype=np.int32)
+    assert sharding.checksums({"params": {"a/b": x}, "ema": {}}) == {"params/a/b": sharding.checksum(x)}

@@ -14,14 +14,18 @@ from magvid import optim, state
 GROUPS = ("generator", "discriminator")
 
 
-def make(objective=None, steps=10, seed=0, rules=(("exit/bias", None), (".*", dict(peak=1e-2, decay="constant"))), **kwargs):
+def make(
+    objective=None, steps=10, seed=0, rules=(("exit/bias", None), (".*", dict(peak=1e-2, decay="constant"))), **kwargs
+):
     """(state with `features` frozen, the jitted step, optimisers)"""
     objective = objective or helpers.ToyGan()
     params = objective.init(jax.random.key(seed), None)
     optimisers = {g: optim.make(dict(rules=list(rules)), params[g], steps, g) for g in GROUPS}
     trained = {g: params[g] for g in GROUPS}
     frozen = {"features": params["features"]}
-    start = state.init_state(trained, frozen, objective.init_extra(), jax.random.key(seed + 1), optimisers, ("generator",))
+    start = state.init_state(
+        trained, frozen, objective.init_extra(), jax.random.key(seed + 1), optimisers, ("generator",)
+    )
     return start, jax.jit(state.make_step(objective, optimisers, ema=0.9, **kwargs)), optimisers
 
 
@@ -33,7 +37,9 @@ def test_one_vjp_equals_separate_gradients():
     objective, (start, _, optimisers) = helpers.ToyGan(noise=0.1), make()
     trained, fixed = state.split(start.params, optimisers)
     key = jax.random.key(3)
-    together = jax.jit(lambda t: state.gradients(objective, t, fixed, start.frozen, start.extra, batch(), key, start.step)[0])
+    together = jax.jit(
+        lambda t: state.gradients(objective, t, fixed, start.frozen, start.extra, batch(), key, start.step)[0]
+    )
     grads = together(trained)
     for g in GROUPS:
 
@@ -57,7 +63,10 @@ def test_microbatches_are_strided_and_extra_passes_through_them():
     class Mean:
         def loss(self, params, extra, batch, key, step, train):
             mean = batch["x"].mean()
-            return {"a": mean * params["a"]["w"]}, ({"x": mean}, {"first": jnp.where(extra["first"] < 0, mean, extra["first"])})
+            return {"a": mean * params["a"]["w"]}, (
+                {"x": mean},
+                {"first": jnp.where(extra["first"] < 0, mean, extra["first"])},
+            )
 
     optimisers = {"a": optim.make(dict(rules=[(".*", dict(peak=1.0, decay="constant"))]), {"w": jnp.ones(())}, 1, "a")}
     start = state.init_state({"a": {"w": jnp.ones(())}}, {}, {"first": -jnp.ones(())}, jax.random.key(0), optimisers)
@@ -75,13 +84,17 @@ def test_frozen_leaves_and_groups_stay_and_have_no_optimiser_state():
     chex.assert_trees_all_equal(new.frozen, start.frozen)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path((new.opt, new.ema))]
     assert any("kernel" in p for p in paths) and not any("bias" in p for p in paths)
-    assert {"loss/generator", "loss/discriminator", "mse", "opt/lr/generator", "opt/param_norm/discriminator"} <= set(metrics)
+    assert {"loss/generator", "loss/discriminator", "mse", "opt/lr/generator", "opt/param_norm/discriminator"} <= set(
+        metrics
+    )
 
 
 def test_average_follows_real_updates():
     start, step, _ = make()
     new, *_ = step(start, batch())
-    expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, start.ema, {"generator": state.split(new.params, make()[2])[0]["generator"]})
+    expected = jax.tree.map(
+        lambda e, p: 0.9 * e + 0.1 * p, start.ema, {"generator": state.split(new.params, make()[2])[0]["generator"]}
+    )
     chex.assert_trees_all_close(new.ema, expected, rtol=1e-6)
     averaged = state.weights(new)
     chex.assert_trees_all_equal(averaged["generator"]["enter"], new.ema["generator"]["enter"])
@@ -92,7 +105,10 @@ def test_average_follows_real_updates():
 def test_same_seed_same_result_and_the_key_is_folded_by_step():
     (start, step, _), (other, _, _) = make(helpers.ToyGan(noise=0.5)), make(seed=1)
     chex.assert_trees_all_equal(step(start, batch())[0].params, step(start, batch())[0].params)
-    losses = [float(step(s, batch())[1]["loss/generator"]) for s in (start, start.replace(step=start.step + 1), start.replace(key=other.key))]
+    losses = [
+        float(step(s, batch())[1]["loss/generator"])
+        for s in (start, start.replace(step=start.step + 1), start.replace(key=other.key))
+    ]
     assert len(set(losses)) == 3
 
 
@@ -113,7 +129,10 @@ def test_first_leaf_of_a_nan_gradient_and_extra_are_named():
 
         def loss(self, params, extra, batch, key, step, train):
             p = params["a"]
-            return {"a": p["x"]["w"] + jnp.sqrt(p["y"]["w"])}, ({"log": jnp.log(-p["x"]["w"])}, {"count": jnp.inf * extra["count"]})
+            return {"a": p["x"]["w"] + jnp.sqrt(p["y"]["w"])}, (
+                {"log": jnp.log(-p["x"]["w"])},
+                {"count": jnp.inf * extra["count"]},
+            )
 
     params = {"x": {"w": jnp.ones(())}, "y": {"w": jnp.zeros(())}}
     optimisers = {"a": optim.make(dict(rules=[(".*", dict(peak=1.0, decay="constant"))]), params, 1, "a")}

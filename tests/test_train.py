@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from magvid import job, logs, train
+from magvid import logs, train
 from magvid.checkpoints import Checkpoints
 from magvid.types import UserError
 
@@ -43,7 +43,9 @@ def test_it_trains_saves_logs_and_evaluates(finished):
     evaluated = [line for line in lines if "eval/loss/generator" in line]
     assert [(line["step"], line["eval/number"]) for line in evaluated] == [(3, 3), (6, 6)]
     assert calls == [(s, ["discriminator", "features", "generator"]) for s in (3, 6)]
-    assert {"train/mse", "eval/mse", "opt/lr/generator", "opt/grad_norm/discriminator", "perf/steps_per_sec"} <= set(metrics)
+    assert {"train/mse", "eval/mse", "opt/lr/generator", "opt/grad_norm/discriminator", "perf/steps_per_sec"} <= set(
+        metrics
+    )
     assert metrics["eval/mse"] == evaluated[-1]["eval/mse"] and list((workdir / "tb").iterdir())
 
 
@@ -86,7 +88,9 @@ def test_another_config_is_refused_by_name(finished):
 
 
 def test_nan_stops_with_its_name_and_keeps_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(train.Diverged, match=r'step 4: not finite: loss "generator", gradient .*the last checkpoint is step 2'):
+    with pytest.raises(
+        train.Diverged, match=r'step 4: not finite: loss "generator", gradient .*the last checkpoint is step 2'
+    ):
         train.train(config(objective=dict(target=TOY, nan_at=3)), tmp_path, **ONE)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.steps() == [2]
@@ -147,22 +151,6 @@ def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             train.train(config(**changes), tmp_path, **({} if "mesh" in changes else ONE))
-    with pytest.raises(UserError, match="lacks steps, batch"):
-        job.check_config(dict(objective={}, data={}, optim={}))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to .*file"):
         train.train(config(), tmp_path / "file", **ONE)
-
-
-def test_microbatches_fit_the_devices():
-    def count(batch, microbatch, devices):
-        the_job = job.Job.from_config(job.check_config(config(batch=batch, microbatch=microbatch)), jax.devices()[:devices])
-        return the_job.microbatches()
-
-    assert [count(16, 0, 1), count(16, 4, 1), count(16, 4, 4), count(16, 3, 2), count(16, 1, 8)] == [1, 4, 1, 4, 2]
-
-
-def test_differences_look_inside():
-    old = dict(a=dict(b=1, c=[1]), steps=1, data=dict(train=dict(workers=1, x=1)), only=2)
-    new = dict(a=dict(b=1, c=[2]), steps=2, data=dict(train=dict(workers=2, x=2)))
-    assert job.differences(old, new) == ["a.c ([1] -> [2])", "data.train.x (1 -> 2)", "only (2 -> null)"]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 Dtype = Any
 Pads = tuple[tuple[int, int], ...]
 
-CHUNK = 4  # output frames per 2-D convolution in the CPU form: keeps its operands in cache
+CHUNK_BYTES = 2**22  # of input or output per 2-D convolution in the CPU form: more falls out of the cache, less only adds compilation
 
 
 def _conv(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
@@ -34,9 +34,10 @@ def _conv_taps(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> A
     taps, stride = kernel.shape[0], strides[0]
     x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
     b, frames = x.shape[0], (x.shape[1] - taps) // stride + 1
+    chunk = max(1, CHUNK_BYTES // (4 * b * x.shape[2] * x.shape[3] * max(kernel.shape[-2:])))
     chunks = []
-    for start in range(0, frames, CHUNK):
-        n = min(CHUNK, frames - start)
+    for start in range(0, frames, chunk):
+        n = min(chunk, frames - start)
         y = 0.0
         for tap in range(taps):
             first = start * stride + tap

@@ -106,6 +106,15 @@ class Masked:
                 raise ValueError(f"task {task} was not trained: this model has {', '.join(map(str, self.tasks))}")
         return dataclasses.replace(self, tasks=tuple(tasks))
 
+    @property
+    def classes(self) -> int:
+        return self.vocab.classes
+
+    @property
+    def labelled(self) -> tuple[bool, ...]:
+        """Which of the tasks are given the class."""
+        return tuple(row.class_cond and self.vocab.classes > 0 for row in self.rows)
+
     def with_decoding(self, **options) -> "Masked":
         """The same with other arguments of `masked.decode.decode`, e.g. steps and temperature."""
         return dataclasses.replace(self, decoding={**self.decoding, **options})

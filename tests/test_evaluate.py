@@ -1,0 +1,149 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from magvid import evaluate
+from magvid.__main__ import main
+from magvid.evaluate import Clips, Generator, Preview, Scores, evaluate_run, table
+from magvid.masked.tasks import TASKS
+from magvid.metrics.frames import GivenRegion, SkillScore
+from magvid.runs import open_run
+from magvid.types import UserError
+
+
+def echo(**options):
+    return evaluate_run(tiny_runs.echo_run(), clips=12, trust=True, **options)
+
+
+def test_skill_and_given_region_of_a_known_generator():
+    """Half way from the condition to the real video leaves a quarter of the squared error: skill 3/4."""
+    numbers = echo().numbers
+    assert numbers["tasks"]["FP"]["skill"] == pytest.approx(0.75, abs=0.01)
+    assert numbers["tasks"]["FP"]["given_psnr"] == pytest.approx(100) and numbers["tasks"]["FP"]["given_gap"] == pytest.approx(0)
+    assert "given_psnr" not in numbers["tasks"]["CG"] and numbers["tasks"]["CG"]["skill"] == pytest.approx(0.75, abs=0.01)
+    assert numbers["reconstruction"]["psnr"] == pytest.approx(100) and "skill" not in numbers["reconstruction"]
+    assert (numbers["clips"], numbers["world"], numbers["step"]) == (12, "small", 1)
+    json.dumps(numbers, allow_nan=False)
+
+
+def test_a_perfect_generator_is_judged_right():
+    judge = dict(target="magvid.metrics.sprites:SpriteJudge", world="small")
+    run = tiny_runs.echo_run(1.0)
+    run = dataclasses.replace(run, config={**run.config, "metrics": [judge]})
+    numbers = evaluate_run(run, ["CG"], clips=4, trust=True).numbers
+    assert list(numbers["tasks"]) == ["CG"] and numbers["tasks"]["CG"]["skill"] == 1
+    assert numbers["tasks"]["CG"]["accuracy"] == numbers["reconstruction"]["accuracy"] > 0.4  # clips of 16x16 are small for the judge
+    assert numbers["tasks"]["CG"]["chance"] == pytest.approx(1 / 18)
+
+
+def test_best_of_is_better_and_reported_beside_the_first():
+    run = tiny_runs.echo_run(0.5, 0.2)
+    result = evaluate_run(run, clips=3, best_of={"FP": 4}, seed=1, trust=True)
+    fp, cg = result.numbers["tasks"]["FP"], result.numbers["tasks"]["CG"]
+    assert fp["best_skill"] > fp["skill"] and "best_skill" not in cg
+    assert result.numbers["best_of"] == {"FP": 4, "CG": 1}
+
+
+def test_examples_show_what_was_measured():
+    examples = echo(examples=3).examples
+    assert list(examples) == ["FP", "CG"] and [e.index for e in examples["CG"]] == [0, 1, 2]
+    example = examples["FP"][2]
+    np.testing.assert_array_equal(example.condition, np.repeat(example.real[:1], 8, axis=0))
+    np.testing.assert_allclose(example.generated, (example.condition.astype(float) + example.real) / 2, atol=1)
+    assert example.label in Clips.of(tiny_runs.echo_run().config).classes and example.real.shape == (8, 16, 16, 3)
+
+
+def test_progress_counts_every_generated_batch():
+    said = []
+    echo(best_of={"FP": 2}, on_progress=lambda *a: said.append(a))
+    assert [d for d, _, _ in said] == [2, 3, 5, 6] and said[-1][1] == 6  # two batches; FP twice, CG once
+
+
+def test_a_sample_depends_on_seed_clip_and_draw_alone():
+    model = Generator.open(tiny_runs.echo_run(0.5, 0.2), trust=True)
+    rows = next(Clips.of(model.config).batches(0, 11, 11))
+    rows = {**rows, "task": np.zeros(11, np.int32)}
+    all_at_once = model.generate(rows, seed=5)
+    np.testing.assert_array_equal(model.generate({k: v[9:] for k, v in rows.items()}, seed=5), all_at_once[9:])
+    assert (model.generate(rows, seed=6) != all_at_once).any() and (model.generate(rows, seed=5, draw=1) != all_at_once).any()
+    assert model.generate(rows, seed=5).shape == (11, 8, 16, 16, 3)  # padded to a multiple of the devices, and cut again
+
+
+def test_masked_run_untrained_is_at_chance():
+    run = open_run(tiny_runs.masked_run())
+    numbers = evaluate_run(run, ["CG", "FP", "FP5"], clips=16).numbers
+    assert numbers["tasks"]["CG"]["accuracy"] <= 0.4 and numbers["tasks"]["CG"]["chance"] == pytest.approx(1 / 18)
+    for task in ("FP", "FP5"):
+        assert numbers["tasks"][task]["skill"] is None or numbers["tasks"][task]["skill"] < 0.5
+        assert abs(numbers["tasks"][task]["given_gap"]) < 3
+    assert evaluate_run(run, ["CG"], clips=16).numbers["tasks"]["CG"] == numbers["tasks"]["CG"]
+
+
+def test_masked_serves_exactly_the_tasks_whose_tokens_it_has():
+    model = Generator.open(open_run(tiny_runs.masked_run()))
+    assert set(model.tasks) == set(TASKS)
+    objective = model.programs.objective.with_tasks(["FP", "CG"])
+    assert objective.with_tasks(["FP5"]).rows[0].token == TASKS["FP"].token and objective.labelled == (False, True)
+    assert objective.with_decoding(steps=7).decoding == {"steps": 7, "temperature": 1.0}
+    with pytest.raises(ValueError, match="task FI was not trained"):
+        objective.with_tasks(["FI"])
+
+
+def test_preview_shows_condition_generated_and_real():
+    run = tiny_runs.echo_run()
+    model = Generator.open(run, trust=True)
+    preview = Preview(run.config)
+    shown = preview(model.programs.objective, model.params, 1)["samples"]
+    assert shown.shape == (2, 8, 48, 16, 3)
+    np.testing.assert_array_equal(shown[1, :, :16], 0)  # nothing is given
+    np.testing.assert_array_equal(shown[1, :, 32:], Clips.of(run.config).source[1]["video"])
+    assert Preview({"data": {"train": {}}})(model.programs.objective, model.params, 1) == {}
+
+
+def test_the_command_writes_json_and_prints_a_table(tmp_path, capsys):
+    out = tmp_path / "new" / "numbers.json"
+    assert main(["evaluate", f"--run={tiny_runs.tokenizer_run()}", "--clips=9", f"--out={out}"]) == 0
+    numbers = json.loads(out.read_text())
+    assert numbers["tasks"] == {} and 5 < numbers["reconstruction"]["psnr"] < 40 and numbers["clips"] == 9
+    printed = capsys.readouterr().out
+    assert "9 clips of small" in printed and "psnr" in printed and str(out) in printed
+    assert [p.name for p in out.parent.iterdir()] == ["numbers.json"]
+
+
+def test_table_has_a_column_per_task_and_a_dash_for_what_is_missing():
+    numbers = dict(clips=3, world="w", step=1, seed=0, reconstruction={"psnr": 20.0}, tasks={"FP": {"psnr": 19.0, "skill": None, "skill_low": 0.1}})
+    assert [line.split() for line in table(numbers).splitlines()[1:]] == [["reconstruction", "FP"], ["psnr", "20.00", "19.00"], ["skill", "-", "-"]]
+
+
+def test_scores_pool_batches_and_turn_nan_into_none():
+    target = np.zeros((2, 1, 1, 1, 3))
+    batch = dict(video=target + 0.1, target=target, condition=target, reconstruction=target)
+    scores = Scores([SkillScore(resamples=10), GivenRegion()])
+    scores.add(batch)
+    scores.add(batch)
+    assert scores.result() == {"skill": None, "skill_low": None, "skill_high": None}
+
+
+def test_weights_of_another_model_are_named():
+    run = open_run(tiny_runs.masked_run())
+    config = json.loads(json.dumps(run.config))
+    config["objective"]["transformer"]["width"] = 32
+    with pytest.raises(UserError, match=r"another model than its config.*: transformer/\S+ is \(2, 8\) and should be \(2, 16\), and \d+ more"):
+        Generator.open(dataclasses.replace(run, config=config))
+
+
+def test_bad_requests(tmp_path):
+    run = tiny_runs.echo_run()
+    without = dataclasses.replace(run, config={**run.config, "data": {"train": run.config["data"]["train"]}})
+    with pytest.raises(UserError, match="no data.eval"):
+        evaluate_run(without, trust=True)
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate_run(run, best_of=0, trust=True)
+    with pytest.raises(ValueError, match="1048576"):
+        next(Clips.of(run.config).batches(2**20 - 1, 2, 2))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to .*choose another --out"):
+        evaluate.check_writable(tmp_path / "file" / "out")

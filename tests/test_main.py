@@ -1,0 +1,149 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tiny_runs
+
+import magvid
+from magvid import evaluate, runs
+from magvid.__main__ import COMMANDS, load_config, main
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Names that the commands below may use."""
+    there = tmp_path_factory.mktemp("places")
+    (there / "empty").mkdir()
+    (there / "foreign").mkdir()
+    (there / "foreign" / "config.json").write_text("{}")
+    (there / "broken").mkdir()
+    (there / "broken" / "config.json").write_text("{")
+    (there / "file").touch()
+    (there / "syntax.py").write_text("def get_config(:\n")
+    (there / "other.py").write_text("x = 1\n")
+    return dict(there=there, run=tiny_runs.masked_run(), vq=tiny_runs.tokenizer_run(), tiny=tiny_runs.TINY)
+
+
+BAD = {
+    "": "give a command: train, sample or evaluate",
+    "frobnicate": 'no command "frobnicate"; choose of train, sample, evaluate',
+    "tran": "did you mean train?",
+    "train": "--config is missing",
+    "train --config={tiny}": "--workdir is missing",
+    "train --config={there}/syntx.py --workdir={there}/new": "did you mean {there}/syntax.py?",
+    "train --config={there}/syntax.py --workdir={there}/new": "syntax.py line 1 is not Python",
+    "train --config={there}/other.py --workdir={there}/new": "has no function get_config",
+    "train --config={there}/file --workdir={there}/new": "is not a config",
+    "train --config={tiny}:nonsense --workdir={there}/new": 'got "nonsense"',
+    "train --config={tiny} --workdir={there}/new --config.stepz=3": 'no field "stepz" (in --config.stepz=3); did you mean steps?',
+    "train --config={tiny} --workdir={there}/new --config.data.train.source.splt=test": "did you mean data.train.source.split?",
+    "train --config={tiny} --workdir={there}/new --config.steps=abc": '--config.steps must be a number, got "abc"',
+    "train --config={tiny} --workdir={there}/new --config.metrics=1": "--config.metrics is a list",
+    "train --config={tiny} --workdir={there}/new --stepz=3": "there is no flag --stepz",
+    "train --config={tiny} --workdir={there}/file/new": "cannot write to {there}/file/new",
+    "train --config={tiny} --workdir={vq} --config.batch=16": "was trained with another batch (8 -> 16)",
+    "train --config={tiny}:masked,{there}/gone --workdir={there}/new": "there is no folder {there}/gone",
+    "sample": "--run is missing",
+    "sample --run={run} --stpes=3": "there is no flag --stpes, did you mean --steps?",
+    "sample --run={run} --number=abc": '--number must be a number, got "abc"',
+    "sample --run={run} --number=0": "--number=0: 0 is not a positive integer",
+    "sample --run={run} extra": 'unexpected argument "extra"',
+    "sample --run={run}s": "did you mean {run}?",
+    "sample --run={there}/empty": "is not a run folder",
+    "sample --run={there}/broken": "is not valid JSON",
+    "sample --run={there}/foreign": "does not hold a run of `magvid train`: the config lacks steps",
+    "sample --run={run} --task=XX": 'there is no task "XX"',
+    "sample --run={run} --task=FP8": "needs a clip of more frames, got 8",
+    "sample --run={run} --label=99": "class 99 is out of range: there are 18 classes",
+    "sample --run={run} --index=2000000": "the evaluation data has 1048576",
+    "sample --run={run} --config.objective.decodin.steps=4": "did you mean objective.decoding?",
+    "sample --run={run} --config.objective.transformer.width=32": "are of another model than its config",
+    "sample --run={run} --weights=avg": 'weights="avg" is unknown',
+    "sample --run={run} --out={there}/file": "cannot write to {there}/file",
+    "evaluate --run={run} --clips=-1": "-1 is not a positive integer",
+    "evaluate --run={run} --tasks=FP,QQ": 'there is no task "QQ"',
+    "evaluate --run={run} --out={there}/file/x.json": "cannot write to {there}/file",
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_bad_input_is_one_line_and_code_2(command, places, capsys):
+    code = main([part.format(**places) for part in command.split()])
+    err = capsys.readouterr().err
+    assert code == 2 and BAD[command].format(**places) in err
+    assert err.count("\n") == 1 and err.startswith("magvid") and "Traceback" not in err
+
+
+def test_help_and_version(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"magvid {magvid.__version__}\n"
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"magvid {name} --" in overview for name in COMMANDS)
+    for name, (_, flags, examples) in COMMANDS.items():
+        assert main([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert all(f"--{flag.name}" in text for flag in flags) and all(example in text for example in examples)
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    program = "import sys; from magvid.__main__ import main; main(['train', '--help']); print(sorted({'jax', 'numpy', 'flax', 'absl'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]" and result.stderr == ""
+
+
+@pytest.mark.full
+def test_a_process_says_one_line_and_no_more(places):
+    """Nothing that a library logs when the process ends comes after the line."""
+    command = f"train --config={tiny_runs.TINY} --workdir={places['vq']} --config.batch=16".split()
+    result = subprocess.run([sys.executable, "-m", "magvid", *command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+def test_train_from_another_folder_with_overrides(tmp_path, monkeypatch, capsys):
+    """The path of the config is relative to the current folder; its own folder's parent is importable."""
+    (tmp_path / "work" / "mine").mkdir(parents=True)
+    (tmp_path / "work" / "mine" / "sizes.py").write_text("STEPS = 7\n")
+    text = f"from mine import sizes\nimport sys\nsys.path.insert(0, {str(tiny_runs.TINY.parent)!r})\nimport tiny_config\n"
+    text += "def get_config(arg='tokenizer'):\n    return {**tiny_config.get_config(arg), 'steps': sizes.STEPS}\n"
+    (tmp_path / "work" / "mine" / "run.py").write_text(text)
+    monkeypatch.chdir(tmp_path / "work")
+    assert main(["train", "--config=mine/run.py", "--workdir", "out", "--config.steps=1", "--config.data.train.source.split=test"]) == 0
+    config = runs.open_run("out").config
+    assert config["steps"] == 1 and config["data"]["train"]["source"]["split"] == "test"
+    assert "trained: out" in capsys.readouterr().out
+
+
+def test_a_config_may_be_a_plain_dict_and_takes_its_argument():
+    config = load_config(f"{tiny_runs.TINY}:masked,")
+    assert config.objective.target.endswith("Masked") and load_config(str(tiny_runs.TINY)).objective.target.endswith("VQVAE")
+
+
+def raising(error):
+    def raise_it(*args, **kwargs):
+        raise error
+
+    return raise_it
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluate_run", raising(KeyboardInterrupt()))
+    assert main(["evaluate", f"--run={tiny_runs.tokenizer_run()}"]) == 130
+    assert capsys.readouterr().err == "magvid evaluate: interrupted\n"
+
+
+def test_a_fault_names_its_type_and_debug_shows_where(monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluate_run", raising(RuntimeError("a\nb")))
+    command = ["evaluate", f"--run={tiny_runs.tokenizer_run()}"]
+    assert main(command) == 1
+    assert capsys.readouterr().err == "magvid evaluate: RuntimeError: a b (run again with --debug for the traceback)\n"
+    assert main([*command, "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("magvid evaluate: RuntimeError: a b\n")
+
+
+def test_debug_shows_where_bad_input_was_found(capsys):
+    assert main(["sample", "--run=nowhere", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err

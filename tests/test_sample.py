@@ -1,0 +1,125 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from magvid.__main__ import main
+from magvid.data.sprites import Sprites
+from magvid.runs import open_run
+from magvid.sample import Options, find_class, labelled_grid, sample_run
+from magvid.types import UserError
+from magvid.video import read_video, write_video
+
+NAMES = ("disc moving left", "disc growing", "square moving left")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    write_video(path, Sprites(frames=12, height=48, width=64, split="test")[0]["video"], 25)
+    return path
+
+
+def echo(out, **options):
+    return sample_run(tiny_runs.echo_run(0.5, 0.2), Options(out=str(out), **options), trust=True)
+
+
+def test_one_file_per_clip_and_task_and_a_grid(tmp_path):
+    paths = echo(tmp_path, index=3, number=2, format="gif", scale=1, seed=7)
+    assert [p.name for p in paths] == [f"{n}_seed7.gif" for n in ("FP_00003", "FP_00004", "CG_00003", "CG_00004", "grid_2tasks_00003")]
+    for path in paths[:-1]:
+        assert read_video(path)[0].shape == (8, 16, 16, 3)
+    frames, height, width, _ = read_video(paths[-1])[0].shape
+    assert frames == 8 and height > 4 * 96 and width > 3 * 96
+
+
+def test_small_clips_are_enlarged_to_be_seen(tmp_path):
+    assert read_video(echo(tmp_path, tasks=["FP"], number=1)[0])[0].shape == (8, 128, 128, 3)
+    assert read_video(echo(tmp_path, tasks=["FP"], number=1, scale=2)[0])[0].shape == (8, 32, 32, 3)
+
+
+def test_equal_seeds_give_equal_videos(tmp_path):
+    read = lambda name, **options: read_video(echo(tmp_path / name, tasks=["FP"], format="gif", scale=1, **options)[0])[0]
+    first = read("a", number=1)
+    np.testing.assert_array_equal(read("b", number=2), first)  # whatever its neighbours
+    assert (read("c", number=1, seed=1) != first).any() and (read("d", number=1, index=1) != first).any()
+
+
+def test_a_video_file_is_the_condition(tmp_path, capsys, clip):
+    command = ["sample", f"--run={tiny_runs.masked_run()}", "--task=FP,CFP5", f"--video={clip}", "--label=disc growing", "--number=2"]
+    assert main([*command, f"--out={tmp_path}", "--steps=2", "--temperature=0.5", "--format=gif", "--scale=1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "clip.mp4: 8 frames at 25 per second, 64x48 pixels centre-cropped and resized to 16x16"
+    names = ["FP_clip_00", "FP_clip_01", "CFP5_clip_00", "CFP5_clip_01", "grid_2tasks_clip_00"]
+    assert said[1:] == [str(tmp_path / f"{n}_seed0.gif") for n in names]
+    one, two = (read_video(tmp_path / f"{n}_seed0.gif")[0] for n in names[:2])
+    assert one.shape == (8, 16, 16, 3) and (one != two).any()
+
+
+def test_a_video_without_a_class_leaves_out_what_needs_one(tmp_path, capsys, clip):
+    run = tiny_runs.echo_run(labelled=(False, True))
+    options = Options(video=str(clip), number=1, out=str(tmp_path))
+    paths = sample_run(run, options, trust=True)
+    assert len(paths) == 2 and "CG is left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="task CG needs a class: give --label"):
+        sample_run(run, dataclasses.replace(options, tasks=("FP", "CG")), trust=True)
+
+
+def test_a_tokenizer_reconstructs(tmp_path, clip):
+    run = open_run(tiny_runs.tokenizer_run())
+    paths = sample_run(run, Options(out=str(tmp_path), video=str(clip), number=1))
+    assert [p.name for p in paths] == ["reconstruction_clip_00_seed0.mp4", "grid_reconstruction_clip_00_seed0.mp4"]
+    with pytest.raises(UserError, match="it is a VQVAE, which only reconstructs"):
+        sample_run(run, Options(out=str(tmp_path), tasks=["FP"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(video="missing.mp4"), "there is no video missing.mp4"),
+        (dict(video=__file__), "cannot be read as a video"),
+        (dict(start=0.3), r"too short: 5 frames from 0.3 s on, this run needs 8"),
+        (dict(start=9.0), "before start=9"),
+        (dict(fps=5.0), "too short: 2 frames"),
+    ],
+)
+def test_bad_videos(tmp_path, clip, options, message):
+    with pytest.raises(UserError, match=message):
+        echo(tmp_path, **{"video": str(clip), **options})
+
+
+@pytest.mark.parametrize("bad", [dict(seed=-1), dict(number=0), dict(number=2000), dict(temperature=float("nan")), dict(fps=0.0), dict(scale=100)])
+def test_numbers_out_of_range_are_named(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must lie between"):
+        Options(**bad)
+
+
+def test_formats_and_empty_tasks():
+    with pytest.raises(ValueError, match="mp4, gif, webm"):
+        Options(format="png")
+    with pytest.raises(ValueError, match="no task is named"):
+        Options(tasks=())
+
+
+def test_classes_by_number_or_name():
+    assert find_class("2", NAMES) == find_class("square moving left", NAMES) == 2
+    assert find_class("7", (), 10) == 7
+    for label, message in {"3": "3 classes", "-1": "out of range", "disc mving left": "did you mean disc moving left", "zzz": "there are disc moving left"}.items():
+        with pytest.raises(ValueError, match=message):
+            find_class(label, NAMES)
+    with pytest.raises(ValueError, match="no classes"):
+        find_class("0", ())
+    with pytest.raises(ValueError, match="give its number"):
+        find_class("disc", (), 10)
+
+
+def test_grid_holds_the_videos_under_their_names():
+    videos = [[np.full((3, 96, 96, 3), 10 * (2 * r + c), np.uint8) for c in range(2)] for r in range(2)]
+    canvas = labelled_grid(videos, ["condition", "real"], ["a", "bb"])
+    left = canvas.shape[2] - (2 * 96 + 4)
+    for r in range(2):
+        for c in range(2):
+            assert (canvas[:, 20 + 100 * r : 116 + 100 * r, left + 100 * c : left + 96 + 100 * c] == 10 * (2 * r + c)).all()
+    assert canvas.shape[:2] == (3, 20 + 2 * 96 + 4)
+    assert (canvas[:, :20, left : left + 60] < 128).any() and (canvas[:, 40:100, : left - 4] < 128).any()

@@ -1,0 +1,87 @@
+"""Runs that train in seconds, made once per session by the command line itself; and an objective with tasks that knows the answer."""
+
+import dataclasses
+import functools
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+
+from magvid.__main__ import main
+from magvid.masked.tasks import condition_videos, find_task, pixel_masks
+from magvid.objectives.vqvae import scale
+from magvid.runs import Run, open_run
+from magvid.train import train
+
+TINY = pathlib.Path(__file__).with_name("tiny_config.py")
+KEPT = []  # temporary folders, removed when the session ends
+
+
+@functools.cache
+def folder() -> pathlib.Path:
+    KEPT.append(tempfile.TemporaryDirectory(prefix="magvid_tiny_"))
+    return pathlib.Path(KEPT[0].name)
+
+
+@functools.cache
+def tokenizer_run() -> pathlib.Path:
+    assert main(["train", f"--config={TINY}:tokenizer", f"--workdir={folder() / 'vq'}", "--config.eval_every=2"]) == 0
+    return folder() / "vq"
+
+
+@functools.cache
+def masked_run() -> pathlib.Path:
+    command = ["train", f"--config={TINY}:masked,{tokenizer_run()}", f"--workdir={folder() / 'masked'}"]
+    assert main(command) == 0
+    return folder() / "masked"
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """Generates condition + mix * (real - condition) + noise * n, n normal; reconstructs the real video."""
+
+    tasks: tuple = ("FP", "CG")
+    mix: float = 0.5
+    noise: float = 0.0
+    classes: int = 0
+    labelled: tuple = (False, False)
+
+    def init(self, key, batch):
+        return {"model": {"kernel": jnp.ones(3)}}
+
+    def loss(self, params, extra, batch, key, step, train):
+        return {"model": jnp.sum(params["model"]["kernel"] ** 2)}, ({}, extra)
+
+    def with_tasks(self, tasks):
+        return dataclasses.replace(self, tasks=tuple(tasks))
+
+    def condition_video(self, batch):
+        rows, video = [find_task(t) for t in self.tasks], scale(batch["video"])
+        given = jnp.asarray(pixel_masks(rows, video.shape[1:4]))[batch["task"]]
+        return condition_videos(rows, video, batch["task"]), given[..., None]
+
+    def reconstruct(self, params, batch):
+        return scale(batch["video"])
+
+    def sample(self, params, batch, key):
+        condition, _ = self.condition_video(batch)
+        video = condition + self.mix * (scale(batch["video"]) - condition) + self.noise * jax.random.normal(key, condition.shape)
+        return jnp.clip(video, 0, 1)
+
+
+@functools.cache
+def echo_run(mix: float = 0.5, noise: float = 0.0, labelled: tuple = (False, False)) -> Run:
+    import tiny_config
+
+    data = {"source": tiny_config.sprites("validation"), "transforms": []}
+    config = dict(
+        steps=1,
+        batch=8,
+        objective=dict(target="tiny_runs:Echo", mix=mix, noise=noise, labelled=labelled),
+        data=dict(train=data, eval=data),
+        optim=dict(model=dict(rules=[[".*", dict(peak=1e-3)]])),
+    )
+    path = folder() / f"echo_{mix}_{noise}_{sum(labelled)}"
+    train(config, path)
+    return open_run(path, trust=True)
