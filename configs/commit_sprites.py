@@ -3,8 +3,8 @@
     magvid train --config=configs/commit_sprites.py:budget=quick --workdir=runs/sprites/transformer
         --config.objective.tokenizer.run=runs/sprites/tokenizer
 
-The budgets are those of vq3d_sprites.py. Frame prediction comes twice: from one frame, and from five (same task token). smoke=1 brings an
-untrained tokenizer of its own and takes seconds.
+The budgets are those of vq3d_sprites.py. Frame prediction comes twice: from one frame, and from five (same task token). smoke=1 takes
+seconds, on a tokenizer trained with smoke=1.
 """
 
 from ml_collections import ConfigDict
@@ -26,25 +26,21 @@ def get_config(arg=None):
     smoke = args["smoke"]
     tokens = vq3d_sprites.BUDGETS[args["budget"]]
     config = vq3d_sprites.get_config(arg)  # the same clips
-    tokenizer = config.objective.tokenizer.to_dict() if smoke else dict(run="runs/sprites/tokenizer", weights="ema")
     config.steps = 2 if smoke else b["steps"]
     config.batch = 2 if smoke else b["batch"]
     config.objective = defaults.masked(
         codes=tokens["codes"],
         classes=CLASSES[tokens["world"]],
-        latent=(tokens["frames"] // 4, vq3d_sprites.SIZE // 4, vq3d_sprites.SIZE // 4),
+        latent=vq3d_sprites.latent(args["budget"]),
         width=32 if smoke else b["width"],
         depth=1 if smoke else b["depth"],
         heads=2 if smoke else b["heads"],
         tasks=TASKS,
-        tokenizer=tokenizer,
+        tokenizer=dict(run="runs/sprites/tokenizer", weights="ema"),
     )
     for data in (config.data.train, config.data.eval):
         data.transforms = [dict(target="magvid.data.pipeline:MaskedView", tasks=len(TASKS))]
     config.optim = dict(transformer=defaults.optimizer(b["peak"], warmup=1 if smoke else b["warmup"], b2=0.96, weight_decay=0.045))
-    if smoke:
-        config.optim.tokenizer = defaults.optimizer(1e-3, warmup=1)
-        config.optim.tokenizer.rules = [[".*", None]]
     config.ema = 0.99
     config.eval_every = 0 if smoke else 300
     return config

@@ -2,9 +2,9 @@
 
     magvid train --config=configs/vq3d_sprites.py:budget=quick --workdir=runs/sprites/tokenizer
 
-budget=quick: 8-frame clips of the "small" world, minutes on two CPU cores; budget=long: 16-frame clips of the full world. smoke=1: seconds.
-Not MAGVIT's published sizes, but its layers: patches of 2x2x2 pixels go in, because full-resolution layers of a few channels would take most
-of a CPU's time, and one level of downsampling follows (docs of `magvid.models.vq3d.Encoder`).
+Clips of 16x32x32. budget=quick: the "small" world, 64 tokens a clip, minutes on two CPU cores; budget=long: the full world, 256 tokens.
+smoke=1: seconds. MAGVIT's layers, but not its published sizes: patches of pixels go in, because full-resolution layers of a few channels
+would take most of a CPU's time, and one level of downsampling follows (see `magvid.models.vq3d.Encoder`).
 """
 
 from ml_collections import ConfigDict
@@ -12,10 +12,16 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 BUDGETS = {
-    "quick": dict(world="small", frames=8, filters=32, codes=512, steps=700, batch=16, peak=2e-3),
-    "long": dict(world="full", frames=16, filters=64, codes=1024, steps=3000, batch=16, peak=1.5e-3),
+    "quick": dict(world="small", patch=(2, 4, 4), filters=64, codes=1024, steps=700, batch=16, peak=2e-3),
+    "long": dict(world="full", patch=(2, 2, 2), filters=64, codes=1024, steps=3000, batch=16, peak=1.5e-3),
 }
-SIZE = 32  # pixels
+FRAMES, SIZE = 16, 32  # pixels
+
+
+def latent(budget):
+    """The grid (t', h', w'): one level halves every axis after the patches."""
+    pt, ph, pw = BUDGETS[budget]["patch"]
+    return (FRAMES // pt // 2, SIZE // ph // 2, SIZE // pw // 2)
 
 
 def get_config(arg=None):
@@ -28,13 +34,14 @@ def get_config(arg=None):
     config.batch = 2 if smoke else b["batch"]
     config.objective = dict(
         target="magvid.objectives.vqvae:VQVAE",
-        tokenizer=defaults.tokenizer(8 if smoke else b["filters"], (1, 2), (True,), 1, 32, b["codes"], patch=(2, 2, 2), groups=8),
+        tokenizer=defaults.tokenizer(8 if smoke else b["filters"], (1, 2), (True,), 1, 32, b["codes"], patch=b["patch"], groups=8),
     )
-    clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], frames=b["frames"], height=SIZE, width=SIZE)
+    clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], frames=FRAMES, height=SIZE, width=SIZE)
     config.data = dict(
         train=dict(source=dict(clip, split="train", keys=("video", "label")), transforms=[], workers=0),
-        eval=dict(source=dict(clip, split="validation", keys=("video", "label")), transforms=[], limit=64),
+        eval=dict(source=dict(clip, split="validation", keys=("video", "label", "colour", "texture")), transforms=[], limit=64),
     )
+    config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
     config.optim = dict(tokenizer=defaults.optimizer(b["peak"], warmup=1 if smoke else 50))
     config.ema = 0.99
     config.log_every = 1 if smoke else 10

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import commit_sprites, vq3d_sprites
 from magvid import runs
@@ -65,8 +65,6 @@ def make_configs(workdir: pathlib.Path):
     arg = f"budget={FLAGS.budget},smoke={int(FLAGS.smoke)}"
     first, second = vq3d_sprites.get_config(arg), commit_sprites.get_config(arg)
     second.objective.tokenizer = dict(run=str(workdir / "tokenizer"), weights="ema")
-    if "tokenizer" in second.optim:
-        del second.optim["tokenizer"]
     if FLAGS.data:
         use_folder(first, second)
     return first, second
@@ -272,6 +270,7 @@ def notes(result: dict, target: dict) -> list[str]:
 
 
 def main(argv):
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every save and load
     if len(argv) > 1:
         raise UserError(f'unexpected argument "{argv[1]}": flags look like --budget=long')
     name = f"magvit-{pathlib.Path(FLAGS.data).name}" if FLAGS.data else f"magvit_sprites-{FLAGS.budget}"

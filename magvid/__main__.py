@@ -1,9 +1,11 @@
 """The command line: `magvid train | sample | evaluate`. Flags by absl, `--config.field=value` by ml_collections.
 
-Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130 Ctrl-C and 143 SIGTERM,
-which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before the flags are known to be right.
+Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
+Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
+the flags are known to be right.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 import os
@@ -18,7 +20,7 @@ import magvid
 
 
 class Flag(NamedTuple):
-    """`kind` is "str", "int", "float" or "bool"; `shown` is the value's placeholder in the help; numbers may have a lower bound."""
+    """`kind` is "str", "int", "float" or "bool"; `shown` the value's placeholder in the help; `low` bounds numbers."""
 
     name: str
     kind: str
@@ -43,16 +45,31 @@ COMMANDS = {
             Flag("workdir", "str", None, "FOLDER", "the run folder: new, or one to go on with"),
             TRUST,
         ],
-        ["--config=configs/sprites_vq.py --workdir=runs/vq", "--config=configs/sprites_vq.py --workdir=runs/vq --config.steps=20000"],
+        [
+            "--config=configs/sprites_vq.py --workdir=runs/vq",
+            "--config=configs/sprites_vq.py --workdir=runs/vq --config.steps=20000",
+        ],
     ),
     "sample": (
         "Generate videos with a trained run, from a video file or from the run's evaluation clips.",
         [
             *RUN,
-            Flag("task", "str", None, "NAME[,NAME]", "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given); default: all of the run"),
+            Flag(
+                "task",
+                "str",
+                None,
+                "NAME[,NAME]",
+                "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given); default: all of the run",
+            ),
             Flag("video", "str", None, "FILE", "take the condition from this video; default: evaluation clips"),
             Flag("start", "float", 0.0, "SECONDS", "skip so much of the video", 0),
-            Flag("fps", "float", None, "RATE", "read the video at this rate; default: as the run's data, or the file's own"),
+            Flag(
+                "fps",
+                "float",
+                None,
+                "RATE",
+                "read the video at this rate; default: as the run's data, or the file's own",
+            ),
             Flag("index", "int", 0, "N", "the first evaluation clip", 0),
             Flag("number", "int", None, "N", "evaluation clips, or samples for the video; default: 4", 1),
             Flag("label", "str", None, "ID|NAME", "the class to generate; default: the clip's own"),
@@ -73,7 +90,7 @@ COMMANDS = {
             Flag("tasks", "str", None, "NAME[,NAME]", "default: all of the run"),
             Flag("clips", "int", 200, "N", "how many held-out clips", 1),
             Flag("batch", "int", None, "N", "clips at a time; default: as the run's config", 1),
-            Flag("best_of", "int", 1, "N", "samples per clip and task; the skill of the best is reported beside that of the first", 1),
+            Flag("best_of", "int", 1, "N", "samples per clip and task: adds the skill of the best", 1),
             SEED,
             Flag("out", "str", None, "FILE", "where to write; default: RUN/evaluation.json"),
             TRUST,
@@ -119,7 +136,10 @@ def _dispatch(argv: list[str]) -> None:
         print(f"magvid {magvid.__version__}")
     elif command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)
-        raise ValueError(f'there is no command "{command}"; ' + (f"did you mean {near[0]}?" if near else f"choose of {', '.join(COMMANDS)}"))
+        raise ValueError(
+            f'there is no command "{command}"; '
+            + (f"did you mean {near[0]}?" if near else f"choose of {', '.join(COMMANDS)}")
+        )
     elif {"--help", "-h", "--helpfull", "--helpshort"} & set(rest):
         print(_help(command))
     else:
@@ -130,11 +150,13 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
-    spec = _first(argv, "config", "train")
-    config, flags = _parse("train", argv, load_config(spec))
-    _need(flags, "train", "workdir")
-    from magvid import evaluate, train
+    flags = _parse("train", argv, "config workdir")
+    config = load_config(flags.config)
+    from magvid import evaluate, job, train
 
+    with config.unlocked():  # a field that has its default may be named as well
+        config.update({name: value for name, value in job.DEFAULTS.items() if name not in config})
+    config = _parse("train", argv, config=config).config.to_dict()
     _, newest = train.train(config, flags.workdir, evaluate=evaluate.Preview(config), trust=flags.trust)
     losses = "  ".join(f"{k} {v:.4g}" for k, v in newest.items() if k.startswith(("train/loss/", "eval/loss/")))
     print(f"trained: {flags.workdir}  {losses}")
@@ -144,7 +166,9 @@ def _sample(argv: list[str]) -> None:
     run, flags = _open_run("sample", argv)
     from magvid import sample
 
-    options = sample.Options(**{f: getattr(flags, f) for f in sample.Options.__dataclass_fields__ if f != "tasks"}, tasks=_names(flags.task))
+    options = sample.Options(
+        **{f: getattr(flags, f) for f in sample.Options.__dataclass_fields__ if f != "tasks"}, tasks=_names(flags.task)
+    )
     for path in sample.sample_run(run, options, weights=flags.weights, trust=flags.trust):
         print(path)
 
@@ -173,17 +197,13 @@ def _evaluate(argv: list[str]) -> None:
 
 def _open_run(command: str, argv: list[str]):
     """(Run with the overrides of `--config.field=value`, flags)."""
-    path = _first(argv, "run", command)
-    _parse(command, argv, None)  # a wrong flag is said before anything slow
-    import dataclasses
-
+    flags = _parse(command, argv)
     from ml_collections import ConfigDict
 
     from magvid import runs
 
-    trust = any(a.lstrip("-") in ("trust", "trust=true", "trust=True") for a in argv if a.startswith("-"))
-    run = runs.open_run(path, trust)
-    config, flags = _parse(command, argv, ConfigDict(run.config))
+    run = runs.open_run(flags.run, flags.trust)
+    config = _parse(command, argv, config=ConfigDict(run.config)).config.to_dict()
     return dataclasses.replace(run, config=config), flags
 
 
@@ -191,16 +211,19 @@ def _open_run(command: str, argv: list[str]):
 
 
 def load_config(spec: str):
-    """The ConfigDict of "path/to/file.py[:argument]". The parent of the file's folder is put on sys.path, so that configs can share code.
+    """The ConfigDict of "path/to/file.py[:argument]".
 
-    ValueError or OSError where the file is missing or is no config; errors of the file itself pass through."""
+    The parent of the file's folder is put on sys.path, so that configs can share code. ValueError or OSError where the
+    file is missing or is no config; errors of the file itself pass through."""
     from ml_collections import ConfigDict
 
     path, _, argument = spec.partition(":")
     file = pathlib.Path(path).expanduser().absolute()
     if not file.is_file():
         near = difflib.get_close_matches(file.name, os.listdir(file.parent), 1) if file.parent.is_dir() else []
-        raise ValueError(f"there is no config {path}" + (f"; did you mean {pathlib.Path(path).parent / near[0]}?" if near else ""))
+        raise ValueError(
+            f"there is no config {path}" + (f"; did you mean {pathlib.Path(path).parent / near[0]}?" if near else "")
+        )
     if str(file.parent.parent) not in sys.path:
         sys.path.insert(0, str(file.parent.parent))
     module_spec = importlib.util.spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
@@ -219,30 +242,37 @@ def load_config(spec: str):
     return config if isinstance(config, ConfigDict) else ConfigDict(config)
 
 
-def _parse(command: str, argv: list[str], config):
-    """(config with its overrides as a plain dict, or None; flag values). ValueError for a flag or field that does not exist, or a bad value."""
+def _parse(command: str, argv: list[str], need: str = "run", config=None):
+    """The values of the flags. Where `config` (a ConfigDict) is given, `values.config` is it with its overrides;
+    otherwise `--config.*` is left for later, because what it may name is not known yet.
+
+    ValueError for a flag or field that does not exist, a bad value, or a missing flag of `need`."""
     from absl import flags
     from ml_collections import config_flags
     from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
     values = flags.FlagValues()
     for flag in COMMANDS[command][1]:
-        if flag.name != "config":
+        if config is None or flag.name != "config":
             _define(flags, values, flag)
-    argv = [f"magvid {command}", *(_without(argv, "config") if command == "train" else argv)]
     if config is None:
         argv = [a for a in argv if not re.match(r"--?(no)?config\.", a)]
     else:
+        argv = _without(argv, "config")
         _check_fields(config, argv)
+    argv = [f"magvid {command}", *argv]
     try:
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
         extra = values(argv)[1:]
     except (flags.Error, UnsupportedOperationError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{_flag_error(error, command)}; `magvid {command} --help` lists the flags") from error
-    if extra:
+    if extra and config is not None:  # without the config, "--config.a 1" leaves the 1
         raise ValueError(f'unexpected argument "{extra[0]}": flags are written --name=value')
-    return (None if config is None else values.config.to_dict()), values
+    for name in need.split() if config is None else ():
+        if not getattr(values, name):
+            raise ValueError(f"--{name} is missing; `magvid {command} --help` shows examples")
+    return values
 
 
 def _flag_error(error: Exception, command: str) -> str:
@@ -260,22 +290,13 @@ def _flag_error(error: Exception, command: str) -> str:
 
 def _define(flags, values, flag: Flag) -> None:
     bounds = {} if flag.low is None else {"lower_bound": flag.low}
-    define = {"str": flags.DEFINE_string, "int": flags.DEFINE_integer, "float": flags.DEFINE_float, "bool": flags.DEFINE_boolean}[flag.kind]
+    define = {
+        "str": flags.DEFINE_string,
+        "int": flags.DEFINE_integer,
+        "float": flags.DEFINE_float,
+        "bool": flags.DEFINE_boolean,
+    }[flag.kind]
     define(flag.name, flag.default, flag.help, flag_values=values, **bounds)
-
-
-def _first(argv: list[str], name: str, command: str) -> str:
-    """The value of `--name`, which decides what the other flags mean."""
-    for i, arg in enumerate(argv):
-        if re.match(rf"--?{name}=", arg):
-            value = arg.partition("=")[2]
-        elif re.fullmatch(rf"--?{name}", arg) and i + 1 < len(argv):
-            value = argv[i + 1]
-        else:
-            continue
-        if value:
-            return value
-    raise ValueError(f"--{name} is missing; `magvid {command} --help` shows examples")
 
 
 def _without(argv: list[str], name: str) -> list[str]:
@@ -290,12 +311,6 @@ def _without(argv: list[str], name: str) -> list[str]:
     return kept
 
 
-def _need(values, command: str, *names: str) -> None:
-    for name in names:
-        if not getattr(values, name):
-            raise ValueError(f"--{name} is missing; `magvid {command} --help` shows examples")
-
-
 def _check_fields(config, argv: Sequence[str]) -> None:
     """ValueError naming the nearest field where `--config.a.b` has none."""
     for arg in argv:
@@ -307,7 +322,11 @@ def _check_fields(config, argv: Sequence[str]) -> None:
             if part not in fields:
                 near = difflib.get_close_matches(part, fields, 1)
                 where = ".".join(path) or "the config"
-                hint = f"did you mean {'.'.join([*path, near[0]])}?" if near else f"it has {', '.join(sorted(fields)) or 'no fields'}"
+                hint = (
+                    f"did you mean {'.'.join([*path, near[0]])}?"
+                    if near
+                    else f"it has {', '.join(sorted(fields)) or 'no fields'}"
+                )
                 raise ValueError(f'{where} has no field "{part}" (in {arg}); {hint}')
             at, path = at[part], [*path, part]
 
@@ -324,26 +343,55 @@ def _overview() -> str:
     lines += [f"  {name:<10}{text}" for name, (text, _, _) in COMMANDS.items()]
     lines += ["", "examples:"]
     lines += [f"  magvid {name} {examples[0]}" for name, (_, _, examples) in COMMANDS.items()]
-    lines += ["", "`magvid COMMAND --help` lists its flags. `magvid --version` prints the version. `--debug` shows the traceback of an error."]
+    lines += [
+        "",
+        "`magvid COMMAND --help` lists its flags; `magvid --version` prints the version.",
+        "`--debug` shows the traceback of an error.",
+    ]
     return "\n".join(lines)
 
 
 def _help(command: str) -> str:
     text, flags, examples = COMMANDS[command]
     rows = [(f"--{f.name}" + (f"={f.shown}" if f.shown else ""), f.help + _default(f)) for f in flags]
-    what = "change a field of the config" if command == "train" else "change a field of the run's config that its weights allow"
-    rows += [("--config.FIELD=VALUE", f"{what}, e.g. {_FIELDS[command]}"), ("--debug", "show the traceback of an error")]
+    what = (
+        "change a field of the config"
+        if command == "train"
+        else "change a field of the run's config that its weights allow"
+    )
+    rows += [
+        ("--config.FIELD=VALUE", f"{what}, e.g. {_FIELDS[command]}"),
+        ("--debug", "show the traceback of an error"),
+    ]
     width = max(len(name) for name, _ in rows)
     lines = [text, "", f"usage: magvid {command} --flag=value ...", ""]
-    return "\n".join([*lines, *(f"  {name:<{width}}  {help}" for name, help in rows), "", "examples:", *(f"  magvid {command} {e}" for e in examples)])
+    return "\n".join(
+        [
+            *lines,
+            *(f"  {name:<{width}}  {help}" for name, help in rows),
+            "",
+            "examples:",
+            *(f"  magvid {command} {e}" for e in examples),
+        ]
+    )
 
 
-_FIELDS = {"train": "--config.batch=16", "sample": "--config.objective.decoding.steps=24", "evaluate": "--config.data.eval.source.seed=1"}
+_FIELDS = {
+    "train": "--config.batch=16",
+    "sample": "--config.objective.decoding.steps=24",
+    "evaluate": "--config.data.eval.source.seed=1",
+}
 
 
 def _default(flag: Flag) -> str:
     known = flag.default not in (None, "", False) and "default" not in flag.help
-    return f"; default: {flag.default:g}" if known and flag.kind != "str" else f"; default: {flag.default}" if known else ""
+    return (
+        f"; default: {flag.default:g}"
+        if known and flag.kind != "str"
+        else f"; default: {flag.default}"
+        if known
+        else ""
+    )
 
 
 if __name__ == "__main__":

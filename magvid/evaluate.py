@@ -1,7 +1,8 @@
-"""Numbers about a trained run: held-out clips -> generated videos per task -> metrics -> json; and the compiled run that `sample` uses too.
+"""Numbers about a trained run: held-out clips -> generated videos per task -> metrics -> json.
 
-It names no model, data set or objective: the run's config does. An objective with tasks has `tasks`, `with_tasks`, `with_decoding`,
-`condition_video`, `reconstruct` (see objectives/masked.py); of one without them `sample` is taken for the reconstruction.
+And the compiled run, `Generator`, that `sample` uses too. It names no model, data set or objective: the run's config
+does. An objective with tasks has `tasks`, `labelled`, `classes`, `with_tasks`, `with_decoding`, `condition_video` and
+`reconstruct` (see objectives/masked.py); of one without them `sample` is taken for the reconstruction.
 """
 
 import dataclasses
@@ -67,10 +68,12 @@ def evaluate_run(
 ) -> Evaluation:
     """Metrics of `run` on the first `clips` of its `data.eval`.
 
-    tasks: names, default all of the run. best_of: samples per clip, one number or {task: number}; metrics see the first sample as
-    "video" and all of them as "samples". A clip's samples depend on (seed, number of the clip, number of the sample) alone.
-    The numbers are {"run", "hash", "step", "weights", "world", "clips", "seed", "best_of", "reconstruction": {name: number}, "tasks": {task:
-    {name: number}}, "seconds"}. UserError or ValueError for a run, task or data set that does not fit.
+    tasks: names, default all of the run. best_of: samples per clip, one number or {task: number}; metrics see the first
+    sample as "video" and all of them as "samples". A clip's samples depend on (seed, number of the clip, number of the
+    sample) alone. metrics: those of this module and of `config.metrics`.
+    The numbers are {"run", "hash", "step", "weights", "world", "clips", "seed", "best_of", "reconstruction": {name:
+    number}, "tasks": {task: {name: number}}, "seconds"}. UserError or ValueError for a run, task or data set that does
+    not fit.
     """
     begin = time.monotonic()
     model = Generator.open(run, tasks, batch=batch, weights=weights, trust=trust)
@@ -112,7 +115,9 @@ def evaluate_run(
     return Evaluation(numbers, shown)
 
 
-def _videos(model: "Generator", rows: Rows, samples: Mapping[str, int], seed: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _videos(
+    model: "Generator", rows: Rows, samples: Mapping[str, int], seed: int
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """("reconstruction" or task, what metrics see) for one batch."""
     real, reconstruction = rows["video"], model.reconstruct(rows)
     yield "reconstruction", {**rows, "video": reconstruction, "target": real}
@@ -128,7 +133,9 @@ def _videos(model: "Generator", rows: Rows, samples: Mapping[str, int], seed: in
 
 
 class Programs:
-    """The compiled functions of an objective: (params, rows, ...) -> video. The task is an index per row, so one compile serves all."""
+    """The compiled functions of an objective: (params, rows, ...) -> video.
+
+    The task is an index per row, so one compile serves all."""
 
     def __init__(self, objective: Objective):
         self.objective = objective
@@ -152,7 +159,9 @@ class Programs:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A trained run on all devices. Its methods take any number of rows, which they pad to `batch`, and return uint8 videos (b t h w 3)."""
+    """A trained run on all devices.
+
+    Its methods take any number of rows, which they pad to `batch`, and return uint8 videos (b t h w 3)."""
 
     config: dict  # references to other runs resolved
     params: Groups
@@ -180,7 +189,9 @@ class Generator:
         objective = build(config["objective"])
         options = {k: v for k, v in (decoding or {}).items() if v is not None}
         if (tasks is not None or options) and not hasattr(objective, "tasks"):
-            raise UserError(f"{run.path} has no tasks and no decoding: it is a {type(objective).__name__}, which only reconstructs")
+            raise UserError(
+                f"{run.path} has no tasks and no decoding: it is a {type(objective).__name__}, which only reconstructs"
+            )
         objective = objective if tasks is None else objective.with_tasks(tasks)
         objective = objective.with_decoding(**options) if options else objective
         mesh = sharding.make_mesh({"data": -1})
@@ -215,7 +226,14 @@ class Generator:
         return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
 
 
-_USED = ("video", "label", "task", "index", "text", "caption")  # what `sample` may read: other entries need not reach the device
+_USED = (
+    "video",
+    "label",
+    "task",
+    "index",
+    "text",
+    "caption",
+)  # what `sample` may read: other entries need not reach the device
 
 
 def _fit(run: runs.Run, params: Groups, objective: Objective, config: Mapping[str, Any]) -> Groups:
@@ -224,13 +242,17 @@ def _fit(run: runs.Run, params: Groups, objective: Objective, config: Mapping[st
     first = sharding.numeric({**first, "task": np.zeros(1, np.int32), "ratio": np.zeros(1, np.float32)})
     shapes = jax.eval_shape(objective.init, jax.random.key(0), first)
     if missing := set(shapes) - set(params):
-        raise UserError(f"{run.path} has no weights of {', '.join(sorted(missing))}: it has {', '.join(sorted(params))}")
+        raise UserError(
+            f"{run.path} has no weights of {', '.join(sorted(missing))}: it has {', '.join(sorted(params))}"
+        )
     leaves = lambda tree: {sharding.path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
     have, want = leaves({g: params[g] for g in shapes}), leaves(shapes)
     if wrong := sorted(n for n in {**have, **want} if have.get(n) != want.get(n)):
         first = f"{wrong[0]} is {have.get(wrong[0], 'missing')} and should be {want.get(wrong[0], 'missing')}"
         more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
-        raise UserError(f"the weights in {run.path} are of another model than its config and --config.* describe: {first}{more}")
+        raise UserError(
+            f"the weights in {run.path} are of another model than its config and --config.* describe: {first}{more}"
+        )
     return {g: params[g] for g in shapes}
 
 
@@ -263,7 +285,9 @@ class Clips:
         """Clips start .. start + count - 1 in order; the last batch may be smaller. ValueError beyond the end."""
         total = len(self.source)
         if start + count > total:
-            raise ValueError(f"clips {start} to {start + count - 1} were asked for, but the evaluation data has {total} (from 0)")
+            raise ValueError(
+                f"clips {start} to {start + count - 1} were asked for, but the evaluation data has {total} (from 0)"
+            )
         for rows in pipeline.epoch(Part(self.source, start, count), min(batch, count), self.transforms):
             valid = rows.pop("valid")
             rows = {k: v[valid] for k, v in rows.items() if isinstance(v, np.ndarray)}
@@ -302,7 +326,7 @@ class Part:
 
 
 class Preview:
-    """For `train(evaluate=...)`: clips of `config`'s evaluation data as condition, generated and real, one above the other; one per task."""
+    """For `train(evaluate=...)`: clips as condition, generated and real, one above the other; one per task."""
 
     def __init__(self, config: Mapping[str, Any], clips: int = 4, seed: int = 0):
         self.config, self.clips, self.seed = config, clips, seed
@@ -353,12 +377,19 @@ class Scores:
 def table(numbers: Mapping[str, Any]) -> str:
     """The numbers of `evaluate_run` for people: a column per task; intervals stay in the json."""
     columns = {"reconstruction": numbers["reconstruction"], **numbers["tasks"]}
-    names = dict.fromkeys(n for column in columns.values() for n in column if not n.endswith(("_low", "_high")) and n != "n")
+    names = dict.fromkeys(
+        n for column in columns.values() for n in column if not n.endswith(("_low", "_high")) and n != "n"
+    )
     cell = lambda v: "-" if v is None else f"{v:.2f}" if abs(v) >= 10 else f"{v:.3f}"
     lines = [["", *columns]] + [[name, *(cell(column.get(name)) for column in columns.values())] for name in names]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
-    return "\n".join([f"{numbers['clips']} clips of {numbers['world']}, step {numbers['step']}, seed {numbers['seed']}", *rows])
+    rows = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    return "\n".join(
+        [f"{numbers['clips']} clips of {numbers['world']}, step {numbers['step']}, seed {numbers['seed']}", *rows]
+    )
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -1,10 +1,9 @@
-"""Videos of a trained run: conditions from a video file or from its evaluation clips -> one file per sample and a labelled grid."""
+"""Videos of a trained run: conditions from a video file or evaluation clips -> a file per sample, a labelled grid."""
 
 import dataclasses
 import difflib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -43,27 +42,35 @@ class Options:
             raise ValueError(f'format "{self.format}" is unknown: use {", ".join(FORMATS)}')
         if self.tasks is not None and not self.tasks:
             raise ValueError("no task is named: give names such as FP,FI, or leave it out for all")
-        ranges = dict(seed=(0, 2**32 - 1), number=(1, 1000), scale=(0, 64), fps=(0.01, 1000), start=(0, 1e6), temperature=(0, 1e6))
+        ranges = dict(
+            seed=(0, 2**32 - 1), number=(1, 1000), scale=(0, 64), fps=(0.01, 1000), start=(0, 1e6), temperature=(0, 1e6)
+        )
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails as well
                 raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
 
 
-def sample_run(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> list[pathlib.Path]:
-    """Writes <out>/<task>_<clip>_seed<seed>.<format> for each task and clip, and <out>/grid_<tasks>_seed<seed>.<format>; returns the paths, grid last.
+def sample_run(
+    run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False
+) -> list[pathlib.Path]:
+    """Writes <out>/<task>_<clip>_seed<seed>.<format> for each task and clip, and a grid; returns the paths, grid last.
 
-    The grid's columns are condition (padded), generated and real. A run without tasks gives reconstructions. UserError or ValueError, in one sentence,
-    for a run, video, task, class or folder that does not fit.
+    The grid's columns are condition (padded), generated and real. A run without tasks gives reconstructions. UserError
+    or ValueError, in one sentence, for a run, video, task, class or folder that does not fit.
     """
     out = pathlib.Path(options.out).expanduser() if options.out else run.path / "samples"
     check_writable(out)
     decoding = dict(steps=options.steps, temperature=options.temperature)
-    model = Generator.open(run, options.tasks, decoding=decoding, batch=options.number or NUMBER, weights=weights, trust=trust)
+    model = Generator.open(
+        run, options.tasks, decoding=decoding, batch=options.number or NUMBER, weights=weights, trust=trust
+    )
     clips = Clips.of(model.config)
     rows, names, fps = _from_clips(clips, options) if options.video is None else _from_video(clips, options)
     if options.label is not None:
-        rows["label"] = np.full_like(rows["label"], find_class(options.label, clips.classes, getattr(model.programs.objective, "classes", 0)))
+        rows["label"] = np.full_like(
+            rows["label"], find_class(options.label, clips.classes, getattr(model.programs.objective, "classes", 0))
+        )
     made = {}  # task -> [condition, generated, real], each (n t h w 3)
     if not model.tasks:
         made["reconstruction"] = [model.reconstruct(rows), rows["video"]]
@@ -80,7 +87,9 @@ def sample_run(run: runs.Run, options: Options, *, weights: str | None = None, t
     return _write(out, made, names, options, fps)
 
 
-def _write(out: pathlib.Path, made: Mapping[str, list[np.ndarray]], names: Sequence[str], options: Options, fps: float) -> list[pathlib.Path]:
+def _write(
+    out: pathlib.Path, made: Mapping[str, list[np.ndarray]], names: Sequence[str], options: Options, fps: float
+) -> list[pathlib.Path]:
     paths, rows, labels = [], [], []
     for task, videos in made.items():
         generated = videos[-2]
@@ -116,34 +125,54 @@ def _from_video(clips: Clips, options: Options) -> tuple[dict[str, np.ndarray], 
         raise UserError(f"there is no video {options.video}")
     video, fps = read_video(path, options.fps or getattr(clips.source, "fps", None), need, options.start)
     if len(video) < need:
-        raise UserError(f"{options.video} is too short: {len(video)} frames from {options.start:g} s on, this run needs {need}; take a longer one or another --fps")
+        raise UserError(
+            f"{options.video} is too short: {len(video)} frames from {options.start:g} s on, this run needs {need}; "
+            "take a longer one or another --fps"
+        )
     clip = resize_crop(video[::stride], height, width)
     h, w = video.shape[1:3]
-    print(f"{path.name}: {t} frames at {fps / stride:g} per second, {w}x{h} pixels centre-cropped and resized to {width}x{height}")
+    print(
+        f"{path.name}: {t} frames at {fps / stride:g} per second, "
+        f"{w}x{h} pixels centre-cropped and resized to {width}x{height}"
+    )
     count = options.number or NUMBER
     rows = {"video": np.stack([clip] * count), "label": np.zeros(count, np.int32), "index": np.arange(count)}
     return rows, [f"{path.stem}_{i:02d}" for i in range(count)], fps / stride
 
 
 def find_class(label: str, names: Sequence[str], count: int = 0) -> int:
-    """The number of a class given by number or name. ValueError lists the nearest names, or the range; `count` where there are no names."""
+    """The number of a class given by number or name; `count` says how many there are where there are no names.
+
+    ValueError lists the nearest names, or the range."""
     count = len(names) or count
     if label.lstrip("-").isdigit():
         if not 0 <= int(label) < count:
-            raise ValueError(f"class {label} is out of range: there are {count} classes, from 0" if count else f"class {label}: this run has no classes")
+            raise ValueError(
+                f"class {label} is out of range: there are {count} classes, from 0"
+                if count
+                else f"class {label}: this run has no classes"
+            )
         return int(label)
     if label in names:
         return list(names).index(label)
     near = difflib.get_close_matches(label, names, 3)
     some = near or list(names)[:5]
-    hint = f"did you mean {' or '.join(some)}?" if near else f"there are {', '.join(some)}{', ...' if len(names) > 5 else ''}" if some else "give its number"
+    hint = (
+        f"did you mean {' or '.join(some)}?"
+        if near
+        else f"there are {', '.join(some)}{', ...' if len(names) > 5 else ''}"
+        if some
+        else "give its number"
+    )
     raise ValueError(f'there is no class "{label}"; {hint}')
 
 
 # Grid ---------------------------------------------------------------------------------------------------------------
 
 
-def labelled_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "t h w 3"]]], columns: Sequence[str], labels: Sequence[str]) -> UInt8[np.ndarray, "t H W 3"]:
+def labelled_grid(
+    rows: Sequence[Sequence[UInt8[np.ndarray, "t h w 3"]]], columns: Sequence[str], labels: Sequence[str]
+) -> UInt8[np.ndarray, "t H W 3"]:
     """Videos in rows and columns on white, with names of the columns above and of the rows at the left."""
     flat = np.stack([video for row in rows for video in row])
     h = flat.shape[2]

@@ -22,8 +22,12 @@ def test_skill_and_given_region_of_a_known_generator():
     """Half way from the condition to the real video leaves a quarter of the squared error: skill 3/4."""
     numbers = echo().numbers
     assert numbers["tasks"]["FP"]["skill"] == pytest.approx(0.75, abs=0.01)
-    assert numbers["tasks"]["FP"]["given_psnr"] == pytest.approx(100) and numbers["tasks"]["FP"]["given_gap"] == pytest.approx(0)
-    assert "given_psnr" not in numbers["tasks"]["CG"] and numbers["tasks"]["CG"]["skill"] == pytest.approx(0.75, abs=0.01)
+    assert numbers["tasks"]["FP"]["given_psnr"] == pytest.approx(100) and numbers["tasks"]["FP"][
+        "given_gap"
+    ] == pytest.approx(0)
+    assert "given_psnr" not in numbers["tasks"]["CG"] and numbers["tasks"]["CG"]["skill"] == pytest.approx(
+        0.75, abs=0.01
+    )
     assert numbers["reconstruction"]["psnr"] == pytest.approx(100) and "skill" not in numbers["reconstruction"]
     assert (numbers["clips"], numbers["world"], numbers["step"]) == (12, "small", 1)
     json.dumps(numbers, allow_nan=False)
@@ -35,7 +39,9 @@ def test_a_perfect_generator_is_judged_right():
     run = dataclasses.replace(run, config={**run.config, "metrics": [judge]})
     numbers = evaluate_run(run, ["CG"], clips=4, trust=True).numbers
     assert list(numbers["tasks"]) == ["CG"] and numbers["tasks"]["CG"]["skill"] == 1
-    assert numbers["tasks"]["CG"]["accuracy"] == numbers["reconstruction"]["accuracy"] > 0.4  # clips of 16x16 are small for the judge
+    assert (
+        numbers["tasks"]["CG"]["accuracy"] == numbers["reconstruction"]["accuracy"] > 0.4
+    )  # clips of 16x16 are small for the judge
     assert numbers["tasks"]["CG"]["chance"] == pytest.approx(1 / 18)
 
 
@@ -68,8 +74,16 @@ def test_a_sample_depends_on_seed_clip_and_draw_alone():
     rows = {**rows, "task": np.zeros(11, np.int32)}
     all_at_once = model.generate(rows, seed=5)
     np.testing.assert_array_equal(model.generate({k: v[9:] for k, v in rows.items()}, seed=5), all_at_once[9:])
-    assert (model.generate(rows, seed=6) != all_at_once).any() and (model.generate(rows, seed=5, draw=1) != all_at_once).any()
-    assert model.generate(rows, seed=5).shape == (11, 8, 16, 16, 3)  # padded to a multiple of the devices, and cut again
+    assert (model.generate(rows, seed=6) != all_at_once).any() and (
+        model.generate(rows, seed=5, draw=1) != all_at_once
+    ).any()
+    assert model.generate(rows, seed=5).shape == (
+        11,
+        8,
+        16,
+        16,
+        3,
+    )  # padded to a multiple of the devices, and cut again
 
 
 def test_masked_run_untrained_is_at_chance():
@@ -114,8 +128,19 @@ def test_the_command_writes_json_and_prints_a_table(tmp_path, capsys):
 
 
 def test_table_has_a_column_per_task_and_a_dash_for_what_is_missing():
-    numbers = dict(clips=3, world="w", step=1, seed=0, reconstruction={"psnr": 20.0}, tasks={"FP": {"psnr": 19.0, "skill": None, "skill_low": 0.1}})
-    assert [line.split() for line in table(numbers).splitlines()[1:]] == [["reconstruction", "FP"], ["psnr", "20.00", "19.00"], ["skill", "-", "-"]]
+    numbers = dict(
+        clips=3,
+        world="w",
+        step=1,
+        seed=0,
+        reconstruction={"psnr": 20.0},
+        tasks={"FP": {"psnr": 19.0, "skill": None, "skill_low": 0.1}},
+    )
+    assert [line.split() for line in table(numbers).splitlines()[1:]] == [
+        ["reconstruction", "FP"],
+        ["psnr", "20.00", "19.00"],
+        ["skill", "-", "-"],
+    ]
 
 
 def test_scores_pool_batches_and_turn_nan_into_none():
@@ -131,7 +156,10 @@ def test_weights_of_another_model_are_named():
     run = open_run(tiny_runs.masked_run())
     config = json.loads(json.dumps(run.config))
     config["objective"]["transformer"]["width"] = 32
-    with pytest.raises(UserError, match=r"another model than its config.*: transformer/\S+ is \(2, 8\) and should be \(2, 16\), and \d+ more"):
+    with pytest.raises(
+        UserError,
+        match=r"another model than its config.*: transformer/\S+ is \(2, 8\) and should be \(2, 16\), and \d+ more",
+    ):
         Generator.open(dataclasses.replace(run, config=config))
 
 

@@ -38,8 +38,9 @@ BAD = {
     "train --config={there}/other.py --workdir={there}/new": "has no function get_config",
     "train --config={there}/file --workdir={there}/new": "is not a config",
     "train --config={tiny}:nonsense --workdir={there}/new": 'got "nonsense"',
-    "train --config={tiny} --workdir={there}/new --config.stepz=3": 'no field "stepz" (in --config.stepz=3); did you mean steps?',
-    "train --config={tiny} --workdir={there}/new --config.data.train.source.splt=test": "did you mean data.train.source.split?",
+    "train --config={tiny} --workdir={there}/new --config.stepz=3": 'no field "stepz" (in --config.stepz=3)',
+    "train --config={tiny} --workdir={there}/new --config.stepz=4": "did you mean steps?",
+    "train --config={tiny} --workdir={there}/new --config.data.train.source.splt=x": "did you mean data.train.source.split",
     "train --config={tiny} --workdir={there}/new --config.steps=abc": '--config.steps must be a number, got "abc"',
     "train --config={tiny} --workdir={there}/new --config.metrics=1": "--config.metrics is a list",
     "train --config={tiny} --workdir={there}/new --stepz=3": "there is no flag --stepz",
@@ -89,8 +90,11 @@ def test_help_and_version(capsys):
 
 
 def test_help_imports_nothing_heavy(tmp_path):
-    program = "import sys; from magvid.__main__ import main; main(['train', '--help']); print(sorted({'jax', 'numpy', 'flax', 'absl'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    program = "import sys; from magvid.__main__ import main; main(['train', '--help'])\n"
+    program += "print(sorted({'jax', 'numpy', 'flax', 'absl'} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert result.stdout.splitlines()[-1] == "[]" and result.stderr == ""
 
 
@@ -106,19 +110,37 @@ def test_train_from_another_folder_with_overrides(tmp_path, monkeypatch, capsys)
     """The path of the config is relative to the current folder; its own folder's parent is importable."""
     (tmp_path / "work" / "mine").mkdir(parents=True)
     (tmp_path / "work" / "mine" / "sizes.py").write_text("STEPS = 7\n")
-    text = f"from mine import sizes\nimport sys\nsys.path.insert(0, {str(tiny_runs.TINY.parent)!r})\nimport tiny_config\n"
+    text = (
+        f"from mine import sizes\nimport sys\nsys.path.insert(0, {str(tiny_runs.TINY.parent)!r})\nimport tiny_config\n"
+    )
     text += "def get_config(arg='tokenizer'):\n    return {**tiny_config.get_config(arg), 'steps': sizes.STEPS}\n"
     (tmp_path / "work" / "mine" / "run.py").write_text(text)
     monkeypatch.chdir(tmp_path / "work")
-    assert main(["train", "--config=mine/run.py", "--workdir", "out", "--config.steps=1", "--config.data.train.source.split=test"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--config=mine/run.py",
+                "--workdir",
+                "out",
+                "--config.steps",
+                "1",
+                "--config.ema=0.5",
+                "--config.data.train.source.split=test",
+            ]
+        )
+        == 0
+    )
     config = runs.open_run("out").config
-    assert config["steps"] == 1 and config["data"]["train"]["source"]["split"] == "test"
+    assert config["steps"] == 1 and config["ema"] == 0.5 and config["data"]["train"]["source"]["split"] == "test"
     assert "trained: out" in capsys.readouterr().out
 
 
 def test_a_config_may_be_a_plain_dict_and_takes_its_argument():
     config = load_config(f"{tiny_runs.TINY}:masked,")
-    assert config.objective.target.endswith("Masked") and load_config(str(tiny_runs.TINY)).objective.target.endswith("VQVAE")
+    assert config.objective.target.endswith("Masked") and load_config(str(tiny_runs.TINY)).objective.target.endswith(
+        "VQVAE"
+    )
 
 
 def raising(error):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from magvid.metrics.frames import Frames, Skill, best_of, psnr, skill, ssim
+from magvid.metrics.frames import GivenRegion, SkillScore, Frames, Skill, best_of, psnr, skill, ssim
 
 
 def noise(*shape, seed=0):
@@ -127,3 +127,29 @@ def test_best_of_takes_the_nearest_sample():
     best = best_of(np.stack(offsets, axis=1), target)
     np.testing.assert_array_equal(best[0], target[0])
     np.testing.assert_array_equal(best[1:], offsets[1][1:])
+
+
+def test_the_skill_metric_pools_batches_and_takes_the_best_sample():
+    target, (baseline, generated, worse, reconstruction) = clips(0.4, 0.2, 0.3, 0.1)
+    samples = np.stack([generated, worse], axis=1)
+    batch = dict(video=worse, condition=baseline, reconstruction=reconstruction, target=target, samples=samples)
+    halves = [{k: v[part] for k, v in batch.items()} for part in (slice(0, 2), slice(2, None))]
+    features = [SkillScore().features(half) for half in halves]
+    numbers = SkillScore().result({k: np.concatenate([f[k] for f in features]) for k in features[0]})
+    first, best = skill(baseline, worse, reconstruction, target), skill(baseline, generated, reconstruction, target)
+    assert [numbers[f"skill{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(first))
+    assert [numbers[f"best_skill{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(best))
+    assert "best" not in SkillScore().features({**batch, "samples": samples[:, :1]})
+    assert SkillScore().features(dict(video=worse, target=target)) == {} and SkillScore().result({}) == {}
+
+
+def test_the_given_region_alone_is_compared():
+    target, (generated, reconstruction) = clips(0.2, 0.1)
+    given = np.zeros((*target.shape[:-1], 1), bool)
+    given[:, :, :2] = True
+    generated[:, :, 2:] = 0
+    batch = dict(video=generated, reconstruction=reconstruction, target=target, given=given)
+    numbers = GivenRegion().result(GivenRegion().features(batch))
+    assert numbers["given_psnr"] == pytest.approx(-20 * np.log10(0.2), rel=1e-5)
+    assert numbers["given_gap"] == pytest.approx(20 * np.log10(2), rel=1e-5)
+    assert GivenRegion().result(GivenRegion().features({**batch, "given": ~given & given})) == {}

@@ -27,7 +27,9 @@ def echo(out, **options):
 
 def test_one_file_per_clip_and_task_and_a_grid(tmp_path):
     paths = echo(tmp_path, index=3, number=2, format="gif", scale=1, seed=7)
-    assert [p.name for p in paths] == [f"{n}_seed7.gif" for n in ("FP_00003", "FP_00004", "CG_00003", "CG_00004", "grid_2tasks_00003")]
+    assert [p.name for p in paths] == [
+        f"{n}_seed7.gif" for n in ("FP_00003", "FP_00004", "CG_00003", "CG_00004", "grid_2tasks_00003")
+    ]
     for path in paths[:-1]:
         assert read_video(path)[0].shape == (8, 16, 16, 3)
     frames, height, width, _ = read_video(paths[-1])[0].shape
@@ -40,14 +42,24 @@ def test_small_clips_are_enlarged_to_be_seen(tmp_path):
 
 
 def test_equal_seeds_give_equal_videos(tmp_path):
-    read = lambda name, **options: read_video(echo(tmp_path / name, tasks=["FP"], format="gif", scale=1, **options)[0])[0]
+    def read(name, **options):
+        paths = echo(tmp_path / name, tasks=["FP"], format="gif", scale=1, **options)
+        return read_video(paths[0])[0]
+
     first = read("a", number=1)
     np.testing.assert_array_equal(read("b", number=2), first)  # whatever its neighbours
     assert (read("c", number=1, seed=1) != first).any() and (read("d", number=1, index=1) != first).any()
 
 
 def test_a_video_file_is_the_condition(tmp_path, capsys, clip):
-    command = ["sample", f"--run={tiny_runs.masked_run()}", "--task=FP,CFP5", f"--video={clip}", "--label=disc growing", "--number=2"]
+    command = [
+        "sample",
+        f"--run={tiny_runs.masked_run()}",
+        "--task=FP,CFP5",
+        f"--video={clip}",
+        "--label=disc growing",
+        "--number=2",
+    ]
     assert main([*command, f"--out={tmp_path}", "--steps=2", "--temperature=0.5", "--format=gif", "--scale=1"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "clip.mp4: 8 frames at 25 per second, 64x48 pixels centre-cropped and resized to 16x16"
@@ -89,7 +101,10 @@ def test_bad_videos(tmp_path, clip, options, message):
         echo(tmp_path, **{"video": str(clip), **options})
 
 
-@pytest.mark.parametrize("bad", [dict(seed=-1), dict(number=0), dict(number=2000), dict(temperature=float("nan")), dict(fps=0.0), dict(scale=100)])
+@pytest.mark.parametrize(
+    "bad",
+    [dict(seed=-1), dict(number=0), dict(number=2000), dict(temperature=float("nan")), dict(fps=0.0), dict(scale=100)],
+)
 def test_numbers_out_of_range_are_named(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must lie between"):
         Options(**bad)
@@ -105,7 +120,12 @@ def test_formats_and_empty_tasks():
 def test_classes_by_number_or_name():
     assert find_class("2", NAMES) == find_class("square moving left", NAMES) == 2
     assert find_class("7", (), 10) == 7
-    for label, message in {"3": "3 classes", "-1": "out of range", "disc mving left": "did you mean disc moving left", "zzz": "there are disc moving left"}.items():
+    for label, message in {
+        "3": "3 classes",
+        "-1": "out of range",
+        "disc mving left": "did you mean disc moving left",
+        "zzz": "there are disc moving left",
+    }.items():
         with pytest.raises(ValueError, match=message):
             find_class(label, NAMES)
     with pytest.raises(ValueError, match="no classes"):
@@ -120,6 +140,8 @@ def test_grid_holds_the_videos_under_their_names():
     left = canvas.shape[2] - (2 * 96 + 4)
     for r in range(2):
         for c in range(2):
-            assert (canvas[:, 20 + 100 * r : 116 + 100 * r, left + 100 * c : left + 96 + 100 * c] == 10 * (2 * r + c)).all()
+            assert (
+                canvas[:, 20 + 100 * r : 116 + 100 * r, left + 100 * c : left + 96 + 100 * c] == 10 * (2 * r + c)
+            ).all()
     assert canvas.shape[:2] == (3, 20 + 2 * 96 + 4)
     assert (canvas[:, :20, left : left + 60] < 128).any() and (canvas[:, 40:100, : left - 4] < 128).any()

@@ -48,7 +48,14 @@ def get_config(arg="tokenizer"):
     n, classes = 2 * 4 * 4, 18
     vocab = dict(target="magvid.types:Vocab", codebook=CODES, classes=classes, specials=16)
     transformer = dict(
-        target="magvid.models.transformer:Transformer", vocab=CODES + classes + 17, length=n + 2, width=16, depth=1, heads=2, mlp=32, dropout=0.0
+        target="magvid.models.transformer:Transformer",
+        vocab=CODES + classes + 17,
+        length=n + 2,
+        width=16,
+        depth=1,
+        heads=2,
+        mlp=32,
+        dropout=0.0,
     )
     config["objective"] = dict(
         target="magvid.objectives.masked:Masked",

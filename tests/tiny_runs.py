@@ -1,4 +1,4 @@
-"""Runs that train in seconds, made once per session by the command line itself; and an objective with tasks that knows the answer."""
+"""Runs that train in seconds, made once per session by the command line; and an objective that knows the answer."""
 
 import dataclasses
 import functools
@@ -66,7 +66,11 @@ class Echo:
 
     def sample(self, params, batch, key):
         condition, _ = self.condition_video(batch)
-        video = condition + self.mix * (scale(batch["video"]) - condition) + self.noise * jax.random.normal(key, condition.shape)
+        video = (
+            condition
+            + self.mix * (scale(batch["video"]) - condition)
+            + self.noise * jax.random.normal(key, condition.shape)
+        )
         return jnp.clip(video, 0, 1)
 
 
