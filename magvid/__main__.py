@@ -8,6 +8,7 @@ the flags are known to be right.
 import dataclasses
 import difflib
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -114,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        else:  # threads of libraries (Orbax) that are cut off when the process ends log their own tracebacks
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
         expected = _is_expected(error)
         text = " ".join(str(error).split()) or "it says no more"
         hint = "" if debug else " (run again with --debug for the traceback)"

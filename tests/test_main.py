@@ -99,9 +99,12 @@ def test_help_imports_nothing_heavy(tmp_path):
 
 
 @pytest.mark.full
-def test_a_process_says_one_line_and_no_more(places):
+@pytest.mark.parametrize(
+    "command", ["--workdir={vq} --config.batch=16", "--workdir={there}/new --config.optim.tokenizer.rules[0][0]=x"]
+)
+def test_a_process_says_one_line_and_no_more(command, places):
     """Nothing that a library logs when the process ends comes after the line."""
-    command = f"train --config={tiny_runs.TINY} --workdir={places['vq']} --config.batch=16".split()
+    command = ["train", f"--config={tiny_runs.TINY}", *command.format(**places).split()]
     result = subprocess.run([sys.executable, "-m", "magvid", *command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and result.stdout == ""
 
