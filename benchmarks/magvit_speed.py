@@ -1,9 +1,11 @@
-"""Seconds and GFLOP/s of MAGVIT-B on one 16x128x128 clip: encode, decode, transformer, 12-step generation; the matmul peak in the same run.
+"""Seconds and GFLOP/s of MAGVIT-B on one 16x128x128 clip: encode, decode, transformer, 12-step generation; the matmul
+peak in the same run.
 
     python benchmarks/magvit_speed.py --out=benchmarks/results/magvit_speed_cpu.json [--repeats=5] [--dtype=float32]
 
-Weights are random: time does not depend on them. FLOPs are counted analytically (1 multiply-add = 2; convolutions and matrix products only,
-taps on padding included), the convention of the published figures. Every figure is the best of `repeats`, interleaved, after compilation.
+Weights are random: time does not depend on them. FLOPs are counted analytically (1 multiply-add = 2; convolutions and
+matrix products only, taps on padding included), the convention of the published figures. Every figure is the best of
+`repeats`, interleaved, after compilation.
 """
 
 import argparse
@@ -26,7 +28,8 @@ from magvid.models.vq3d import Decoder, Encoder
 
 GFLOP = {"encode": 378.5, "decode": 739.3, "transformer": 216.2}  # of one clip; README of this folder
 GFLOP["generate"] = 12 * GFLOP["transformer"] + GFLOP["decode"]
-OFFICIAL = {"encode": 4.0, "decode": 6.7, "transformer": 0.94, "generate": 18.0}  # seconds of the official code on two such cores
+# seconds of the official code on two such cores
+OFFICIAL = {"encode": 4.0, "decode": 6.7, "transformer": 0.94, "generate": 18.0}
 SIDE = 2048  # of the matrices that measure the peak
 
 
@@ -41,7 +44,8 @@ def parts(dtype: str | None):
     prefix = jnp.full((1, 2), 1030)
 
     def logits(bert, ids):
-        return model.apply(bert, jnp.concatenate([prefix, ids.reshape(1, -1)], axis=1))[:, 2:, :1024].reshape(*ids.shape, 1024)
+        found = model.apply(bert, jnp.concatenate([prefix, ids.reshape(1, -1)], axis=1))
+        return found[:, 2:, :1024].reshape(*ids.shape, 1024)
 
     def encode(weights):
         return tokenizer.apply(weights, video, method="encode_ids")
@@ -82,15 +86,23 @@ def measure(repeats: int, dtype: str | None) -> dict:
     rows = {"matmul_peak_gflops": peak}
     for name, gflop in GFLOP.items():
         rate = gflop / best[name]
-        rows[name] = dict(seconds=best[name], gflops=rate, share_of_peak=rate / peak, compile_seconds=compiled[name][1], official_seconds=OFFICIAL[name])
+        rows[name] = dict(
+            seconds=best[name],
+            gflops=rate,
+            share_of_peak=rate / peak,
+            compile_seconds=compiled[name][1],
+            official_seconds=OFFICIAL[name],
+        )
     return rows
 
 
 def machine() -> dict:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=pathlib.Path(__file__).parent).stdout.strip()
+    here = pathlib.Path(__file__).parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here)
     device = jax.devices()[0]
     versions = dict(magvid=magvid.__version__, jax=jax.__version__, python=platform.python_version())
-    return dict(date=str(datetime.date.today()), commit=commit, device=f"{len(jax.devices())} x {device.device_kind}", **versions)
+    places = dict(commit=git.stdout.strip(), device=f"{len(jax.devices())} x {device.device_kind}")
+    return dict(date=str(datetime.date.today()), **places, **versions)
 
 
 def main():

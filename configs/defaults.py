@@ -1,13 +1,19 @@
-"""Blocks that the configs share. A config is plain data: it names magvid's classes by path and imports nothing of magvid."""
+"""Blocks that the configs share. A config is plain data: it names magvid's classes by path and imports nothing of
+magvid.
+"""
 
 
 def parse_arg(arg, **defaults):
-    """ "size=B,smoke=1" -> the defaults with these values, in the defaults' types. ValueError names an unknown or ill-typed one."""
+    """ "size=B,smoke=1" -> the defaults with these values, in the defaults' types. ValueError names an unknown or
+    ill-typed one.
+    """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         name, _, text = item.partition("=")
         if name not in defaults:
-            raise ValueError(f'the config takes no argument "{name}"; it takes {", ".join(f"{k}={v}" for k, v in defaults.items())}')
+            raise ValueError(
+                f'the config takes no argument "{name}"; it takes {", ".join(f"{k}={v}" for k, v in defaults.items())}'
+            )
         kind = type(defaults[name])
         try:
             values[name] = bool(int(text or 1)) if kind is bool else kind(text)
@@ -32,7 +38,7 @@ def optimizer(peak, warmup, b1=0.9, b2=0.99, weight_decay=0.0, clip=1.0):
     )
 
 
-def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), groups=32, entropy=0.1):
+def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), norm="GroupNorm", entropy=0.1):
     """A 3D-VQ tokenizer; MAGVIT-B at 128x128 is tokenizer(64, (1, 2, 2, 4), (True, True, False), 2, 256, 1024)."""
     shared = dict(
         filters=filters,
@@ -40,7 +46,7 @@ def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1
         temporal=temporal,
         blocks=blocks,
         patch=patch,
-        norm=dict(factory="magvid.models.layers:GroupNorm", groups=groups),
+        norm=dict(factory=f"magvid.models.layers:{norm}"),
     )
     return dict(
         target="magvid.models.tokenizer:Tokenizer",
@@ -51,7 +57,9 @@ def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1
 
 
 def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropout=0.0, **decoding):
-    """COMMIT on a trained tokenizer; `latent` is the grid (t', h', w'); `tokenizer` a spec, or dict(run=..., weights=...)."""
+    """COMMIT on a trained tokenizer; `latent` is the grid (t', h', w'); `tokenizer` a spec, or dict(run=...,
+    weights=...).
+    """
     vocab = dict(target="magvid.types:Vocab", codebook=codes, classes=classes, specials=16)
     n = latent[0] * latent[1] * latent[2] + 2
     sizes = dict(vocab=codes + classes + 17, length=n, width=width, depth=depth, heads=heads, mlp=4 * width)

@@ -2,9 +2,10 @@
 
     magvid train --config=configs/vq3d_sprites.py:budget=quick --workdir=runs/sprites/tokenizer
 
-Clips of 16x32x32. budget=quick: the "small" world, 64 tokens a clip, minutes on two CPU cores; budget=long: the full world, 256 tokens.
-smoke=1: seconds. MAGVIT's layers, but not its published sizes: patches of pixels go in, because full-resolution layers of a few channels
-would take most of a CPU's time, and one level of downsampling follows (see `magvid.models.vq3d.Encoder`).
+Clips of 16x32x32. budget=quick: the "small" world, 64 tokens a clip, minutes on two CPU cores; budget=long: the full
+world, 256 tokens. smoke=1: seconds. MAGVIT's layers, but not its published sizes: patches of pixels go in, because
+full-resolution layers of a few channels would take most of a CPU's time, and one level of downsampling follows (see
+`magvid.models.vq3d.Encoder`).
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +13,8 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 BUDGETS = {
-    "quick": dict(world="small", patch=(2, 4, 4), filters=64, codes=1024, steps=700, batch=16, peak=2e-3),
-    "long": dict(world="full", patch=(2, 2, 2), filters=64, codes=1024, steps=3000, batch=16, peak=1.5e-3),
+    "quick": dict(world="small", patch=(2, 4, 4), filters=32, codes=1024, steps=4000, batch=4, peak=2e-3),
+    "long": dict(world="full", patch=(2, 2, 2), filters=48, codes=1024, steps=12000, batch=4, peak=1.5e-3),
 }
 FRAMES, SIZE = 16, 32  # pixels
 
@@ -34,12 +35,17 @@ def get_config(arg=None):
     config.batch = 2 if smoke else b["batch"]
     config.objective = dict(
         target="magvid.objectives.vqvae:VQVAE",
-        tokenizer=defaults.tokenizer(8 if smoke else b["filters"], (1, 2), (True,), 1, 32, b["codes"], patch=b["patch"], groups=8),
+        tokenizer=defaults.tokenizer(
+            8 if smoke else b["filters"], (1, 2), (True,), 1, 32, b["codes"], patch=b["patch"], norm="LayerNorm"
+        ),
+        reconstruction=10.0,  # there is no perceptual and no adversarial loss beside it
     )
     clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], frames=FRAMES, height=SIZE, width=SIZE)
     config.data = dict(
         train=dict(source=dict(clip, split="train", keys=("video", "label")), transforms=[], workers=0),
-        eval=dict(source=dict(clip, split="validation", keys=("video", "label", "colour", "texture")), transforms=[], limit=64),
+        eval=dict(
+            source=dict(clip, split="validation", keys=("video", "label", "colour", "texture")), transforms=[], limit=64
+        ),
     )
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
     config.optim = dict(tokenizer=defaults.optimizer(b["peak"], warmup=1 if smoke else 50))

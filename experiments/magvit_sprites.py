@@ -1,9 +1,11 @@
-"""MAGVIT from nothing to videos in one command: train the tokenizer, train the ten-task transformer on it, sample, evaluate, report.
+"""MAGVIT from nothing to videos in one command: train the tokenizer, train the ten-task transformer on it, sample,
+evaluate, report.
 
-    python experiments/magvit_sprites.py [--budget=quick|long] [--data=FOLDER_OF_VIDEOS] [--workdir=runs/magvit_sprites-quick]
+    python experiments/magvit_sprites.py [--budget=quick|long] [--data=FOLDER_OF_VIDEOS] [--workdir=FOLDER]
 
-budget=quick (default) takes minutes on two CPU cores in the named smaller world "small"; budget=long takes most of an hour there, in the full
-world. An interrupted run goes on when the same command is given again. Results: WORKDIR/report.html and WORKDIR/report.json.
+budget=quick (default) takes minutes on two CPU cores in the named smaller world "small"; budget=long takes most of an
+hour there, in the full world. An interrupted run goes on when the same command is given again. Results:
+WORKDIR/report.html and WORKDIR/report.json.
 With --data the same is done with a person's own videos (mp4, webm, mov, avi, gif; one class per sub-folder, or flat).
 """
 
@@ -36,7 +38,9 @@ from magvid.types import UserError
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("budget", "quick", list(vq3d_sprites.BUDGETS), "how much to train")
 flags.DEFINE_string("data", None, "a folder of videos to use in place of the sprites")
-flags.DEFINE_string("workdir", None, "where everything is written; default: runs/magvit_sprites-BUDGET, or runs/magvit-FOLDER")
+flags.DEFINE_string(
+    "workdir", None, "where everything is written; default: runs/magvit_sprites-BUDGET, or runs/magvit-FOLDER"
+)
 flags.DEFINE_integer("clips", 200, "held-out clips to evaluate on", lower_bound=1)
 flags.DEFINE_bool("smoke", False, "a few steps of tiny models: for tests")
 
@@ -45,8 +49,20 @@ OPEN = ("FP", "CFP")  # one frame does not say what happens next: the best of se
 SKILL_TASKS = ("FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD", "FP5")
 TARGETS = {"quick": dict(psnr=23.0, accuracy=0.6, skill=0.4), "long": dict(psnr=28.0, accuracy=0.85, skill=0.7)}
 BEST_OF = 16
+PLOTS = {
+    "tokenizer": ("train/mse", "train/psnr", "train/perplexity"),
+    "transformer": ("train/loss", "train/masked_accuracy"),
+}
+TASK_HEADER = ["task", "skill", f"skill, best of {BEST_OF}", "accuracy (%)", "shape (%)", "action (%)"]
+TASK_HEADER += ["colour and shape kept (%)", "given pixels (dB below the tokenizer)"]
+SKILL_NOTE = (
+    "skill = (MSE of the padded condition - MSE of the generated clip) / (MSE of the padded condition - MSE of the "
+    "reconstruction), MSE pooled over clips. Where one frame is given, the future is open, and the best of several "
+    "samples is the fairer number. Nothing given is pasted back."
+)
 DESCRIPTIONS = {
-    "FP": "Given the first frame, the model continues the clip. One frame does not say what happens next: many futures are right.",
+    "FP": "Given the first frame, the model continues the clip. One frame does not say what happens next: many futures "
+    "are right.",
     "FP5": "Given five frames, the model continues the clip: now the motion is known.",
     "FI": "Given the first and the last frame, it fills in the motion between them.",
     "OPC": "Given the centre (a quarter of the picture), it paints everything around it.",
@@ -111,14 +127,16 @@ def evaluate(workdir: pathlib.Path) -> Evaluation:
 
 
 def pack(examples: dict[str, list[Example]]) -> dict[str, np.ndarray]:
-    return {f"{task}/{i}/{k}": np.asarray(v) for task, rows in examples.items() for i, e in enumerate(rows) for k, v in e._asdict().items() if v is not None}
+    numbered = {f"{task}/{i}": e for task, rows in examples.items() for i, e in enumerate(rows)}
+    return {f"{n}/{k}": np.asarray(v) for n, e in numbered.items() for k, v in e._asdict().items() if v is not None}
 
 
 def unpack(arrays) -> dict[str, list[Example]]:
     found: dict[str, dict[int, dict]] = {}
     for name, value in arrays.items():
         task, i, field = name.split("/")
-        found.setdefault(task, {}).setdefault(int(i), {"condition": None})[field] = value if value.ndim else value.item()
+        row = found.setdefault(task, {}).setdefault(int(i), {"condition": None})
+        row[field] = value if value.ndim else value.item()
     return {task: [Example(**rows[i]) for i in sorted(rows)] for task, rows in found.items()}
 
 
@@ -150,16 +168,23 @@ class Stages:
 
 
 def versions() -> dict[str, str]:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     device = jax.devices()[0]
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    packages = {name: importlib.metadata.version(name) for name in names}
     machine = f"{len(jax.devices())} x {device.device_kind}, {os.cpu_count()} CPU cores"
-    return {"commit": commit or "unknown", "python": platform.python_version(), **packages, "machine": machine}
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        **packages,
+        "machine": machine,
+    }
 
 
 def summary_numbers(numbers: dict, seconds: dict, configs: dict) -> dict:
     """What report.json holds."""
-    tasks = {task: {"name": NAMES.get(task, "frame prediction given 5 frames"), **values} for task, values in numbers["tasks"].items()}
+    name = lambda task: NAMES.get(task, "frame prediction given 5 frames")
+    tasks = {task: {"name": name(task), **values} for task, values in numbers["tasks"].items()}
     return {
         "world": numbers["world"],
         "budget": FLAGS.budget,
@@ -177,7 +202,8 @@ def interval(values: dict, name: str, target=None, percent: bool = False, **styl
     scale = 100 if percent else 1
     get = lambda k: None if values.get(k) is None else scale * values[k]
     bounds = (get(f"{name}_low"), get(f"{name}_high"))
-    return Number(get(name), bounds if None not in bounds else None, None if target is None else scale * target, **style)
+    target = None if target is None else scale * target
+    return Number(get(name), bounds if None not in bounds else None, target, **style)
 
 
 def write_report(workdir: pathlib.Path, result: dict, examples: dict[str, list[Example]]) -> None:
@@ -185,54 +211,76 @@ def write_report(workdir: pathlib.Path, result: dict, examples: dict[str, list[E
     target = TARGETS[FLAGS.budget] if sprites and not FLAGS.smoke else {}
     tasks, world = result["tasks"], result["world"]
     minutes = sum(result["seconds"].values()) / 60
-    judged = tasks["CG"].get("accuracy")
+    judgement = ""
+    if tasks["CG"].get("accuracy") is not None:
+        right, chance = 100 * tasks["CG"]["accuracy"], 100 * tasks["CG"]["chance"]
+        judgement = (
+            f" Of the clips made from a class alone, {right:.0f} % show its shape and action (chance: {chance:.1f} %)."
+        )
     page = Report(
         "MAGVIT on moving sprites" if sprites else f"MAGVIT on {pathlib.Path(FLAGS.data).name}",
-        f"A 3D-VQ tokenizer learned to write short clips as discrete tokens, and one masked transformer learned to complete those tokens for ten "
-        f"tasks at once, from filling in frames to making a clip from a class name. Both were trained from scratch in {minutes:.0f} minutes on "
-        f"{result['versions']['machine']}. All numbers are from {result['clips']} clips that were not used in training."
-        + (f" Of the clips made from a class alone, {100 * judged:.0f} % show its shape and action (chance: {100 * tasks['CG']['chance']:.1f} %)." if judged is not None else ""),
+        "A 3D-VQ tokenizer learned to write short clips as discrete tokens, and one masked transformer learned to "
+        "complete those tokens for ten tasks at once, from filling in frames to making a clip from a class name. Both "
+        f"were trained from scratch in {minutes:.0f} minutes on {result['versions']['machine']}. All numbers are from "
+        f"{result['clips']} clips that were not used in training.{judgement}",
         world=world,
     )
     psnr = Number(result["reconstruction"]["psnr"], target=target.get("psnr"), unit=" dB", digits=1)
     tiles = [("Reconstruction", psnr, "PSNR of the tokenizer's copy of held-out clips")]
     if sprites:
-        tiles.append(("Class accuracy", interval(tasks["CG"], "accuracy", target.get("accuracy"), True, unit=" %", digits=0), "shape and action of class-conditional clips, read back from pixels by a judge"))
-    tiles.append(("Interpolation skill", interval(tasks["FI"], "skill", target.get("skill")), "0: no better than cross-fading the given frames; 1: as good as the tokenizer allows"))
+        accuracy = interval(tasks["CG"], "accuracy", target.get("accuracy"), True, unit=" %", digits=0)
+        read_back = "shape and action of class-conditional clips, read back from pixels by a judge"
+        tiles.append(("Class accuracy", accuracy, read_back))
+    skill = interval(tasks["FI"], "skill", target.get("skill"))
+    scale = "0: no better than cross-fading the given frames; 1: as good as the tokenizer allows"
+    tiles.append(("Interpolation skill", skill, scale))
     page.tiles([*tiles, ("Time", f"{minutes:.1f} min", "all stages, without installation")])
-    page.section("Ten tasks", "Each row is a held-out clip. Real: the clip. Reconstruction: the tokenizer's copy, the best that generation could do. Condition: what the model was given, padded. Generated: what it made, first sample, not chosen.")
+    page.section(
+        "Ten tasks",
+        "Each row is a held-out clip. Real: the clip. Reconstruction: the tokenizer's copy, the best that generation "
+        "could do. Condition: what the model was given, padded. Generated: what it made, first sample, not chosen.",
+    )
     for task, values in tasks.items():
         page.videos(
             f"{task} · {values['name']}",
             ["real", "reconstruction", "condition", "generated"],
-            [dict(label=str(e.label), clips=[e.real, e.reconstruction, None if task == "CG" else e.condition, e.generated]) for e in examples[task]],
+            [film_row(task, example) for example in examples[task]],
             note=DESCRIPTIONS[task],
             numbers=film_numbers(task, values, target),
         )
     page.section("Numbers", "Intervals are 95 %: bootstrap over clips for skills, Wilson for accuracies.")
-    header = ["task", "skill", f"skill, best of {BEST_OF}", "accuracy (%)", "shape (%)", "action (%)", "colour and shape kept (%)", "given pixels (dB below the tokenizer)"]
-    page.table("Tasks", header, [task_row(task, v, target) for task, v in tasks.items()], note=(
-        "skill = (MSE of the padded condition - MSE of the generated clip) / (MSE of the padded condition - MSE of the reconstruction), MSE pooled over "
-        "clips. Where one frame is given, the future is open, and the best of several samples is the fairer number. Nothing given is pasted back."))
-    page.section("Training", "First the tokenizer learns to reconstruct; then it is frozen and the transformer learns to complete masked tokens.")
+    page.table("Tasks", TASK_HEADER, [task_row(task, v, target) for task, v in tasks.items()], note=SKILL_NOTE)
+    page.section(
+        "Training",
+        "First the tokenizer learns to reconstruct; then it is frozen and the transformer learns to complete masked "
+        "tokens.",
+    )
     for name, title in (("tokenizer", "Tokenizer"), ("transformer", "Transformer")):
         curves = read_curves(workdir / name)
-        plots = {"tokenizer": ("train/mse", "train/psnr", "train/perplexity"), "transformer": ("train/loss", "train/masked_accuracy")}[name]
-        for plot in plots:
+        for plot in PLOTS[name]:
             pair = {k: curves[k] for k in (plot, plot.replace("train/", "eval/")) if k in curves}
             page.curves(f"{title}: {plot.removeprefix('train/')}", pair, log=plot == "train/mse", smooth=0.9)
     page.section("Time and machine").bars("Seconds per stage", result["seconds"]).facts("Versions", result["versions"])
-    page.section("Reproduce").code("From a fresh clone", "python experiments/magvit_sprites.py " + " ".join(sys.argv[1:]))
+    page.section("Reproduce").code(
+        "From a fresh clone", "python experiments/magvit_sprites.py " + " ".join(sys.argv[1:])
+    )
     for name, config in result["config"].items():
         page.config(config, f"Configuration of the {name}")
     page.section("Notes").notes(notes(result, target))
     page.write(workdir / "report.html")
 
 
+def film_row(task: str, e: Example) -> dict:
+    return dict(
+        label=str(e.label), clips=[e.real, e.reconstruction, None if task == "CG" else e.condition, e.generated]
+    )
+
+
 def film_numbers(task: str, values: dict, target: dict) -> dict[str, Number | str]:
     found = {}
     if task in CLASS_TASKS and "accuracy" in values:
-        found["shape and action right"] = interval(values, "accuracy", target.get("accuracy") if task == "CG" else None, True, unit=" %", digits=0)
+        wanted = target.get("accuracy") if task == "CG" else None
+        found["shape and action right"] = interval(values, "accuracy", wanted, True, unit=" %", digits=0)
     if task in OPEN:
         found[f"skill, best of {BEST_OF}"] = interval(values, "best_skill")
     elif task in SKILL_TASKS:
@@ -255,16 +303,21 @@ def task_row(task: str, values: dict, target: dict) -> list:
 
 
 def notes(result: dict, target: dict) -> list[str]:
-    items = [f"The numbers are of the world {result['world']} and this budget alone; they do not compare with other worlds or published results."]
-    missed = []
+    items = [
+        f"The numbers are of the world {result['world']} and this budget alone; they do not compare with other worlds "
+        "or published results."
+    ]
+    missed, tasks = [], result["tasks"]
     if target:
         if result["reconstruction"]["psnr"] < target["psnr"]:
             missed.append(f"reconstruction {result['reconstruction']['psnr']:.1f} dB of {target['psnr']:g}")
         if result["tasks"]["CG"]["accuracy"] < target["accuracy"]:
             missed.append(f"class accuracy {result['tasks']['CG']['accuracy']:.2f} of {target['accuracy']:g}")
-        missed += [f"{t} skill {result['tasks'][t]['skill']:.2f} of {target['skill']:g}" for t in SKILL_TASKS if result["tasks"][t]["skill"] < target["skill"]]
-        missed += [f"{t} given pixels {v['given_gap']:.2f} dB below the tokenizer, of 1" for t, v in result["tasks"].items() if v.get("given_gap", 0) > 1]
-        items.append("Every target of this budget is met." if not missed else "Missed targets: " + "; ".join(missed) + ".")
+        low = {t: tasks[t]["skill"] for t in SKILL_TASKS if tasks[t]["skill"] < target["skill"]}
+        missed += [f"{t} skill {value:.2f} of {target['skill']:g}" for t, value in low.items()]
+        gaps = {t: v["given_gap"] for t, v in tasks.items() if v.get("given_gap", 0) > 1}
+        missed += [f"{t} given pixels {gap:.2f} dB below the tokenizer, of 1" for t, gap in gaps.items()]
+        items.append(f"Missed targets: {'; '.join(missed)}." if missed else "Every target of this budget is met.")
     items.append("One seed. Budgets were tuned on validation clips, which the numbers are from as well.")
     return items
 

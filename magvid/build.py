@@ -1,4 +1,6 @@
-"""A config becomes objects: a dict with "target" is called, with "factory" it becomes a partial; the path is the registry."""
+"""A config becomes objects: a dict with "target" is called, with "factory" it becomes a partial; the path is the
+registry.
+"""
 
 import functools
 import importlib
@@ -16,7 +18,9 @@ def resolve(path: str) -> Any:
     except ModuleNotFoundError as e:
         if e.name and not (module == e.name or module.startswith(e.name + ".")):
             raise  # the module exists, but something that it imports does not
-        raise ValueError(f'"{path}": there is no module "{e.name}"; give an absolute path, and put your own package on PYTHONPATH') from None
+        raise ValueError(
+            f'"{path}": there is no module "{e.name}"; give an absolute path, and put your own package on PYTHONPATH'
+        ) from None
     except AttributeError:
         public = [n for n in vars(importlib.import_module(module)) if not n.startswith("_") and n[0].isupper()]
         raise ValueError(f'"{path}": module "{module}" has no "{name}"; it has {", ".join(sorted(public))}') from None
@@ -25,9 +29,10 @@ def resolve(path: str) -> Any:
 def build(spec: Any) -> Any:
     """Build the objects that `spec` describes, depth first.
 
-    {"target": "magvid.models.vq3d:Encoder", "filters": 64} calls the constructor; {"factory": ...} gives a `functools.partial`
-    for a part that is built at many places, its arguments checked at once; other dicts, lists and tuples recurse; leaves pass through.
-    Raises ValueError that names the constructor and its real arguments when the arguments do not fit.
+    {"target": "magvid.models.vq3d:Encoder", "filters": 64} calls the constructor; {"factory": ...} gives a
+    `functools.partial` for a part that is built at many places, its arguments checked at once; other dicts, lists and
+    tuples recurse; leaves pass through. Raises ValueError that names the constructor and its real arguments when the
+    arguments do not fit.
     """
     if isinstance(spec, (list, tuple)):
         return type(spec)(build(s) for s in spec)
@@ -40,7 +45,8 @@ def build(spec: Any) -> Any:
     make = resolve(path)
     signature = inspect.signature(make)
     try:
-        signature.bind_partial(**built)  # first, so that a misspelt argument is named and not the one that it leaves missing
+        # first, so that a misspelt argument is named and not the one that it leaves missing
+        signature.bind_partial(**built)
         if "target" in spec:
             signature.bind(**built)
     except TypeError as e:

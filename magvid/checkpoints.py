@@ -8,6 +8,7 @@ themselves). Every item restores alone.
 import json
 import pathlib
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -45,13 +46,14 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if write else None,
             create=write,
-            cleanup_tmp_directories=write,
             # made in the background, a folder that cannot be made is only noticed after minutes
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         if not write and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} does not exist: give the folder of a run that has saved a checkpoint")
         try:
+            if write:
+                _remove_unfinished(self.folder)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as e:
             raise CheckpointError(
@@ -132,7 +134,7 @@ class Checkpoints:
     def newest(self, load: Callable[[int], T], step: int | None = None) -> T:
         """load(step) of the newest step (or of `step` alone) for which it does not raise Corrupt.
 
-        Damaged steps are named.        CheckpointError when there is none.
+        Damaged steps are named. CheckpointError when there is none.
         """
         steps, bad = self.steps(), []
         if step is not None and step not in steps:
@@ -234,6 +236,14 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
         say(f"  skipped {differs[name]}")
     take = {n for n in want if n in have} - set(shapes)
     return unflatten_dict({n: have[n].astype(x.dtype) if n in take else x for n, x in want.items()}, sep="/")
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+    """What an interrupted save left; not in a thread as by Orbax's option, whose early end would print a traceback."""
+    if jax.process_index() == 0 and folder.is_dir():
+        for path in folder.iterdir():
+            if ocp.utils.is_tmp_checkpoint(path):
+                shutil.rmtree(path)
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:

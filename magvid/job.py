@@ -59,6 +59,9 @@ class Job:
     sources: Mapping[str, Mapping[str, str]]  # {frozen group: {"run", "weights", "hash"}}
     trust: bool = False
 
+    def __post_init__(self):
+        self.microbatches()  # UserError here, before anything is read or written
+
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None, trust: bool = False

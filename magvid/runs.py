@@ -1,4 +1,4 @@
-"""A run folder describes itself: config.json, checkpoints/, and a hash of both. Runs refer to each other by path.
+"""A run folder describes itself: config.json, data.json, checkpoints/, and a hash. Runs refer to each other by path.
 
 objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen weights of that run's `tokenizer`
 init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magvid import build
@@ -20,6 +20,39 @@ from magvid.state import join
 from magvid.types import Groups, Params, UserError
 
 CONFIG = "config.json"
+DATA = "data.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFormat:
+    """What a video is made into before a run reads it: enough to sample from a file without the run's data set."""
+
+    frames: int
+    height: int
+    width: int
+    stride: int = 1  # every stride-th frame is taken
+    fps: float | None = None  # at this rate; None: the file's own
+    classes: tuple[str, ...] = ()  # names by number
+
+    @classmethod
+    def of(cls, source: Any, shape: Sequence[int]) -> "ClipFormat":
+        """Of a source whose clips have `shape` (t h w 3)."""
+        named = {name: getattr(source, name, default) for name, default in (("stride", 1), ("fps", None))}
+        return cls(*map(int, shape[:3]), **named, classes=tuple(map(str, getattr(source, "classes", ()))))
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "ClipFormat":
+        """UserError where `path` does not hold what `write` wrote."""
+        found = read_json(path)
+        try:
+            return cls(**found["clip"], classes=tuple(found["classes"]))
+        except (KeyError, TypeError) as e:
+            raise UserError(f"{path} does not describe clips ({e}): restore it from a copy, or remove it") from None
+
+    def write(self, path: pathlib.Path) -> None:
+        clip = dataclasses.asdict(self)
+        classes = clip.pop("classes")
+        write_json(path, {"clip": clip, "classes": classes})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +65,15 @@ class Run:
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints")
+
+    @functools.cached_property
+    def clip(self) -> ClipFormat | None:
+        """As the training data had it; None where the folder does not say, or `config` has other data than the
+        folder's.
+        """
+        if not (self.path / DATA).is_file() or read_config(self.path).get("data") != self.config.get("data"):
+            return None
+        return ClipFormat.read(self.path / DATA)
 
     @functools.cached_property
     def step(self) -> int:
@@ -99,13 +141,37 @@ def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
         inside = [n for n in _folders(folder) if (folder / n / CONFIG).is_file()]
         hint = f"; the runs inside it are {', '.join(sorted(inside))}" if inside else ""
         raise UserError(f"{path} is not a run folder: it has no {CONFIG}{hint}")
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError as e:
-        raise UserError(f"{folder / CONFIG} is not valid JSON ({e}): restore it from a copy") from None
+    config = read_config(folder)
     if not trust:
         _check_trust(config, folder)
-    return Run(folder, anchored(config, folder))
+    return Run(folder, config)
+
+
+def read_config(folder: pathlib.Path) -> dict:
+    """The config in a run folder, with the paths of other runs absolute; UserError names a file that holds none."""
+    return anchored(read_json(folder / CONFIG), folder)
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """The object in a JSON file; UserError naming the file where it holds none."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON ({e}): restore it from a copy") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {json.dumps(value)[:40]}, not an object {{...}}: restore it from a copy")
+    return value
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Appears under its name only when it is complete. ValueError for NaN, which JSON does not have."""
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(run: Run, which: str | None = None, trust: bool = False) -> tuple[dict, Groups]:

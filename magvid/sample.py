@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magvid import runs
-from magvid.evaluate import Clips, Generator, check_writable
+from magvid.evaluate import check_writable
+from magvid.generator import Clips, Generator
+from magvid.runs import ClipFormat
 from magvid.types import UserError
 from magvid.video import grid, read_video, resize_crop, upscale, write_video
 
@@ -56,21 +58,26 @@ def sample_run(
 ) -> list[pathlib.Path]:
     """Writes <out>/<task>_<clip>_seed<seed>.<format> for each task and clip, and a grid; returns the paths, grid last.
 
-    The grid's columns are condition (padded), generated and real. A run without tasks gives reconstructions. UserError
+    The grid's columns are condition (padded), generated and real. A run without tasks gives reconstructions. A video is
+    read as the run folder's data.json says, so that the data set itself may be gone. UserError
     or ValueError, in one sentence, for a run, video, task, class or folder that does not fit.
     """
     out = pathlib.Path(options.out).expanduser() if options.out else run.path / "samples"
     check_writable(out)
     decoding = dict(steps=options.steps, temperature=options.temperature)
+    clip = None if options.video is None else run.clip
     model = Generator.open(
-        run, options.tasks, decoding=decoding, batch=options.number or NUMBER, weights=weights, trust=trust
+        run, options.tasks, decoding=decoding, batch=options.number or NUMBER, weights=weights, clip=clip, trust=trust
     )
-    clips = Clips.of(model.config)
-    rows, names, fps = _from_clips(clips, options) if options.video is None else _from_video(clips, options)
+    if options.video is None:
+        clips = Clips.of(model.config)
+        classes, (rows, names, fps) = clips.classes, _from_clips(clips, options)
+    else:
+        clip = clip or Clips.of(model.config).format
+        classes, (rows, names, fps) = clip.classes, _from_video(clip, options)
     if options.label is not None:
-        rows["label"] = np.full_like(
-            rows["label"], find_class(options.label, clips.classes, getattr(model.programs.objective, "classes", 0))
-        )
+        count = getattr(model.programs.objective, "classes", 0)
+        rows["label"] = np.full_like(rows["label"], find_class(options.label, classes, count))
     made = {}  # task -> [condition, generated, real], each (n t h w 3)
     if not model.tasks:
         made["reconstruction"] = [model.reconstruct(rows), rows["video"]]
@@ -115,28 +122,27 @@ def _from_clips(clips: Clips, options: Options) -> tuple[dict[str, np.ndarray], 
     return rows, [f"{i:05d}" for i in rows["index"]], 8.0
 
 
-def _from_video(clips: Clips, options: Options) -> tuple[dict[str, np.ndarray], list[str], float]:
+def _from_video(clip: ClipFormat, options: Options) -> tuple[dict[str, np.ndarray], list[str], float]:
     """The beginning of a file, cut to the size of the run's clips, `number` times. Says what was done to it."""
-    t, height, width = next(clips.batches(0, 1, 1))["video"].shape[1:4]
-    stride = getattr(clips.source, "stride", 1)
+    t, height, width, stride = clip.frames, clip.height, clip.width, clip.stride
     need = (t - 1) * stride + 1
     path = pathlib.Path(options.video).expanduser()
     if not path.is_file():
         raise UserError(f"there is no video {options.video}")
-    video, fps = read_video(path, options.fps or getattr(clips.source, "fps", None), need, options.start)
+    video, fps = read_video(path, options.fps or clip.fps, need, options.start)
     if len(video) < need:
         raise UserError(
             f"{options.video} is too short: {len(video)} frames from {options.start:g} s on, this run needs {need}; "
             "take a longer one or another --fps"
         )
-    clip = resize_crop(video[::stride], height, width)
+    resized = resize_crop(video[::stride], height, width)
     h, w = video.shape[1:3]
     print(
         f"{path.name}: {t} frames at {fps / stride:g} per second, "
         f"{w}x{h} pixels centre-cropped and resized to {width}x{height}"
     )
     count = options.number or NUMBER
-    rows = {"video": np.stack([clip] * count), "label": np.zeros(count, np.int32), "index": np.arange(count)}
+    rows = {"video": np.stack([resized] * count), "label": np.zeros(count, np.int32), "index": np.arange(count)}
     return rows, [f"{path.stem}_{i:02d}" for i in range(count)], fps / stride
 
 

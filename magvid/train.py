@@ -1,7 +1,6 @@
 """The one training loop: prepare, then step, log, save, evaluate. Models, data and objective come from the config."""
 
 import contextlib
-import json
 import os
 import pathlib
 import signal
@@ -16,6 +15,7 @@ from magvid import runs, sharding, state
 from magvid.checkpoints import CheckpointError, Checkpoints
 from magvid.job import Job, Prepared, check_config, differences
 from magvid.logs import Logger
+from magvid.runs import ClipFormat
 from magvid.state import TrainState
 from magvid.types import UserError
 
@@ -50,15 +50,18 @@ def train(
     config = runs.anchored(check_config(config), os.getcwd())
     if config["compile_cache"]:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config["compile_cache"]))
+    _check_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
-        checkpoints = _open_workdir(config, workdir)
-        stack.push(_unless_interrupted(checkpoints.close))
         job = Job.from_config(config, devices, trust)
         loader = job.loader()
         stack.callback(loader.close)
         first = next(loader)
         prepared = job.prepare(first)
-        if checkpoints.steps():
+        checkpoints = _open_checkpoints(workdir, config["keep"])  # a config that does not fit leaves no folder behind
+        stack.push(_unless_interrupted(checkpoints.close))
+        begun = bool(checkpoints.steps())
+        _describe(workdir, config, ClipFormat.of(loader.source, first["video"].shape[1:]), begun)
+        if begun:
             train_state, step = _resume(checkpoints, loader, prepared, job.sources)
             waiting = []
         else:
@@ -169,27 +172,33 @@ class Loop:
             self.logger.say(f"{e} Training goes on and tries again in {self.config['save_every']} steps.")
 
 
-def _open_workdir(config: dict, workdir: pathlib.Path) -> Checkpoints:
-    """Write config.json, or compare with the one that is there."""
+def _check_workdir(config: dict, workdir: pathlib.Path) -> None:
+    """UserError where the folder holds the checkpoints of another config. Writes nothing."""
+    saved = workdir / "checkpoints"
+    if not saved.is_dir() or not any(p.name.isdigit() for p in saved.iterdir()):
+        return
+    if not (workdir / runs.CONFIG).exists():
+        raise UserError(f"{workdir} holds checkpoints but no {runs.CONFIG}: choose another --workdir")
+    if changed := differences(runs.read_config(workdir), config):
+        raise UserError(
+            f"{workdir} was trained with another {', '.join(changed)}: undo the change, or choose another --workdir"
+        )
+
+
+def _open_checkpoints(workdir: pathlib.Path, keep: int) -> Checkpoints:
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot write to {workdir} ({e.strerror}): choose another --workdir") from None
-    checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True)
-    path = workdir / runs.CONFIG
-    if checkpoints.steps():
-        if not path.exists():
-            raise UserError(f"{workdir} holds checkpoints but no {runs.CONFIG}: choose another --workdir")
-        old = runs.anchored(json.loads(path.read_text()), workdir)
-        if changed := differences(old, config):
-            raise UserError(
-                f"{workdir} was trained with another {', '.join(changed)}: undo the change, or choose another --workdir"
-            )
+    return Checkpoints(workdir / "checkpoints", keep, write=True)
+
+
+def _describe(workdir: pathlib.Path, config: dict, clip: ClipFormat, begun: bool) -> None:
+    """Write config.json, and data.json once: a run that goes on keeps the one it has."""
     if jax.process_index() == 0:
-        part = path.with_suffix(".tmp")
-        part.write_text(json.dumps(runs.relative(config, workdir), indent=1) + "\n")
-        part.replace(path)
-    return checkpoints
+        runs.write_json(workdir / runs.CONFIG, runs.relative(config, workdir))
+        if not begun or not (workdir / runs.DATA).exists():
+            clip.write(workdir / runs.DATA)
 
 
 def _resume(checkpoints: Checkpoints, loader, prepared: Prepared, sources: Mapping[str, Any]) -> tuple[TrainState, int]:

@@ -4,7 +4,8 @@ Axes, used in every signature:
     b batch        t h w frames, height, width (pixels)      c channels, 3 = RGB
     t' h' w' latent grid (written th hh wh in jaxtyping)      n tokens of a sequence, t'*h'*w' after the prefix
     v vocabulary   d width                                    k codebook
-Values: video is uint8 on disk and in the data pipeline, float32 in [0, 1] inside the models (each model class states its `vrange`);
+Values: video is uint8 on disk and in the data pipeline, float32 in [0, 1] inside the models (each model class states
+its `vrange`);
 `z` latents, `ids` int32 tokens, `key` a typed PRNG key.
 """
 
@@ -18,7 +19,9 @@ Groups = dict[str, Params]  # {"tokenizer": params, "transformer": params, ...}
 
 
 class UserError(Exception):
-    """Bad input from a person: one complete sentence that names the value and the remedy. The command line prints it and exits with 2."""
+    """Bad input from a person: one complete sentence that names the value and the remedy. The command line prints it
+    and exits with 2.
+    """
 
 
 @flax.struct.dataclass
@@ -33,10 +36,11 @@ class Quantized:
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """Rows of the transformer's word table, in order: codebook, classes, UNCOND, special slots (specs: MAGVIT official `vocab`).
+    """Rows of the transformer's word table, in order: codebook, classes, UNCOND, special slots (specs: MAGVIT official
+    `vocab`).
 
-    A multi-task model has 16 special slots, a single-task model 1 (only MASK). Special tokens are numbered from the end of
-    the table as in the official code (MASK is its -1, SEP its -2, ...), but as plain non-negative ids.
+    A multi-task model has 16 special slots, a single-task model 1 (only MASK). Special tokens are numbered from the end
+    of the table as in the official code (MASK is its -1, SEP its -2, ...), but as plain non-negative ids.
     """
 
     codebook: int
@@ -66,7 +70,9 @@ class Vocab:
     def special(self, number: int) -> int:
         """The id of special slot `number` (1 = MASK, 2 = SEP, 3.. = task tokens), counted from the end of the table."""
         if not 1 <= number <= self.specials:
-            raise ValueError(f"special token number {number} is outside 1..{self.specials}: a single-task vocabulary has only MASK")
+            raise ValueError(
+                f"special token number {number} is outside 1..{self.specials}: a single-task vocabulary has only MASK"
+            )
         return self.size - number
 
     def class_id(self, label):

@@ -11,7 +11,9 @@ SHARED = pathlib.Path(os.environ.get("MAGVID_SHARED", ROOT.parent / "shared"))
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")))
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

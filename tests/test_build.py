@@ -10,7 +10,11 @@ from magvid.types import Vocab
 
 
 def test_targets_factories_and_leaves():
-    built = build({"a": [{"target": "magvid.types:Vocab", "codebook": 5}, 1], "b": {"factory": "magvid.models.quantizers:VQ", "size": 3}, "c": (None, "x")})
+    vocab, quantizer = (
+        {"target": "magvid.types:Vocab", "codebook": 5},
+        {"factory": "magvid.models.quantizers:VQ", "size": 3},
+    )
+    built = build({"a": [vocab, 1], "b": quantizer, "c": (None, "x")})
     assert built["a"] == [Vocab(5), 1] and built["c"] == (None, "x")
     assert isinstance(built["b"], functools.partial) and built["b"](dim=2) == VQ(3, 2)
 
@@ -18,7 +22,10 @@ def test_targets_factories_and_leaves():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ({"target": "magvid.types:Vocab", "codebok": 5}, "magvid.types:Vocab: .*codebok.*; its arguments are codebook, classes, specials"),
+        (
+            {"target": "magvid.types:Vocab", "codebok": 5},
+            "magvid.types:Vocab: .*codebok.*; its arguments are codebook, classes, specials",
+        ),
         ({"target": "magvid.types:Vocab"}, "missing a required argument: 'codebook'"),
         ({"factory": "magvid.models.quantizers:VQ", "sise": 5}, "sise.*its arguments are size, dim"),
         ({"target": "magvid.types:Vokab"}, 'has no "Vokab"; it has .*Vocab'),

@@ -285,6 +285,14 @@ def test_masked_view_is_uniform():
     assert abs(np.corrcoef(batch["task"], batch["ratio"])[0, 1]) < 0.1
 
 
+def test_tasks_may_be_weighted():
+    draws = [int(MaskedView(tasks=3, weights=(3, 0, 1))({}, np.random.default_rng(k))["task"]) for k in range(2000)]
+    shares = np.bincount(draws, minlength=3) / 2000
+    np.testing.assert_allclose(shares, [0.75, 0, 0.25], atol=0.03)
+    with pytest.raises(ValueError, match=r"weights=\(1, 2\): give 3 numbers"):
+        MaskedView(tasks=3, weights=(1, 2))
+
+
 def test_masked_view_stays_below_one():
     class Largest:
         def random(self):

@@ -7,8 +7,8 @@ import tiny_runs
 
 from magvid import evaluate
 from magvid.__main__ import main
-from magvid.evaluate import Clips, Generator, Preview, Scores, evaluate_run, table
-from magvid.masked.tasks import TASKS
+from magvid.evaluate import Scores, evaluate_run, table
+from magvid.generator import Clips
 from magvid.metrics.frames import GivenRegion, SkillScore
 from magvid.runs import open_run
 from magvid.types import UserError
@@ -68,24 +68,6 @@ def test_progress_counts_every_generated_batch():
     assert [d for d, _, _ in said] == [2, 3, 5, 6] and said[-1][1] == 6  # two batches; FP twice, CG once
 
 
-def test_a_sample_depends_on_seed_clip_and_draw_alone():
-    model = Generator.open(tiny_runs.echo_run(0.5, 0.2), trust=True)
-    rows = next(Clips.of(model.config).batches(0, 11, 11))
-    rows = {**rows, "task": np.zeros(11, np.int32)}
-    all_at_once = model.generate(rows, seed=5)
-    np.testing.assert_array_equal(model.generate({k: v[9:] for k, v in rows.items()}, seed=5), all_at_once[9:])
-    assert (model.generate(rows, seed=6) != all_at_once).any() and (
-        model.generate(rows, seed=5, draw=1) != all_at_once
-    ).any()
-    assert model.generate(rows, seed=5).shape == (
-        11,
-        8,
-        16,
-        16,
-        3,
-    )  # padded to a multiple of the devices, and cut again
-
-
 def test_masked_run_untrained_is_at_chance():
     run = open_run(tiny_runs.masked_run())
     numbers = evaluate_run(run, ["CG", "FP", "FP5"], clips=16).numbers
@@ -94,27 +76,6 @@ def test_masked_run_untrained_is_at_chance():
         assert numbers["tasks"][task]["skill"] is None or numbers["tasks"][task]["skill"] < 0.5
         assert abs(numbers["tasks"][task]["given_gap"]) < 3
     assert evaluate_run(run, ["CG"], clips=16).numbers["tasks"]["CG"] == numbers["tasks"]["CG"]
-
-
-def test_masked_serves_exactly_the_tasks_whose_tokens_it_has():
-    model = Generator.open(open_run(tiny_runs.masked_run()))
-    assert set(model.tasks) == set(TASKS)
-    objective = model.programs.objective.with_tasks(["FP", "CG"])
-    assert objective.with_tasks(["FP5"]).rows[0].token == TASKS["FP"].token and objective.labelled == (False, True)
-    assert objective.with_decoding(steps=7).decoding == {"steps": 7, "temperature": 1.0}
-    with pytest.raises(ValueError, match="task FI was not trained"):
-        objective.with_tasks(["FI"])
-
-
-def test_preview_shows_condition_generated_and_real():
-    run = tiny_runs.echo_run()
-    model = Generator.open(run, trust=True)
-    preview = Preview(run.config)
-    shown = preview(model.programs.objective, model.params, 1)["samples"]
-    assert shown.shape == (2, 8, 48, 16, 3)
-    np.testing.assert_array_equal(shown[1, :, :16], 0)  # nothing is given
-    np.testing.assert_array_equal(shown[1, :, 32:], Clips.of(run.config).source[1]["video"])
-    assert Preview({"data": {"train": {}}})(model.programs.objective, model.params, 1) == {}
 
 
 def test_the_command_writes_json_and_prints_a_table(tmp_path, capsys):
@@ -152,17 +113,6 @@ def test_scores_pool_batches_and_turn_nan_into_none():
     assert scores.result() == {"skill": None, "skill_low": None, "skill_high": None}
 
 
-def test_weights_of_another_model_are_named():
-    run = open_run(tiny_runs.masked_run())
-    config = json.loads(json.dumps(run.config))
-    config["objective"]["transformer"]["width"] = 32
-    with pytest.raises(
-        UserError,
-        match=r"another model than its config.*: transformer/\S+ is \(2, 8\) and should be \(2, 16\), and \d+ more",
-    ):
-        Generator.open(dataclasses.replace(run, config=config))
-
-
 def test_bad_requests(tmp_path):
     run = tiny_runs.echo_run()
     without = dataclasses.replace(run, config={**run.config, "data": {"train": run.config["data"]["train"]}})
@@ -170,8 +120,6 @@ def test_bad_requests(tmp_path):
         evaluate_run(without, trust=True)
     with pytest.raises(ValueError, match="at least 1"):
         evaluate_run(run, best_of=0, trust=True)
-    with pytest.raises(ValueError, match="1048576"):
-        next(Clips.of(run.config).batches(2**20 - 1, 2, 2))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to .*choose another --out"):
         evaluate.check_writable(tmp_path / "file" / "out")

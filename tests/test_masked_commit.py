@@ -32,7 +32,9 @@ SCHEDULES = {
 def test_golden_masking(mode, weighting):
     golden, conditioning = Golden("masking"), MODES[mode]
     region = golden["cond_mask"] if mode != "None" else np.zeros_like(golden["cond_mask"])
-    cases = [k.removesuffix(":targets") for k in golden if k.startswith(mode + "|") and k.endswith(f"|{weighting}:targets")]
+    cases = [
+        k.removesuffix(":targets") for k in golden if k.startswith(mode + "|") and k.endswith(f"|{weighting}:targets")
+    ]
     assert len(cases) == 5
     for case in cases:
         gamma = jnp.full(3, float(case.split("|")[1]), jnp.float32)

@@ -20,7 +20,9 @@ def recorded(golden: Golden, k: int = 0):
 
     def sampler(logits, key, step):
         noise = jnp.asarray(golden["noise_sample_gumbel"])[step]
-        values, ids = jax.lax.top_k(logits, k) if k else (logits, jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape))
+        values, ids = (
+            jax.lax.top_k(logits, k) if k else (logits, jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape))
+        )
         best = jnp.argmax(values + noise, axis=-1)[..., None]
         return jnp.take_along_axis(ids, best, axis=-1)[..., 0].astype(jnp.int32)
 
@@ -59,7 +61,9 @@ def test_golden_every_step(name):
 @pytest.mark.parametrize("name", ["e2e_full_generation", "e2e_frame_prediction", "e2e_frame_prediction_c"])
 def test_golden_with_a_transformer_and_guidance(name):
     golden, shape, config = Golden(name), Golden("e2e_bert_params").config, Golden(name).config
-    model = Transformer(shape["vocab"], shape["total_seq_length"], shape["hidden"], shape["layers"], shape["heads"], shape["mlp"])
+    model = Transformer(
+        shape["vocab"], shape["total_seq_length"], shape["hidden"], shape["layers"], shape["heads"], shape["mlp"]
+    )
     params = nest(rename(Golden("e2e_bert_params").flat(), TRANSFORMER))
     latent, codebook, vocab = tuple(shape["latent"]), shape["codebook"], shape["vocab"]
     prefix, uncond_prefix = (golden[k] % vocab for k in ("prefix_tokens", "uncond_prefix_tokens"))
@@ -112,7 +116,9 @@ def setup_case():
 
 def test_fixed_condition_keeps_given_tokens_and_commit_need_not():
     model, cond_ids, region = setup_case()
-    run = lambda mode: decode.decode(model, cond_ids, region, jax.random.key(0), mask_id=9, steps=4, conditioning=mode)[0]
+    run = lambda mode: decode.decode(model, cond_ids, region, jax.random.key(0), mask_id=9, steps=4, conditioning=mode)[
+        0
+    ]
     np.testing.assert_array_equal(run(commit.FIXED_CONDITION)[region], cond_ids[region])
     assert (run(commit.COMMIT)[region] != cond_ids[region]).any()
 

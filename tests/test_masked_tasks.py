@@ -29,7 +29,9 @@ OFFICIAL = {
 def test_golden_masks_at_the_released_size(official, ours):
     golden, row = Golden("conds_128_masks"), [tasks.find_task(f"official:{ours}")]
     np.testing.assert_array_equal(tasks.pixel_masks(row, (16, 128, 128)), golden[f"{official}:video_mask"])
-    np.testing.assert_array_equal(tasks.latent_masks(row, (16, 128, 128), (4, 16, 16)), golden[f"{official}:latent_mask"])
+    np.testing.assert_array_equal(
+        tasks.latent_masks(row, (16, 128, 128), (4, 16, 16)), golden[f"{official}:latent_mask"]
+    )
 
 
 @pytest.mark.full
@@ -40,12 +42,16 @@ def test_golden_condition_videos(official, ours, shared):
     shape = video.shape[1:4]
     ours = tasks.condition_videos(row, video, jnp.zeros(len(video), int))
     np.testing.assert_allclose(ours, golden[f"{official}:cond_video"], atol=1e-6)
-    np.testing.assert_array_equal(np.broadcast_to(golden[f"{official}:video_mask"][:1, ..., 0], (1, *shape)), tasks.pixel_masks(row, shape))
+    expected = np.broadcast_to(golden[f"{official}:video_mask"][:1, ..., 0], (1, *shape))
+    np.testing.assert_array_equal(expected, tasks.pixel_masks(row, shape))
 
 
 def test_given_shares_of_the_ten_tasks():
-    """Specification, section 8: pixels and tokens given at 16x128x128 -> 4x16x16, in percent; dynamic tasks by the paper's any-pool."""
-    share = dict(FP=(6.25, 25), FI=(12.5, 50), OPC=(25, 25), OPV=(50, 50), OPH=(50, 50), OPD=(50, 62.5), IPC=(75, 75), CG=(0, 0), CFP=(6.25, 25))
+    """Specification, section 8: pixels and tokens given at 16x128x128 -> 4x16x16, in percent; dynamic tasks by the
+    paper's any-pool.
+    """
+    share = dict(FP=(6.25, 25), FI=(12.5, 50), OPC=(25, 25), OPV=(50, 50), OPH=(50, 50), OPD=(50, 62.5), IPC=(75, 75))
+    share |= dict(CG=(0, 0), CFP=(6.25, 25))
     for name, (pixels, tokens) in share.items():
         row = [tasks.TASKS[name]]
         assert 100 * tasks.pixel_masks(row, (16, 128, 128)).mean() == pixels, name

@@ -18,8 +18,11 @@ def random(*shape, seed=0):
 
 def assert_same_with_gradients(f, g, *args):
     """f and g agree, and so do their gradients in every argument."""
+
     def everything(h):
-        return jax.jit(lambda *a: (h(*a), jax.grad(lambda *b: jnp.sum(jnp.sin(h(*b))), tuple(range(len(a))))(*a)))(*args)
+        return jax.jit(lambda *a: (h(*a), jax.grad(lambda *b: jnp.sum(jnp.sin(h(*b))), tuple(range(len(a))))(*a)))(
+            *args
+        )
 
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), everything(f), everything(g))
 
@@ -66,7 +69,9 @@ def test_a_tpu_program_lowered_here_has_the_three_dimensional_convolution():
 @pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2)])
 def test_average_pool_does_not_count_padding(shape, window):
     x = random(*shape)
-    sums, ones = (lax.reduce_window(a, 0.0, lax.add, (1, *window, 1), (1, *window, 1), "SAME") for a in (x, jnp.ones_like(x)))
+    sums, ones = (
+        lax.reduce_window(a, 0.0, lax.add, (1, *window, 1), (1, *window, 1), "SAME") for a in (x, jnp.ones_like(x))
+    )
     np.testing.assert_allclose(layers.average_pool(x, window), sums / ones, rtol=1e-5, atol=1e-6)
 
 

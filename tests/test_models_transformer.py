@@ -20,7 +20,9 @@ SIZE = {
     "L": dict(depth=24, width=1024, mlp=4096, heads=16),
     "H": dict(depth=32, width=1280, mlp=5120, heads=16),
 }
-COUNTS = {k: v for k, v in json.loads((GOLDEN / "param_counts.json").read_text()).items() if k.startswith("transformer")}
+COUNTS = {
+    k: v for k, v in json.loads((GOLDEN / "param_counts.json").read_text()).items() if k.startswith("transformer")
+}
 
 
 def test_golden_logits_loss_and_gradients():
@@ -49,7 +51,9 @@ def test_golden_logits_loss_and_gradients():
     expected = rename(golden.flat("grads:"), TRANSFORMER)
     assert set(expected) == set(flatten(grads))
     for name, grad in flatten(grads).items():
-        np.testing.assert_allclose(grad, expected[name], rtol=1e-3, atol=1e-4 * np.abs(expected[name]).max() + 1e-8, err_msg=name)
+        np.testing.assert_allclose(
+            grad, expected[name], rtol=1e-3, atol=1e-4 * np.abs(expected[name]).max() + 1e-8, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -64,9 +64,14 @@ def check_golden(golden: Golden):
         np.testing.assert_allclose(metrics[ours], golden[theirs], rtol=1e-4)
     largest = max(v for k, v in golden.flat("gradnorm:").items())
     for name, grad in flatten(grads).items():
-        # The entropy's temperature of 0.01 multiplies float32 rounding of the distances by 100 before it reaches the encoder.
-        np.testing.assert_allclose(np.linalg.norm(grad), golden["gradnorm:" + name], rtol=5e-4, atol=1e-6 * largest, err_msg=name)
-        np.testing.assert_allclose(np.sum(grad), golden["gradsum:" + name], rtol=2e-3, atol=1e-4 * largest, err_msg=name)
+        # The entropy's temperature of 0.01 multiplies float32 rounding of the distances by 100 before it reaches the
+        # encoder.
+        np.testing.assert_allclose(
+            np.linalg.norm(grad), golden["gradnorm:" + name], rtol=5e-4, atol=1e-6 * largest, err_msg=name
+        )
+        np.testing.assert_allclose(
+            np.sum(grad), golden["gradsum:" + name], rtol=2e-3, atol=1e-4 * largest, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", ["vq3d_b", "vq3d_c"])
@@ -109,7 +114,9 @@ def test_full_size_has_the_official_names_and_shapes():
 
 
 def small(**options) -> Tokenizer:
-    shared = dict(filters=4, multipliers=(1, 2), temporal=(True,), blocks=1, norm=partial(GroupNorm, groups=2)) | options
+    shared = (
+        dict(filters=4, multipliers=(1, 2), temporal=(True,), blocks=1, norm=partial(GroupNorm, groups=2)) | options
+    )
     return Tokenizer(Encoder(dim=5, **shared), VQ(7, 5), Decoder(**shared))
 
 

@@ -51,20 +51,31 @@ def test_golden_sequences(official, multi):
     key = f"multi{int(multi)}|{official}:"
     region = np.broadcast_to(golden.get(key + "cond_mask", np.zeros((2, 1, 1, 1), bool)), golden["inputs"].shape)
     gamma = jnp.full(2, config["mask_ratio"], jnp.float32)
-    hidden = mask_tokens(golden["inputs"], golden["cond_inputs"], region, gamma, golden["mask_score"], vocab.mask, COMMIT)
-    for ours, conditional, theirs in ((hidden.inputs, True, "masked_inputs"), (hidden.uncond, False, "uncond_masked_inputs")):
+    hidden = mask_tokens(
+        golden["inputs"], golden["cond_inputs"], region, gamma, golden["mask_score"], vocab.mask, COMMIT
+    )
+    for ours, conditional, theirs in (
+        (hidden.inputs, True, "masked_inputs"),
+        (hidden.uncond, False, "uncond_masked_inputs"),
+    ):
         prefix = objective.prefix(batch, conditional)
-        np.testing.assert_array_equal(jnp.concatenate([prefix, ours.reshape(2, -1)], 1), golden[key + theirs] % vocab.size)
+        np.testing.assert_array_equal(
+            jnp.concatenate([prefix, ours.reshape(2, -1)], 1), golden[key + theirs] % vocab.size
+        )
     np.testing.assert_array_equal(hidden.targets.reshape(2, -1), golden[key + "targets"][:, prefix.shape[1] :])
 
 
 def test_golden_training_steps():
     """Three official steps: loss, clipped gradient, AdamW with decay on kernels."""
     golden, config = Golden("bert_trainstep"), Golden("bert_trainstep").config
-    model = Transformer(config["vocab"], 34, config["hidden"], config["layers"], config["heads"], config["mlp"], dropout=0.0)
+    model = Transformer(
+        config["vocab"], 34, config["hidden"], config["layers"], config["heads"], config["mlp"], dropout=0.0
+    )
     params = nest(rename(golden.flat("params_before:"), TRANSFORMER))
     adamw = dict(name="adamw", b1=0.9, b2=0.96, eps=1e-8, weight_decay=0.045, decay_regex="kernel")
-    optimiser = optim.make(dict(optimizer=adamw, rules=[[".*", dict(peak=1e-2, warmup=0, decay="cosine")]], clip=1.0), params, 10)
+    optimiser = optim.make(
+        dict(optimizer=adamw, rules=[[".*", dict(peak=1e-2, warmup=0, decay="cosine")]], clip=1.0), params, 10
+    )
     state = optimiser.tx.init(params)
 
     @jax.jit
@@ -86,7 +97,8 @@ def test_golden_training_steps():
         np.testing.assert_allclose(value, part("metric_total_loss"), rtol=1e-5)
         expected = rename(golden.flat(f"params_after{i}:"), TRANSFORMER)
         for name, leaf in flatten(params).items():
-            # Softmax does not see the key's bias: its gradient is rounding, which Adam makes as large as the learning rate.
+            # Softmax does not see the key's bias: its gradient is rounding, which Adam makes as large as the learning
+            # rate.
             atol = 2.1e-2 if name.endswith("key/bias") else 2e-4
             np.testing.assert_allclose(leaf, expected[name], atol=atol, err_msg=f"{name} after step {i}")
 
@@ -98,7 +110,9 @@ def test_loss_of_every_task_is_near_uniform_at_the_start_and_has_gradients():
 
     @jax.jit
     def run(transformer):
-        losses, (metrics, extra) = objective.loss({**params, "transformer": transformer}, {}, batch, jax.random.key(1), 0, True)
+        losses, (metrics, extra) = objective.loss(
+            {**params, "transformer": transformer}, {}, batch, jax.random.key(1), 0, True
+        )
         return losses["transformer"], metrics
 
     (loss, metrics), grads = jax.value_and_grad(run, has_aux=True)(params["transformer"])
@@ -120,7 +134,9 @@ def test_samples_are_videos_and_depend_on_the_condition_only_through_the_task():
     params = jax.jit(objective.init)(jax.random.key(0), batch)
     params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
     sample = jax.jit(objective.sample)
-    at = lambda name, **changes: sample(params, batch | changes | {"task": np.full(2, ALL_TASKS.index(name))}, jax.random.key(2))
+    at = lambda name, **changes: sample(
+        params, batch | changes | {"task": np.full(2, ALL_TASKS.index(name))}, jax.random.key(2)
+    )
     black = np.zeros_like(batch["video"])
     assert at("CG").shape == (2, 4, 8, 12, 3) and 0 <= at("CG").min() <= at("CG").max() <= 1
     np.testing.assert_array_equal(at("CG"), at("CG", video=black))  # no pixel is read

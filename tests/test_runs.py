@@ -116,12 +116,16 @@ def test_errors_name_the_remedy(home, tmp_path):
     run = runs.open_run(folder / "first", trust=True)
     (folder / "bad").mkdir(exist_ok=True)
     (folder / "bad/config.json").write_text("{")
+    (folder / "list").mkdir(exist_ok=True)
+    (folder / "list/config.json").write_text("[1]")
     (folder / "new/checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "new/config.json").write_text("{}")
     for act, message in [
         (lambda: runs.open_run(folder / "frist"), "did you mean .*first"),
         (lambda: runs.open_run(folder), "the runs inside it are .*first"),
-        (lambda: runs.open_run(folder / "bad"), "not valid JSON"),
+        (lambda: runs.open_run(folder / "bad"), "bad/config.json is not valid JSON"),
+        (lambda: runs.open_run(folder / "list"), r"list/config.json holds \[1\], not an object"),
+        (lambda: runs.ClipFormat.read(folder / "new/config.json"), r"config.json does not describe clips \('clip'\)"),
         (lambda: runs.open_run(folder / "new").step, "no checkpoint yet"),
         (lambda: run.weights("tokenizer"), "it has discriminator, features, generator"),
         (lambda: run.weights("features", "ema"), 'use weights="params"'),
@@ -150,3 +154,22 @@ def test_paths_are_saved_relative_and_read_absolute(tmp_path):
     }
     assert runs.relative(found, tmp_path / "x")["objective"]["a"] == {"run": "y"}
     assert runs.anchored(runs.relative(found, tmp_path / "q"), tmp_path / "q") == found
+
+
+def test_a_run_folder_says_what_its_clips_are(home, tmp_path):
+    """Once, at the start; where the config's data is changed, it says nothing of it."""
+    path = home[0] / "first"
+    run = runs.open_run(path, trust=True)
+    assert run.clip == runs.ClipFormat(frames=2, height=4, width=4)
+    assert json.loads((path / "data.json").read_text())["clip"] == dict(frames=2, height=4, width=4, stride=1, fps=None)
+    assert runs.Run(run.path, run.config | dict(data={})).clip is None
+    clip = runs.ClipFormat(16, 64, 48, stride=2, fps=12.5, classes=("cat", "dog"))
+    clip.write(tmp_path / "data.json")
+    assert runs.ClipFormat.read(tmp_path / "data.json") == clip
+
+
+def test_json_files_appear_whole_or_not_at_all(tmp_path):
+    runs.write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(ValueError):
+        runs.write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert runs.read_json(tmp_path / "a.json") == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -52,9 +54,11 @@ def test_equal_seeds_give_equal_videos(tmp_path):
 
 
 def test_a_video_file_is_the_condition(tmp_path, capsys, clip):
+    run = tiny_runs.masked_run()
+    capsys.readouterr()  # of the training
     command = [
         "sample",
-        f"--run={tiny_runs.masked_run()}",
+        f"--run={run}",
         "--task=FP,CFP5",
         f"--video={clip}",
         "--label=disc growing",
@@ -67,6 +71,32 @@ def test_a_video_file_is_the_condition(tmp_path, capsys, clip):
     assert said[1:] == [str(tmp_path / f"{n}_seed0.gif") for n in names]
     one, two = (read_video(tmp_path / f"{n}_seed0.gif")[0] for n in names[:2])
     assert one.shape == (8, 16, 16, 3) and (one != two).any()
+
+
+def test_a_video_file_needs_no_data_set(tmp_path, capsys, clip):
+    """A run whose data has moved reads the file as data.json says; without data.json it asks the data."""
+    folder = shutil.copytree(tiny_runs.echo_run().path, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    for part in ("train", "eval"):
+        size = dict(frames=8, height=16, width=16)
+        config["data"][part]["source"] = dict(target="magvid.data.folder:VideoFolder", path="/nowhere", **size)
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [
+        "sample",
+        f"--run={folder}",
+        f"--video={clip}",
+        "--number=1",
+        "--task=FP",
+        "--trust",
+        f"--out={tmp_path}",
+    ]
+    assert main([*command, "--label=disc growing", "--scale=1"]) == 0
+    assert read_video(tmp_path / "FP_clip_00_seed0.mp4")[0].shape == (8, 16, 16, 3)
+    assert main([*command, "--config.data.eval.source.frames=9"]) == 2 and "/nowhere" in capsys.readouterr().err
+    (folder / "data.json").write_text("[]")
+    assert main(command) == 2 and "data.json holds []" in capsys.readouterr().err
+    (folder / "data.json").unlink()
+    assert main(command) == 2 and "/nowhere" in capsys.readouterr().err
 
 
 def test_a_video_without_a_class_leaves_out_what_needs_one(tmp_path, capsys, clip):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import chex
@@ -87,6 +88,13 @@ def test_another_config_is_refused_by_name(finished):
         train.train(changed, workdir, **ONE)
 
 
+def test_a_folder_with_a_damaged_config_is_named(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run/config.json").write_text("{")
+    with pytest.raises(UserError, match="run/config.json is not valid JSON"):
+        train.train(config(), tmp_path / "run", **ONE)
+
+
 def test_nan_stops_with_its_name_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(
         train.Diverged, match=r'step 4: not finite: loss "generator", gradient .*the last checkpoint is step 2'
@@ -148,9 +156,12 @@ def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):
         (dict(lerning_rate=1), "no field lerning_rate"),
         (dict(save_evry=1), "did you mean save_every"),
         (dict(batch=6, mesh={"data": 8}), "use a multiple of 8"),
+        (dict(objective=dict(target=TOY, nosie=0.1)), "ToyGan.*nosie"),
+        (dict(data=dict(train=dict(source=dict(target="helpers_objective:Clips", siez=1)))), "Clips.*siez"),
     ]:
-        with pytest.raises(UserError, match=message):
-            train.train(config(**changes), tmp_path, **({} if "mesh" in changes else ONE))
+        with pytest.raises((UserError, ValueError), match=message):
+            train.train(config(**changes), tmp_path / "new", **({} if "mesh" in changes else ONE))
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to .*file"):
         train.train(config(), tmp_path / "file", **ONE)

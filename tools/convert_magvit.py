@@ -1,10 +1,15 @@
-"""Names of the official MAGVIT code <-> magvid's. The 3D-VQ models have the same names and need no rule; the transformer has clearer ones."""
+"""Names of the official MAGVIT code <-> magvid's. The 3D-VQ models have the same names and need no rule; the
+transformer has clearer ones.
+"""
 
 TRANSFORMER = [
     (r"BertEmbed_0/word_embeddings/embedding", r"words/embedding"),
     (r"BertEmbed_0/position_embeddings/embedding", r"positions"),
     (r"BertEmbed_0/embeddings_ln/(scale|bias)", r"embedding_norm/\1"),
-    (r"BertLayer_(\d+)/BertAttention_0/self_attention/(query|key|value|out)/(kernel|bias)", r"block_\1/attention/\2/\3"),
+    (
+        r"BertLayer_(\d+)/BertAttention_0/self_attention/(query|key|value|out)/(kernel|bias)",
+        r"block_\1/attention/\2/\3",
+    ),
     (r"BertLayer_(\d+)/BertAttention_0/attention_output_ln/(scale|bias)", r"block_\1/attention_norm/\2"),
     (r"BertLayer_(\d+)/BertMlp_0/intermediate_output/(kernel|bias)", r"block_\1/mlp_in/\2"),
     (r"BertLayer_(\d+)/BertMlp_0/layer_output/(kernel|bias)", r"block_\1/mlp_out/\2"),

@@ -1,4 +1,6 @@
-"""Renaming of parameters by ordered rules, strict in both directions. Conversion is pure: dict of names -> dict of names."""
+"""Renaming of parameters by ordered rules, strict in both directions. Conversion is pure: dict of names -> dict of
+names.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,5 +25,8 @@ def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, n
         else:
             renamed[target] = value
     if homeless:
-        raise ValueError(f"no rule takes {len(homeless)} source parameters: {', '.join(homeless[:10])}; is this the right tool for the file?")
+        raise ValueError(
+            f"no rule takes {len(homeless)} source parameters: {', '.join(homeless[:10])}; "
+            "is this the right tool for the file?"
+        )
     return renamed

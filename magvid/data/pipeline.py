@@ -78,22 +78,33 @@ class Augment:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedView:
-    """Draws what masked training asks of a clip, uniformly: `task` int32 in [0, tasks), `ratio` float32 in [0, 1).
+    """Draws what masked training asks of a clip: `task` int32 in [0, tasks), `ratio` float32 uniform in [0, 1).
 
+    weights: how often each task is drawn, relative to the others; () draws all alike (as the official release does).
     group: neighbours in the stream that share one draw. 1 draws per clip; the global batch size draws once per step, as
     the official MAGVIT release does (`seed` then separates runs, because the clip's own generator cannot be used).
     """
 
     tasks: int = 10
+    weights: tuple[float, ...] = ()
     group: int = 1
     seed: int = 0
+
+    def __post_init__(self):
+        weights = np.asarray(self.weights, float)
+        if len(weights) and (len(weights) != self.tasks or weights.min() < 0 or not weights.sum()):
+            raise ValueError(
+                f"weights={tuple(self.weights)}: give {self.tasks} numbers >= 0, not all 0, one for each task"
+            )
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         if self.group > 1:
             rng = np.random.default_rng((self.seed, int(record["index"]) // self.group))
         # float32 rounds the largest doubles below 1 up to 1.
         ratio = min(np.float32(rng.random()), np.nextafter(np.float32(1), np.float32(0)))
-        return record | {"task": np.int32(rng.integers(self.tasks)), "ratio": ratio}
+        share = np.cumsum(self.weights or np.ones(self.tasks))
+        task = np.searchsorted(share, rng.random() * share[-1], side="right")
+        return record | {"task": np.int32(task), "ratio": ratio}
 
 
 # Batches ------------------------------------------------------------------------------------------------------------
@@ -130,6 +141,10 @@ class Loader:
         self._process, self._workers = process_index, workers
         self._batches: _Batches | None = None
         self._start(0)
+
+    @property
+    def source(self) -> Any:
+        return self._local.stream.source
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self

@@ -90,9 +90,9 @@ class World:
 
 WORLDS = {
     "full": World(),
-    "small": World(shapes=("disc", "square", "triangle"), colours=("red", "green", "blue", "yellow"),
+    "small": World(shapes=("disc", "ring", "cross"), colours=("red", "green", "blue", "yellow"),
                    textures=("plain",), actions=("left", "right", "up", "down", "grow", "shrink"),
-                   backgrounds=("plain",), tones=("grey",), max_distractors=0, tilt=0.0),
+                   backgrounds=("plain",), tones=("grey",), max_distractors=0, radius=(6.0, 6.5), tilt=0.0),
 }
 
 

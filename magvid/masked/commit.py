@@ -1,4 +1,6 @@
-"""COMMIT: conditional masked modeling by interior tokens (MAGVIT, section 3.2), and the other ways of conditioning it is compared with."""
+"""COMMIT: conditional masked modeling by interior tokens (MAGVIT, section 3.2), and the other ways of conditioning it
+is compared with.
+"""
 
 import dataclasses
 import math
@@ -36,7 +38,7 @@ def polynomial(r: Array, total: int, coefficients: tuple[float, ...] = (-1.0, 0.
 
 
 def mask_ratio(schedule: Callable, r: Array, total: int) -> Array:
-    """The schedule's share of masked tokens, clipped to [1e-6, 1]; `total` is the number of tokens of the latent grid."""
+    """The schedule's share of masked tokens, clipped to [1e-6, 1]; `total` is the number of tokens of the grid."""
     return jnp.clip(schedule(r, total), 1e-6, 1.0)
 
 
@@ -44,9 +46,10 @@ def mask_ratio(schedule: Callable, r: Array, total: int) -> Array:
 class Conditioning:
     """How condition tokens enter the masked sequence.
 
-    refine: a masked position of the condition region shows the condition token instead of [MASK] (COMMIT: m(z | z~) = z~ there).
-    fixed: positions of the condition region are never masked nor trained; they hold the "target" tokens, or the "condition"
-    tokens, which then also are the targets ("latent masking" of MaskGIT).
+    refine: a masked position of the condition region shows the condition token instead of [MASK] (COMMIT: m(z | z~) =
+    z~ there).
+    fixed: positions of the condition region are never masked nor trained; they hold the "target" tokens, or the
+    "condition" tokens, which then also are the targets ("latent masking" of MaskGIT).
     """
 
     refine: bool = False
@@ -65,8 +68,8 @@ FIXED_CONDITION = Conditioning(fixed="condition")
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-    """inputs: tokens the model sees; uncond: the same without the condition, for guidance; masked: the positions that were hidden;
-    targets, weights: of the loss. All (b t' h' w')."""
+    """inputs: tokens the model sees; uncond: the same without the condition, for guidance; masked: the positions that
+    were hidden; targets, weights: of the loss. All (b t' h' w')."""
 
     inputs: Int[Array, "b th hh wh"]
     uncond: Int[Array, "b th hh wh"]
@@ -98,9 +101,9 @@ def mask_tokens(
 ) -> Masked:
     """Hide the tokens of lowest score: a share `gamma` (0, 1] of those that may be hidden, at least one.
 
-    cond_mask: the condition region on the latent grid (all False: no condition). In training, scores are uniform noise; in decoding, the
-    confidences of the sampled tokens (paper, algorithm 1, and eq. 3: m(z_i | z~_i) = z~_i if masked and not only-padding, [MASK] if masked
-    and only-padding, z_i else).
+    cond_mask: the condition region on the latent grid (all False: no condition). In training, scores are uniform noise;
+    in decoding, the confidences of the sampled tokens (paper, algorithm 1, and eq. 3: m(z_i | z~_i) = z~_i if masked
+    and not only-padding, [MASK] if masked and only-padding, z_i else).
     """
     b = ids.shape[0]
     maskable = ids[0].size
@@ -115,7 +118,11 @@ def mask_tokens(
     return Masked(inputs, uncond, masked, ids)
 
 
-def loss_weights(masked: Bool[Array, "b th hh wh"], cond_mask, conditioning: Conditioning = COMMIT, recons: bool = True) -> Array:
-    """Weight 1 on masked tokens (L_mask and L_refine) and, with `recons`, on shown target tokens too (L_recons); 0 on fixed ones."""
+def loss_weights(
+    masked: Bool[Array, "b th hh wh"], cond_mask, conditioning: Conditioning = COMMIT, recons: bool = True
+) -> Array:
+    """Weight 1 on masked tokens (L_mask and L_refine) and, with `recons`, on shown target tokens too (L_recons); 0 on
+    fixed ones.
+    """
     weights = jnp.ones(masked.shape) if recons else masked.astype(jnp.float32)
     return jnp.where(cond_mask, 0.0, weights) if conditioning.fixed else weights

@@ -1,4 +1,6 @@
-"""Parallel decoding (MAGVIT, algorithm 1): all tokens are predicted at every step, the least confident are hidden again."""
+"""Parallel decoding (MAGVIT, algorithm 1): all tokens are predicted at every step, the least confident are hidden
+again.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,7 +31,9 @@ def top_k(logits: Float[Array, "... k"], key: Array, step: Array, k: int = 100) 
 
 
 def nucleus(logits: Float[Array, "... k"], p: float) -> Float[Array, "... k"]:
-    """-inf outside the smallest set of most likely tokens whose probability exceeds p; the most likely token always stays."""
+    """-inf outside the smallest set of most likely tokens whose probability exceeds p; the most likely token always
+    stays.
+    """
     order = jnp.argsort(-logits, axis=-1)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1) - jax.nn.softmax(ranked, axis=-1)
@@ -48,7 +52,7 @@ def gumbel(key: Array, step: Array, shape: tuple[int, ...]) -> Float[Array, "...
 
 
 class Step(NamedTuple):
-    """One step of decoding, for display: what the model saw, what it sampled, what was hidden again. All (b t' h' w')."""
+    """One step of decoding, for display: what the model saw and sampled, what was hidden again. All (b t' h' w')."""
 
     inputs: Int[Array, "b th hh wh"]
     sampled: Int[Array, "b th hh wh"]
@@ -71,15 +75,18 @@ def decode(
 ) -> tuple[Int[Array, "b th hh wh"], Step]:
     """Ids after `steps` calls of the model, and the record of every step (leading axis `steps`).
 
-    model(inputs, uncond_inputs) -> logits over the codebook only; it may use the second argument for classifier-free guidance.
-    temperature: of the Gumbel noise on the confidences, annealed to 0 (paper: 4.5; 7.5 on Kinetics; 400 on BAIR). With COMMIT every
-    token, the condition's too, is predicted anew; with a fixed condition those positions stay. The answer is the last sample, without a
-    further pass (official code).
+    model(inputs, uncond_inputs) -> logits over the codebook only; it may use the second argument for classifier-free
+    guidance.
+    temperature: of the Gumbel noise on the confidences, annealed to 0 (paper: 4.5; 7.5 on Kinetics; 400 on BAIR). With
+    COMMIT every token, the condition's too, is predicted anew; with a fixed condition those positions stay. The answer
+    is the last sample, without a further pass (official code).
     """
     if steps < 1:
         raise ValueError(f"decoding needs at least 1 step, got {steps}")
     b, total = cond_ids.shape[0], cond_ids[0].size
-    start = jnp.where(cond_mask, cond_ids, mask_id) if conditioning.refine or conditioning.fixed else jnp.full_like(cond_ids, mask_id)
+    start = jnp.full_like(cond_ids, mask_id)
+    if conditioning.refine or conditioning.fixed:
+        start = jnp.where(cond_mask, cond_ids, start)
     unknown = ~cond_mask if conditioning.fixed else jnp.ones_like(cond_mask)
     start_uncond = jnp.where(unknown, mask_id, start)
 

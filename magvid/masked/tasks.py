@@ -1,7 +1,8 @@
 """The ten tasks of MAGVIT as a table (paper, section 3.3 and appendix; official `task_registry` for TASKS_OFFICIAL).
 
-A task says which pixels are given, how the rest of the condition video is padded, and whether the class is given. Regions are NumPy
-masks of a static shape (t h w), so that one compiled program serves all tasks: the task is an index per example.
+A task says which pixels are given, how the rest of the condition video is padded, and whether the class is given.
+Regions are NumPy masks of a static shape (t h w), so that one compiled program serves all tasks: the task is an index
+per example.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ Mask = np.ndarray  # bool (t h w)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """token: special slot of the task token, counted from the end of the vocabulary; region(shape) -> mask of the given pixels;
-    pad(video, mask) -> condition video; class_cond: the class token is given; latent_mask(shape) overrides the any-pool of the region.
+    """token: special slot of the task token, counted from the end of the vocabulary; region(shape) -> mask of the given
+    pixels; pad(video, mask) -> condition video; class_cond: the class token is given; latent_mask(shape) overrides the
+    any-pool of the region.
     """
 
     token: int
@@ -80,7 +82,9 @@ def centre(shape: Shape) -> Mask:
 
 
 def moving_columns(shape: Shape) -> Mask:
-    """Half of the columns, sliding from the left edge at the first frame to the right edge at the last (rounded half to even)."""
+    """Half of the columns, sliding from the left edge at the first frame to the right edge at the last (rounded half to
+    even).
+    """
     t, _, w = shape
     mask = np.zeros(shape, bool)
     for frame, start in enumerate(np.round(np.linspace(0, w // 2, t)).astype(int)):
@@ -167,12 +171,15 @@ TASKS_OFFICIAL = {
     "OPQ": Task(6, top_left_quarter, edge),
     "IPQ": Task(6, all_but_top_left_quarter, zeros),
 }
-"""The release's table: shared tokens (inpainting has outpainting's, as released), and the dynamic tasks round their latent trajectory on
-their own grid. For golden files and converted checkpoints; choose a row by the name "official:OPD"."""
+"""The release's table: shared tokens (inpainting has outpainting's, as released), and the dynamic tasks round their
+latent trajectory on their own grid. For golden files and converted checkpoints; choose a row by the name
+"official:OPD"."""
 
 
 def find_task(name: str | Task) -> Task:
-    """A task by name ("FP"; "FP5" and "CFP5" give 5 frames; "official:OPD" the release's row), by path ("mylab.grid:TASK"), or itself."""
+    """A task by name ("FP"; "FP5" and "CFP5" give 5 frames; "official:OPD" the release's row), by path
+    ("mylab.grid:TASK"), or itself.
+    """
     if isinstance(name, Task):
         return name
     table, row = (TASKS_OFFICIAL, name.removeprefix("official:")) if name.startswith("official:") else (TASKS, name)
@@ -182,13 +189,18 @@ def find_task(name: str | Task) -> Task:
         return dataclasses.replace(table[match[1]], region=FirstFrames(int(match[2])))
     if ":" in row:
         return resolve(row)
-    raise ValueError(f'there is no task "{name}"; choose of {", ".join(TASKS)}, FP<frames>, CFP<frames>, official:<name> or a path "module:TASK"')
+    raise ValueError(
+        f'there is no task "{name}"; choose of {", ".join(TASKS)}, FP<frames>, CFP<frames>, official:<name> or a path '
+        '"module:TASK"'
+    )
 
 
 def any_pool(mask: Mask, latent: Shape) -> Mask:
-    """(t h w) -> (t' h' w'): True where a latent cell sees any given pixel, i.e. is not "only padded pixels" (paper, eq. 3).
+    """(t h w) -> (t' h' w'): True where a latent cell sees any given pixel, i.e. is not "only padded pixels" (paper,
+    eq. 3).
 
-    Each axis shrinks by the smallest power of two that gives ceil(n / factor) cells, as the encoder's downsampling does.
+    Each axis shrinks by the smallest power of two that gives ceil(n / factor) cells, as the encoder's downsampling
+    does.
     """
     for axis, cells in enumerate(latent):
         n, factor = mask.shape[axis], 1
@@ -206,10 +218,14 @@ def pixel_masks(tasks: Sequence[Task], shape: Shape) -> Bool[np.ndarray, "tasks 
 
 def latent_masks(tasks: Sequence[Task], shape: Shape, latent: Shape) -> Bool[np.ndarray, "tasks th hh wh"]:
     """Where the latent grid holds condition tokens, for each task."""
-    return np.stack([task.latent_mask(latent) if task.latent_mask else any_pool(task.region(shape), latent) for task in tasks])
+    return np.stack(
+        [task.latent_mask(latent) if task.latent_mask else any_pool(task.region(shape), latent) for task in tasks]
+    )
 
 
-def condition_videos(tasks: Sequence[Task], video: Float[Array, "b t h w 3"], index: Int[Array, "b"]) -> Float[Array, "b t h w 3"]:
+def condition_videos(
+    tasks: Sequence[Task], video: Float[Array, "b t h w 3"], index: Int[Array, "b"]
+) -> Float[Array, "b t h w 3"]:
     """The padded condition video of each example's task."""
     masks = pixel_masks(tasks, video.shape[1:4])
     pads = [lambda clip, pad=task.pad, mask=mask: pad(clip, mask) for task, mask in zip(tasks, masks)]

@@ -66,7 +66,7 @@ class Frames:
 
     def result(self, features: Mapping[str, Float[Arrays, "n t"]]) -> dict[str, float]:
         """Means over the frames of all clips: {"psnr": dB, "ssim": in [-1, 1]}."""
-        return {name: float(np.mean(values, dtype=np.float64)) for name, values in features.items()}
+        return {name: float(np.asarray(values).mean(dtype=np.float64)) for name, values in features.items()}
 
 
 class Skill(NamedTuple):
@@ -136,8 +136,9 @@ def best_of(generated: Num[Arrays, "b n t h w c"], target: Num[Arrays, "b t h w 
 
 @dataclasses.dataclass(frozen=True)
 class SkillScore:
-    """Metric `skill` of batch["video"] over the baseline batch["condition"], with batch["reconstruction"] as its limit, all (b t h w 3)
-    and against batch["target"]. batch["samples"] (b n t h w 3) adds the best of n. Says nothing where there is no condition."""
+    """Metric `skill` of batch["video"] over the baseline batch["condition"], with batch["reconstruction"] as its limit,
+    all (b t h w 3) and against batch["target"]. batch["samples"] (b n t h w 3) adds the best of n. Says nothing where
+    there is no condition."""
 
     resamples: int = 2000
     seed: int = 0
@@ -150,38 +151,54 @@ class SkillScore:
         errors = {name: _squared_error(batch[name], target, None) for name in ("condition", "video", "reconstruction")}
         samples = batch.get("samples")
         if samples is not None and samples.shape[1] > 1:
-            errors["best"] = np.min([_squared_error(samples[:, i], target, None) for i in range(samples.shape[1])], axis=0)
+            errors["best"] = np.min(
+                [_squared_error(samples[:, i], target, None) for i in range(samples.shape[1])], axis=0
+            )
         return errors
 
     def result(self, features: Mapping[str, Float[np.ndarray, "n"]]) -> dict[str, float]:
-        """`skill` with its 95 % interval `skill_low`, `skill_high`; likewise `best_skill` where there are several samples."""
+        """`skill` with its 95 % interval `skill_low`, `skill_high`; likewise `best_skill` where there are several
+        samples.
+        """
         numbers = {}
         for prefix, name in (("", "video"), ("best_", "best")):
             if name in features:
                 errors = np.stack([features["condition"], features[name], features["reconstruction"]], axis=1)
                 found = _bootstrap(errors, self.resamples, self.seed)
-                numbers |= {f"{prefix}skill": found.value, f"{prefix}skill_low": found.low, f"{prefix}skill_high": found.high}
+                numbers |= {
+                    f"{prefix}skill": found.value,
+                    f"{prefix}skill_low": found.low,
+                    f"{prefix}skill_high": found.high,
+                }
         return numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenRegion:
-    """Metric: how well batch["video"] keeps what was given, where batch["given"] (b t h w 1) is True, against batch["target"].
+    """Metric: how well batch["video"] keeps what was given, where batch["given"] (b t h w 1) is True, against
+    batch["target"].
 
-    The limit is batch["reconstruction"], what the tokenizer itself makes of these pixels. Says nothing where nothing is given."""
+    The limit is batch["reconstruction"], what the tokenizer itself makes of these pixels. Says nothing where nothing is
+    given."""
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "b"]]:
         """Sums of squared errors over the given pixels of every clip, and the number of their values."""
         if "given" not in batch:
             return {}
-        errors = {name: _squared_error(batch[name], batch["target"], batch["given"]) for name in ("video", "reconstruction")}
+        errors = {
+            name: _squared_error(batch[name], batch["target"], batch["given"]) for name in ("video", "reconstruction")
+        }
         values = np.asarray(batch["given"], bool).sum(axis=(1, 2, 3, 4)) * batch["target"].shape[-1]
         return errors | {"values": values.astype(np.float64)}
 
     def result(self, features: Mapping[str, Float[np.ndarray, "n"]]) -> dict[str, float]:
-        """`given_psnr` and `given_reconstruction_psnr` in dB, of the MSE pooled over clips; `given_gap` is what the second has more."""
+        """`given_psnr` and `given_reconstruction_psnr` in dB, of the MSE pooled over clips; `given_gap` is what the
+        second has more.
+        """
         total = float(np.sum(features.get("values", 0.0)))
         if not total:
             return {}
-        video, limit = (float(-10 * np.log10(max(np.sum(features[n]) / total, FLOOR))) for n in ("video", "reconstruction"))
+        video, limit = (
+            float(-10 * np.log10(max(np.sum(features[n]) / total, FLOOR))) for n in ("video", "reconstruction")
+        )
         return {"given_psnr": video, "given_reconstruction_psnr": limit, "given_gap": limit - video}

@@ -1,8 +1,8 @@
 """Layers over video (b t h w c), channels last. Parameter names follow Flax: kernel, bias, scale.
 
-Convolution has two forms with the same numbers: XLA's own (GPU, TPU), and a sum of 2-D convolutions, one per temporal tap (CPU, where
-it is 1.7-5 times faster, forward and backward). `lax.platform_dependent` picks the form when the program is lowered, so that
-compiling for a TPU on a CPU host gives the TPU's form.
+Convolution has two forms with the same numbers: XLA's own (GPU, TPU), and a sum of 2-D convolutions, one per temporal
+tap (CPU, where it is 1.7-5 times faster, forward and backward). `lax.platform_dependent` picks the form when the
+program is lowered, so that compiling for a TPU on a CPU host gives the TPU's form.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 Dtype = Any
 Pads = tuple[tuple[int, int], ...]
 
-CHUNK_BYTES = 2**22  # of input or output per 2-D convolution in the CPU form: more falls out of the cache, less only adds compilation
+# Of input or output per 2-D convolution in the CPU form: more falls out of the cache, less only adds compilation.
+CHUNK_BYTES = 2**22
 
 
 def _conv(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
@@ -50,7 +51,8 @@ def _conv_taps(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> A
 def per_platform(cpu: Callable, default: Callable) -> Callable:
     """f(x, kernel) that is lowered as `cpu` on CPU and as `default` elsewhere.
 
-    The gradient is written out because differentiating through `platform_dependent` would keep the residuals of both forms.
+    The gradient is written out because differentiating through `platform_dependent` would keep the residuals of both
+    forms.
     """
 
     @jax.custom_vjp
@@ -70,14 +72,18 @@ def per_platform(cpu: Callable, default: Callable) -> Callable:
     return apply
 
 
-def conv3d(x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Sequence[int], pads: Pads) -> Array:
+def conv3d(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Sequence[int], pads: Pads
+) -> Array:
     """3-D cross-correlation with explicit zero padding, in the form that suits the platform it is lowered for."""
     forms = [partial(form, strides=strides, pads=pads) for form in (_conv_taps, _conv)]
     return per_platform(*forms)(x, kernel)
 
 
 def pad_mode(x: Array, pads: Pads, mode: str) -> Array:
-    """Pad the t h w axes by any mode of `jnp.pad`; "reflect_odd", "symmetric_even" name mode and reflect_type (MAGVIT official)."""
+    """Pad the t h w axes by any mode of `jnp.pad`; "reflect_odd", "symmetric_even" name mode and reflect_type (MAGVIT
+    official).
+    """
     options = {}
     if mode.endswith(("_even", "_odd")):
         mode, options["reflect_type"] = mode.rsplit("_", 1)
@@ -95,8 +101,9 @@ SMALL_PAD = {"constant": "constant", "edge": "edge", "reflect": "edge", "symmetr
 
 
 def _conv_nearest_phases(x: Array, kernel: Array, factors: Sequence[int], mode: str) -> Array:
-    """The same without the upsampled video: along a doubled axis the three taps meet two different cells only, k0 | k1+k2 at even
-    and k0+k1 | k2 at odd positions, so each of the 8 phases is a 2x2x2 convolution of the small video (8 instead of 27 products).
+    """The same without the upsampled video: along a doubled axis the three taps meet two different cells only, k0 |
+    k1+k2 at even and k0+k1 | k2 at odd positions, so each of the 8 phases is a 2x2x2 convolution of the small video (8
+    instead of 27 products).
     """
     for axis, factor in enumerate(factors):  # reflect and symmetric differ from edge where nothing is doubled
         pad = [(0, 0)] * 3
@@ -122,8 +129,12 @@ def _even_odd(offsets: tuple[int, int, int], kernel: Array, axis: int) -> list[t
     return [(offsets, jnp.concatenate([k0, k1 + k2], axis)), (odd, jnp.concatenate([k0 + k1, k2], axis))]
 
 
-def conv3d_of_nearest(x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 3 c o"], factors: Sequence[int], mode: str) -> Array:
-    """3x3x3 convolution of the video upsampled by `factors` (1 or 2 each) and padded by one cell in `mode` of `jnp.pad`."""
+def conv3d_of_nearest(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 3 c o"], factors: Sequence[int], mode: str
+) -> Array:
+    """3x3x3 convolution of the video upsampled by `factors` (1 or 2 each) and padded by one cell in `mode` of
+    `jnp.pad`.
+    """
     plain = partial(_conv_nearest, factors=factors, mode=mode)
     phases = partial(_conv_nearest_phases, factors=factors, mode=mode) if mode in SMALL_PAD else plain
     return per_platform(phases, plain)(x, kernel)
@@ -132,8 +143,9 @@ def conv3d_of_nearest(x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 3 
 class Conv(nn.Module):
     """Convolution of (b t h w c) to `features` channels.
 
-    `padding`: "zero" is TensorFlow's SAME; any mode of `jnp.pad` ("reflect", "edge", "wrap", "reflect_odd", ...) pads every axis
-    by ((k-1)//2, k//2) first, as the MAGVIT paper's reflect padding does. `upsample` repeats every cell (nearest neighbour) first.
+    `padding`: "zero" is TensorFlow's SAME; any mode of `jnp.pad` ("reflect", "edge", "wrap", "reflect_odd", ...) pads
+    every axis by ((k-1)//2, k//2) first, as the MAGVIT paper's reflect padding does. `upsample` repeats every cell
+    (nearest neighbour) first.
     """
 
     features: int
@@ -182,7 +194,8 @@ class ConvTranspose(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with statistics over t, h, w and the channels of a group; eps 1e-6, var = E[x^2] - E[x]^2 (Flax's fast form).
+    """Group normalisation with statistics over t, h, w and the channels of a group; eps 1e-6, var = E[x^2] - E[x]^2
+    (Flax's fast form).
 
     Sums run per channel first, then per group: on CPU up to twice as fast as reducing the grouped array.
     """
@@ -195,7 +208,9 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         channels = x.shape[-1]
         if channels % self.groups:
-            raise ValueError(f"GroupNorm with {self.groups} groups needs a multiple of {self.groups} channels, got {channels}")
+            raise ValueError(
+                f"GroupNorm with {self.groups} groups needs a multiple of {self.groups} channels, got {channels}"
+            )
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -228,7 +243,8 @@ class Identity(nn.Module):
 def average_pool(x: Float[Array, "b t h w c"], window: Sequence[int]) -> Float[Array, "b t2 h2 w2 c"]:
     """Average over windows with stride = window, SAME: sizes become ceil(n / window); padding is not counted.
 
-    Sum of reshaped windows over a constant count: the official code's second reduce_window costs seconds of constant folding.
+    Sum of reshaped windows over a constant count: the official code's second reduce_window costs seconds of constant
+    folding.
     """
     shape = x.shape[1:-1]
     short = [-n % k for n, k in zip(shape, window)]
@@ -270,7 +286,9 @@ def depth_to_space(x: Float[Array, "b t h w c"], patch: Sequence[int]) -> Float[
     return x.reshape(b, t * pt, h * ph, w * pw, c // (pt * ph * pw))
 
 
-def attention(q: Float[Array, "b n heads e"], k: Float[Array, "b m heads e"], v: Float[Array, "b m heads e"], dropout=None) -> Array:
+def attention(
+    q: Float[Array, "b n heads e"], k: Float[Array, "b m heads e"], v: Float[Array, "b m heads e"], dropout=None
+) -> Array:
     """Softmax attention; scale 1/sqrt(e); `dropout` maps the probabilities (b heads n m). Softmax in float32.
 
     Written as matrix products over (b heads): the fastest form measured on CPU, and one XLA fuses on GPU and TPU.

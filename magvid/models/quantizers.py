@@ -1,4 +1,4 @@
-"""Quantizers: latents (b t' h' w' d) -> discrete ids and their codes. Each has `__call__`, `ids_to_codes` and `size`."""
+"""Quantizers: latents (b t' h' w' d) -> discrete ids and codes. Each has `__call__`, `ids_to_codes` and `size`."""
 
 import flax.linen as nn
 import jax
@@ -10,17 +10,18 @@ from magvid.types import Quantized
 
 
 def squared_distances(x: Float[Array, "n d"], codes: Float[Array, "k d"]) -> Float[Array, "n k"]:
-    """|x|^2 - 2 x.c + |c|^2 in float32 at highest precision, whatever the backend's default: ids must not depend on it."""
+    """|x|^2 - 2 x.c + |c|^2 in float32 at highest precision, whatever the default: ids must not depend on it."""
     x, codes = x.astype(jnp.float32), codes.astype(jnp.float32)
     cross = jnp.matmul(x, codes.T, precision=lax.Precision.HIGHEST)
     return jnp.sum(x**2, -1, keepdims=True) - 2 * cross + jnp.sum(codes**2, -1)
 
 
 def entropy_loss(affinity: Float[Array, "n k"], temperature: float = 0.01, hard: bool = False) -> Float[Array, ""]:
-    """Mean entropy of each row's assignment minus the entropy of the mean assignment (MAGVIT official, `entropy_loss_type`).
+    """Mean entropy of each row's assignment minus the entropy of the mean assignment (MAGVIT official,
+    `entropy_loss_type`).
 
-    Small when every sample chooses one code with confidence and all codes are used alike. `hard` ("argmax") puts one-hot
-    assignments forward and keeps the softmax's gradient.
+    Small when every sample chooses one code with confidence and all codes are used alike. `hard` ("argmax") puts
+    one-hot assignments forward and keeps the softmax's gradient.
     """
     affinity = affinity / temperature
     p = jax.nn.softmax(affinity, axis=-1)
@@ -41,9 +42,11 @@ def l2_normalize(x: Array) -> Array:
 class VQ(nn.Module):
     """Vector quantization with a codebook learned by gradient (van den Oord et al., 2017) and MAGVIT's entropy loss.
 
-    size: number of codes k; dim: d. Loss = commitment * |sg(q) - z|^2 + embedding_weight * |q - sg(z)|^2 + entropy_weight * entropy
-    (means over all elements; MAGVIT: 0.25, 1, 0.1 at temperature 0.01). The entropy is over the batch that one call sees.
-    `normalize` compares l2-normalised vectors, but returns un-normalised codes, as the official `latent_normalize` does.
+    size: number of codes k; dim: d. Loss = commitment * |sg(q) - z|^2 + embedding_weight * |q - sg(z)|^2 +
+    entropy_weight * entropy (means over all elements; MAGVIT: 0.25, 1, 0.1 at temperature 0.01). The entropy is over
+    the batch that one call sees.
+    `normalize` compares l2-normalised vectors, but returns un-normalised codes, as the official `latent_normalize`
+    does.
     """
 
     size: int = 1024
@@ -60,7 +63,7 @@ class VQ(nn.Module):
         self.codebook = self.param("codebook", init, (self.size, self.dim))
 
     def __call__(self, z: Float[Array, "b th hh wh d"], *, train: bool = False) -> Quantized:
-        z = z.astype(jnp.float32)
+        dtype, z = z.dtype, z.astype(jnp.float32)
         codebook = self.codebook
         if self.normalize:
             z, codebook = l2_normalize(z), l2_normalize(codebook)
@@ -68,7 +71,7 @@ class VQ(nn.Module):
         ids = jnp.argmin(distances, axis=-1).reshape(z.shape[:-1]).astype(jnp.int32)
         codes = self.ids_to_codes(ids)
         if not train:
-            return Quantized(ids, codes, jnp.zeros(()), {})
+            return Quantized(ids, codes.astype(dtype), jnp.zeros(()), {})
         losses = {
             "commitment": self.commitment * jnp.mean((lax.stop_gradient(codes) - z) ** 2),
             "embedding": self.embedding_weight * jnp.mean((codes - lax.stop_gradient(z)) ** 2),
@@ -76,7 +79,8 @@ class VQ(nn.Module):
         if self.entropy_weight:
             losses["entropy"] = self.entropy_weight * entropy_loss(-distances, self.temperature, self.hard_entropy)
         metrics = {**losses, **codebook_metrics(ids, self.size)}
-        return Quantized(ids, z + lax.stop_gradient(codes - z), sum(losses.values()), metrics)
+        straight_through = z + lax.stop_gradient(codes - z)
+        return Quantized(ids, straight_through.astype(dtype), sum(losses.values()), metrics)
 
     def ids_to_codes(self, ids: Int[Array, "b th hh wh"]) -> Float[Array, "b th hh wh d"]:
         return jnp.take(self.codebook, ids, axis=0)

@@ -10,8 +10,8 @@ from magvid.types import Quantized
 class Tokenizer(nn.Module):
     """Video (b t h w 3) in [0, 1] <-> ids (b t' h' w').
 
-    Use it with `tokenizer.apply({"params": params}, video, method="encode_ids")` and so on. Value range: `vrange`; zero padding means
-    black there, so the range cannot be changed after training.
+    Use it with `tokenizer.apply({"params": params}, video, method="encode_ids")` and so on. Value range: `vrange`; zero
+    padding means black there, so the range cannot be changed after training.
     """
 
     encoder: nn.Module
@@ -20,7 +20,9 @@ class Tokenizer(nn.Module):
 
     vrange = (0.0, 1.0)
 
-    def __call__(self, video: Float[Array, "b t h w 3"], *, train: bool = False) -> tuple[Float[Array, "b t h w 3"], Quantized]:
+    def __call__(
+        self, video: Float[Array, "b t h w 3"], *, train: bool = False
+    ) -> tuple[Float[Array, "b t h w 3"], Quantized]:
         """Reconstruction (unclipped) and what the quantizer says."""
         quantized = self.quantizer(self.encode(video), train=train)
         return self.decode(quantized.codes), quantized

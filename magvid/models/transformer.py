@@ -10,8 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from magvid.models.layers import attention
 
+
 def weights_init(key, shape, dtype=jnp.float32) -> Array:
-    """Normal truncated at +-2, then x 0.02, without correcting the variance (so std is about 0.0176), as in the official code."""
+    """Normal truncated at +-2, then x 0.02, without correcting the variance (so std is about 0.0176), as in the
+    official code.
+    """
     return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * 0.02
 
 
@@ -20,7 +23,9 @@ gelu = partial(nn.gelu, approximate=True)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; one dropout mask of the probabilities is shared by the batch and the heads (Flax's default)."""
+    """Multi-head self-attention; one dropout mask of the probabilities is shared by the batch and the heads (Flax's
+    default).
+    """
 
     heads: int
     dropout: float = 0.1
@@ -57,8 +62,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens (b n) -> logits (b n v) over the whole vocabulary; n <= length. Float32 logits.
 
-    Sizes: B depth 12, width 768, mlp 3072, heads 12; L 24, 1024, 4096, 16; H 32, 1280, 5120, 16. `remat` recomputes each block in
-    the backward pass.
+    Sizes: B depth 12, width 768, mlp 3072, heads 12; L 24, 1024, 4096, 16; H 32, 1280, 5120, 16. `remat` recomputes
+    each block in the backward pass.
     """
 
     vocab: int

@@ -1,7 +1,7 @@
 """MAGVIT's 3D-VQ encoder and decoder (Yu et al., CVPR 2023, section 3.1; sizes and details from the official code).
 
-Parameter names are the official ones (Conv_0, ResBlock_3/GroupNorm_1, ...): Flax numbers the layers in the order of creation, so the
-order below is part of the checkpoint format. All layers take and return (b t h w c).
+Parameter names are the official ones (Conv_0, ResBlock_3/GroupNorm_1, ...): Flax numbers the layers in the order of
+creation, so the order below is part of the checkpoint format. All layers take and return (b t h w c).
 """
 
 import math
@@ -15,7 +15,9 @@ from magvid.models.layers import Conv, ConvTranspose, GroupNorm, average_pool, d
 
 
 class ResBlock(nn.Module):
-    """norm, activation, conv, norm, activation, conv; a 1x1x1 convolution of the raw input as shortcut where channels change."""
+    """norm, activation, conv, norm, activation, conv; a 1x1x1 convolution of the raw input as shortcut where channels
+    change.
+    """
 
     features: int
     norm: Callable = GroupNorm
@@ -33,7 +35,8 @@ class ResBlock(nn.Module):
         return x + y
 
 
-# A down- or upsampling layer is made by (features, strides, padding, dtype) inside the parent, which numbers its parameters.
+# A down- or upsampling layer is made by (features, strides, padding, dtype) inside the parent, which numbers its
+# parameters.
 
 
 def pool_down(features: int, strides: Sequence[int], **conv) -> Callable:
@@ -54,32 +57,43 @@ def nearest_conv_up(features: int, strides: Sequence[int], **conv) -> Callable:
 def deconv_up(features: int, strides: Sequence[int], padding: str = "zero", dtype=None) -> Callable:
     """4x4x4 transposed convolution (official `deconv`); zero padding only."""
     if padding != "zero":
-        raise ValueError(f'a transposed convolution pads with zeros only, got padding="{padding}": use nearest_conv_up with it')
+        raise ValueError(
+            f'a transposed convolution pads with zeros only, got padding="{padding}": use nearest_conv_up with it'
+        )
     return ConvTranspose(features, strides=tuple(strides), dtype=dtype)
 
 
 def level_strides(temporal: Sequence[bool], levels: int) -> list[tuple[int, int, int]]:
     """Strides (t h w) between consecutive levels: space always 2, time 2 where `temporal` says so."""
     if len(temporal) != levels - 1:
-        raise ValueError(f"temporal={tuple(temporal)} needs one flag per change of level: {levels - 1} for {levels} multipliers")
+        raise ValueError(
+            f"temporal={tuple(temporal)} needs one flag per change of level: {levels - 1} for {levels} multipliers"
+        )
     return [(2 if flag else 1, 2, 2) for flag in temporal]
 
 
 def level_blocks(blocks: int | Sequence[int], levels: int) -> Sequence[int]:
-    """Number of ResBlocks at each level and, last, in the bottleneck; one number means the same everywhere (as published)."""
+    """Number of ResBlocks at each level and, last, in the bottleneck; one number means the same everywhere (as
+    published).
+    """
     if isinstance(blocks, int):
         return (blocks,) * (levels + 1)
     if len(blocks) != levels + 1:
-        raise ValueError(f"blocks={tuple(blocks)} needs {levels + 1} numbers: one for each of {levels} levels and one for the bottleneck")
+        raise ValueError(
+            f"blocks={tuple(blocks)} needs {levels + 1} numbers: one for each of {levels} levels and one for the "
+            "bottleneck"
+        )
     return blocks
 
 
 class Encoder(nn.Module):
-    """Video (b t h w 3) in [0, 1] -> latents (b t' h' w' dim); every level halves h and w, and t where `temporal` is True.
+    """Video (b t h w 3) in [0, 1] -> latents (b t' h' w' dim); every level halves h and w, and t where `temporal` is
+    True.
 
-    Defaults are MAGVIT-B at 128x128: 16x128x128 -> 4x16x16x256. Odd sizes round up. `remat` recomputes the first levels' activations
-    in the backward pass (L: 1, H: 3). `patch` (t h w), not in the paper, folds pixels into channels before the first convolution: on a
-    CPU, layers with a few channels at full resolution cost the most and learn the least. Sizes must be multiples of it.
+    Defaults are MAGVIT-B at 128x128: 16x128x128 -> 4x16x16x256. Odd sizes round up. `remat` recomputes the first
+    levels' activations in the backward pass (L: 1, H: 3). `patch` (t h w), not in the paper, folds pixels into channels
+    before the first convolution: on a CPU, layers with a few channels at full resolution cost the most and learn the
+    least. Sizes must be multiples of it.
     """
 
     filters: int = 64
@@ -115,7 +129,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (b t' h' w' dim) -> video (b t h w 3), the mirror of `Encoder`. Linear output: clip to [0, 1] only for display."""
+    """Latents (b t' h' w' dim) -> video (b t h w 3), the mirror of `Encoder`. Linear output: clip to [0, 1] only for
+    display.
+    """
 
     filters: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
@@ -150,7 +166,9 @@ class Decoder(nn.Module):
 
 
 def res_blocks(model: Encoder | Decoder) -> Callable:
-    """level -> a ResBlock constructor with the model's parts, rematerialised in the first `model.remat` levels; names stay ResBlock_i."""
+    """level -> a ResBlock constructor with the model's parts, rematerialised in the first `model.remat` levels; names
+    stay ResBlock_i.
+    """
     parts = dict(norm=model.norm, activation=model.activation, padding=model.padding, dtype=model.dtype)
     counter = iter(range(10_000))
 

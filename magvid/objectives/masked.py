@@ -23,10 +23,12 @@ ALL_TASKS = tuple(task_table.TASKS)
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-    """batch: {"video": uint8 (b t h w 3), "label": int (b,), "task": int (b,) index into `tasks`, "ratio": float (b,) in [0, 1)}.
+    """batch: {"video": uint8 (b t h w 3), "label": int (b,), "task": int (b,) index into `tasks`, "ratio": float (b,)
+    in [0, 1)}.
 
-    Groups: "tokenizer" (frozen) and "transformer". `recons` weighs the shown target tokens as L_recons does (paper: yes). `guidance`
-    adds g * (conditional - unconditional) to the logits when sampling. `decoding` are arguments of `masked.decode.decode`.
+    Groups: "tokenizer" (frozen) and "transformer". `recons` weighs the shown target tokens as L_recons does (paper:
+    yes). `guidance` adds g * (conditional - unconditional) to the logits when sampling. `decoding` are arguments of
+    `masked.decode.decode`.
     """
 
     tokenizer: nn.Module
@@ -42,7 +44,9 @@ class Masked:
 
     def __post_init__(self):
         if self.tokenizer.quantizer.size != self.vocab.codebook:
-            raise ValueError(f"vocab.codebook={self.vocab.codebook}, but the tokenizer has {self.tokenizer.quantizer.size} codes")
+            raise ValueError(
+                f"vocab.codebook={self.vocab.codebook}, but the tokenizer has {self.tokenizer.quantizer.size} codes"
+            )
         if self.transformer.vocab != self.vocab.size:
             raise ValueError(f"transformer.vocab={self.transformer.vocab}, but {self.vocab} has {self.vocab.size} rows")
         if len(self.rows) > 1 and self.vocab.specials == 1:
@@ -58,7 +62,10 @@ class Masked:
         tokenizer = self.tokenizer.init(keys[0], clip, train=True)["params"]
         n = int(np.prod(self.latent_shape(clip.shape))) + self.prefix_length
         if n != self.transformer.length:
-            raise ValueError(f"transformer.length={self.transformer.length}, but clips of {clip.shape[1:4]} (t h w) make {n} tokens with the prefix")
+            raise ValueError(
+                f"transformer.length={self.transformer.length}, but clips of {clip.shape[1:4]} (t h w) make {n} tokens "
+                "with the prefix"
+            )
         transformer = self.transformer.init(keys[1], jnp.zeros((1, n), jnp.int32))["params"]
         return {"tokenizer": tokenizer, "transformer": transformer}
 
@@ -78,11 +85,14 @@ class Masked:
         loss = jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
         right = (jnp.argmax(logits, -1) == hidden.targets) & hidden.masked & (valid[:, None, None, None] > 0)
         hidden_count = jnp.sum(hidden.masked * valid[:, None, None, None])
-        return {"transformer": loss}, ({"loss": loss, "masked_accuracy": jnp.sum(right) / jnp.maximum(hidden_count, 1)}, extra)
+        metrics = {"loss": loss, "masked_accuracy": jnp.sum(right) / jnp.maximum(hidden_count, 1)}
+        return {"transformer": loss}, (metrics, extra)
 
     def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
-        """Generate from the condition of each example's task. batch["video"] is read only where the task gives pixels."""
-        return self.tokenizer.apply({"params": params["tokenizer"]}, self.sample_ids(params, batch, key)[0], method="ids_to_video")
+        """Generate from the condition of each example's task. batch["video"] is read where the task gives pixels."""
+        return self.tokenizer.apply(
+            {"params": params["tokenizer"]}, self.sample_ids(params, batch, key)[0], method="ids_to_video"
+        )
 
     def sample_ids(self, params: Groups, batch: dict, key: Array, **decoding):
         """Ids (b t' h' w') and the record of the decoding steps."""
@@ -96,7 +106,9 @@ class Masked:
             return logits + self.guidance * (logits - self.logits(params, uncond_prefix, uncond))
 
         options = {**self.decoding, **decoding}
-        return decode(model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, conditioning=self.conditioning, **options)
+        return decode(
+            model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, conditioning=self.conditioning, **options
+        )
 
     def with_tasks(self, tasks: Sequence[str | task_table.Task]) -> "Masked":
         """The same for these tasks; ValueError for one whose token was not trained ("FP5" has that of "FP")."""
@@ -133,7 +145,9 @@ class Masked:
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t' h' w') of a video of `shape` (b t h w 3)."""
         module = self.tokenizer
-        shapes = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, method="encode")[0], jnp.zeros((1, *shape[1:])))
+        shapes = jax.eval_shape(
+            lambda x: module.init_with_output(jax.random.key(0), x, method="encode")[0], jnp.zeros((1, *shape[1:]))
+        )
         return shapes.shape[1:4]
 
     @property
@@ -144,7 +158,9 @@ class Masked:
         """[task token if multi-task] [class token]; the class is UNCOND unless the task gives it."""
         uncond = jnp.full(batch["task"].shape, self.vocab.uncond)
         gives_class = jnp.asarray([task.class_cond for task in self.rows])[batch["task"]]
-        label = jnp.where(gives_class & conditional, self.vocab.class_id(batch["label"]), uncond) if self.vocab.classes else uncond
+        label = uncond
+        if self.vocab.classes:
+            label = jnp.where(gives_class & conditional, self.vocab.class_id(batch["label"]), uncond)
         if self.prefix_length == 1:
             return label[:, None]
         tokens = jnp.asarray([self.vocab.special(task.token) for task in self.rows])
@@ -166,7 +182,9 @@ class Masked:
     def encode(self, params: Groups, video: Float[Array, "b t h w 3"]) -> Int[Array, "b th hh wh"]:
         return lax.stop_gradient(self.tokenizer.apply({"params": params["tokenizer"]}, video, method="encode_ids"))
 
-    def logits(self, params: Groups, prefix, inputs: Int[Array, "b th hh wh"], *, train=False, rngs=None) -> Float[Array, "b th hh wh k"]:
+    def logits(
+        self, params: Groups, prefix, inputs: Int[Array, "b th hh wh"], *, train=False, rngs=None
+    ) -> Float[Array, "b th hh wh k"]:
         """Logits over the codebook at the latent positions."""
         sequence = jnp.concatenate([prefix, inputs.reshape(inputs.shape[0], -1)], axis=1)
         logits = self.transformer.apply({"params": params["transformer"]}, sequence, train=train, rngs=rngs)

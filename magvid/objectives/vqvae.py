@@ -1,8 +1,9 @@
-"""Training of a video tokenizer: reconstruction and quantizer losses (MAGVIT, section 3.1, stage 1 without its adversarial part)."""
+"""Training of a video tokenizer: reconstruction and quantizer losses (MAGVIT, section 3.1, without the adversary)."""
 
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
@@ -16,20 +17,28 @@ def scale(video: UInt8[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
 
 @dataclasses.dataclass(frozen=True)
 class VQVAE:
-    """batch: {"video": uint8 (b t h w 3)}; group "tokenizer"."""
+    """batch: {"video": uint8 (b t h w 3)}; group "tokenizer".
+
+    `reconstruction` weighs the mean squared error against the quantizer's losses (MAGVIT: 1, with perceptual and
+    adversarial losses beside).
+    """
 
     tokenizer: nn.Module
+    reconstruction: float = 1.0
 
     def init(self, key: Array, batch: dict) -> Groups:
         return {"tokenizer": self.tokenizer.init(key, scale(batch["video"]), train=True)["params"]}
 
     def loss(self, params: Groups, extra: dict, batch: dict, key: Array, step: Array, train: bool):
-        """Mean squared error of the unclipped reconstruction + the quantizer's losses; metrics include PSNR of the clipped one."""
+        """Squared error of the unclipped reconstruction + the quantizer's losses; metrics add PSNR when clipped."""
         video = scale(batch["video"])
-        reconstruction, quantized = self.tokenizer.apply({"params": params["tokenizer"]}, video, train=train)
+        compute = jax.tree.leaves(params["tokenizer"])[0].dtype  # bfloat16 where the training step casts the weights
+        reconstruction, quantized = self.tokenizer.apply(
+            {"params": params["tokenizer"]}, video.astype(compute), train=train
+        )
         mse = jnp.mean((reconstruction - video) ** 2)
         metrics = {"mse": mse, "psnr": psnr(reconstruction, video), **quantized.metrics}
-        return {"tokenizer": mse + quantized.loss}, (metrics, extra)
+        return {"tokenizer": self.reconstruction * mse + quantized.loss}, (metrics, extra)
 
     def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
         """The reconstruction of batch["video"], clipped to [0, 1]."""

@@ -1,0 +1,273 @@
+"""The flags of the commands: what there is, how it is read, and the help. Flags by absl, `--config.field=value` by
+ml_collections; neither is imported before it is needed.
+"""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Flag(NamedTuple):
+    """`kind` is "str", "int", "float" or "bool"; `shown` the value's placeholder in the help; `low` bounds numbers."""
+
+    name: str
+    kind: str
+    default: Any
+    shown: str
+    help: str
+    low: float | None = None
+
+
+SEED = Flag("seed", "int", 0, "N", "seed of all random choices; equal seeds give equal videos", 0)
+RUN = [
+    Flag("run", "str", None, "FOLDER", "a folder that `magvid train` has written"),
+    Flag("weights", "str", None, "ema|params", "averaged or last weights; default: averaged where there are any"),
+]
+TRUST = Flag("trust", "bool", False, "", "let the config of a run name code outside of magvid")
+
+COMMANDS = {
+    "train": (
+        "Train what a config describes, or go on with a run that was interrupted.",
+        [
+            Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config"),
+            Flag("workdir", "str", None, "FOLDER", "the run folder: new, or one to go on with"),
+            TRUST,
+        ],
+        [
+            "--config=configs/vq3d_sprites.py --workdir=runs/vq",
+            "--config=configs/vq3d_sprites.py --workdir=runs/vq --config.steps=20000",
+        ],
+    ),
+    "sample": (
+        "Generate videos with a trained run, from a video file or from the run's evaluation clips.",
+        [
+            *RUN,
+            Flag(
+                "task",
+                "str",
+                None,
+                "NAME[,NAME]",
+                "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given); default: all of the run",
+            ),
+            Flag("video", "str", None, "FILE", "take the condition from this video; default: evaluation clips"),
+            Flag("start", "float", 0.0, "SECONDS", "skip so much of the video", 0),
+            Flag(
+                "fps",
+                "float",
+                None,
+                "RATE",
+                "read the video at this rate; default: as the run's data, or the file's own",
+            ),
+            Flag("index", "int", 0, "N", "the first evaluation clip", 0),
+            Flag("number", "int", None, "N", "evaluation clips, or samples for the video; default: 4", 1),
+            Flag("label", "str", None, "ID|NAME", "the class to generate; default: the clip's own"),
+            Flag("steps", "int", None, "N", "decoding steps; default: as the run's config", 1),
+            Flag("temperature", "float", None, "T", "of the decoding; default: as the run's config", 0),
+            SEED,
+            Flag("out", "str", None, "FOLDER", "where to write; default: RUN/samples"),
+            Flag("format", "str", "mp4", "mp4|gif|webm", "of the files"),
+            Flag("scale", "int", 0, "N", "enlarge N times; default: to at least 128 pixels; 1: as they are", 0),
+            TRUST,
+        ],
+        ["--run=runs/magvit --task=FP --number=8", "--run=runs/magvit --task=CFP --video=a.mp4 --label=3 --out=out"],
+    ),
+    "evaluate": (
+        "Measure a trained run on held-out clips: a table, and RUN/evaluation.json.",
+        [
+            *RUN,
+            Flag("tasks", "str", None, "NAME[,NAME]", "default: all of the run"),
+            Flag("clips", "int", 200, "N", "how many held-out clips", 1),
+            Flag("batch", "int", None, "N", "clips at a time; default: as the run's config", 1),
+            Flag("best_of", "int", 1, "N", "samples per clip and task: adds the skill of the best", 1),
+            SEED,
+            Flag("out", "str", None, "FILE", "where to write; default: RUN/evaluation.json"),
+            TRUST,
+        ],
+        ["--run=runs/vq", "--run=runs/magvit --tasks=FP,FI --clips=64 --best_of=16"],
+    ),
+}
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def load_config(spec: str):
+    """The ConfigDict of "path/to/file.py[:argument]".
+
+    The parent of the file's folder is put on sys.path, so that configs can share code. ValueError or OSError where the
+    file is missing or is no config; errors of the file itself pass through."""
+    from ml_collections import ConfigDict
+
+    path, _, argument = spec.partition(":")
+    file = pathlib.Path(path).expanduser().absolute()
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, os.listdir(file.parent), 1) if file.parent.is_dir() else []
+        raise ValueError(
+            f"there is no config {path}" + (f"; did you mean {pathlib.Path(path).parent / near[0]}?" if near else "")
+        )
+    if str(file.parent.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent.parent))
+    module_spec = importlib.util.spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
+    if file.suffix != ".py" or module_spec is None:
+        raise ValueError(f"{path} is not a config: give a Python file with a function get_config")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path} line {error.lineno} is not Python: {error.msg}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"{path} has no function get_config")
+    config = module.get_config(*([argument] if argument else []))
+    if not hasattr(config, "items"):
+        raise ValueError(f"get_config of {path} returns {type(config).__name__}: it must return a ConfigDict or a dict")
+    return config if isinstance(config, ConfigDict) else ConfigDict(config)
+
+
+def parse(command: str, argv: list[str], need: str = "run", config=None):
+    """The values of the flags. Where `config` (a ConfigDict) is given, `values.config` is it with its overrides;
+    otherwise `--config.*` is left for later, because what it may name is not known yet.
+
+    ValueError for a flag or field that does not exist, a bad value, or a missing flag of `need`."""
+    from absl import flags
+    from ml_collections import config_flags
+    from ml_collections.config_flags.config_flags import UnsupportedOperationError
+
+    values = flags.FlagValues()
+    for flag in COMMANDS[command][1]:
+        if config is None or flag.name != "config":
+            _define(flags, values, flag)
+    if config is None:
+        argv = [a for a in argv if not re.match(r"--?(no)?config\.", a)]
+    else:
+        argv = _without(argv, "config")
+        _check_fields(config, argv)
+    argv = [f"magvid {command}", *argv]
+    try:
+        if config is not None:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+        extra = values(argv)[1:]
+    except (flags.Error, UnsupportedOperationError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{_flag_error(error, command)}; `magvid {command} --help` lists the flags") from error
+    if extra and config is not None:  # without the config, "--config.a 1" leaves the 1
+        raise ValueError(f'unexpected argument "{extra[0]}": flags are written --name=value')
+    for name in need.split() if config is None else ():
+        if not getattr(values, name):
+            raise ValueError(f"--{name} is missing; `magvid {command} --help` shows examples")
+    return values
+
+
+def _flag_error(error: Exception, command: str) -> str:
+    """absl's and ml_collections' messages in the words of the other errors."""
+    text = " ".join(str(error).split()).rstrip(" ?.")
+    if match := re.search(r"Unknown command line flag '([^']+)'", text):
+        near = difflib.get_close_matches(match[1], [f.name for f in COMMANDS[command][1]], 1)
+        return f"there is no flag --{match[1]}" + (f", did you mean --{near[0]}?" if near else "")
+    if match := re.match(r"flag --([^=]+)=(.*?): (invalid literal|could not convert)", text):
+        return f'--{match[1]} must be a number, got "{match[2]}"'
+    if match := re.match(r"Type <class '(\w+)'> of field (\S+) is not supported", text):
+        return f"--{match[2]} is a {match[1]}, which only the config itself can change"
+    return text.replace("flag --", "--")
+
+
+def _define(flags, values, flag: Flag) -> None:
+    bounds = {} if flag.low is None else {"lower_bound": flag.low}
+    define = {
+        "str": flags.DEFINE_string,
+        "int": flags.DEFINE_integer,
+        "float": flags.DEFINE_float,
+        "bool": flags.DEFINE_boolean,
+    }[flag.kind]
+    define(flag.name, flag.default, flag.help, flag_values=values, **bounds)
+
+
+def _without(argv: list[str], name: str) -> list[str]:
+    kept, skip = [], False
+    for arg in argv:
+        if skip:
+            skip = False
+        elif re.fullmatch(rf"--?{name}", arg):
+            skip = True
+        elif not re.match(rf"--?{name}=", arg):
+            kept.append(arg)
+    return kept
+
+
+def _check_fields(config, argv: Sequence[str]) -> None:
+    """ValueError naming the nearest field where `--config.a.b` has none."""
+    for arg in argv:
+        if not (match := re.match(r"--?(?:no)?config\.([^=\[]+)", arg)):
+            continue
+        at, path = config, []
+        for part in match[1].split("."):
+            fields = list(at.keys()) if hasattr(at, "keys") else []
+            if part not in fields:
+                near = difflib.get_close_matches(part, fields, 1)
+                where = ".".join(path) or "the config"
+                hint = (
+                    f"did you mean {'.'.join([*path, near[0]])}?"
+                    if near
+                    else f"it has {', '.join(sorted(fields)) or 'no fields'}"
+                )
+                raise ValueError(f'{where} has no field "{part}" (in {arg}); {hint}')
+            at, path = at[part], [*path, part]
+
+
+# Help ---------------------------------------------------------------------------------------------------------------
+
+
+def overview() -> str:
+    """What `magvid --help` prints."""
+    lines = ["magvid: conditional video generators in JAX", "", "usage: magvid COMMAND --flag=value ...", ""]
+    lines += [f"  {name:<10}{text}" for name, (text, _, _) in COMMANDS.items()]
+    lines += ["", "examples:"]
+    lines += [f"  magvid {name} {examples[0]}" for name, (_, _, examples) in COMMANDS.items()]
+    lines += [
+        "",
+        "`magvid COMMAND --help` lists its flags; `magvid --version` prints the version.",
+        "`--debug` shows the traceback of an error.",
+    ]
+    return "\n".join(lines)
+
+
+def command_help(command: str) -> str:
+    """What `magvid COMMAND --help` prints."""
+    text, flags, examples = COMMANDS[command]
+    rows = [(f"--{f.name}" + (f"={f.shown}" if f.shown else ""), f.help + _default(f)) for f in flags]
+    what = (
+        "change a field of the config"
+        if command == "train"
+        else "change a field of the run's config that its weights allow"
+    )
+    rows += [
+        ("--config.FIELD=VALUE", f"{what}, e.g. {_FIELDS[command]}"),
+        ("--debug", "show the traceback of an error"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [text, "", f"usage: magvid {command} --flag=value ...", ""]
+    return "\n".join(
+        [
+            *lines,
+            *(f"  {name:<{width}}  {help}" for name, help in rows),
+            "",
+            "examples:",
+            *(f"  magvid {command} {e}" for e in examples),
+        ]
+    )
+
+
+_FIELDS = {
+    "train": "--config.batch=16",
+    "sample": "--config.objective.decoding.steps=24",
+    "evaluate": "--config.data.eval.source.split=test",
+}
+
+
+def _default(flag: Flag) -> str:
+    if flag.default in (None, "", False) or "default" in flag.help:
+        return ""
+    return f"; default: {flag.default}" if flag.kind == "str" else f"; default: {flag.default:g}"

@@ -1,0 +1,238 @@
+"""A trained run that generates, and the held-out clips that it is shown; `sample` and `evaluate` are made of it.
+
+It names no model, data set or objective: the run's config does. An objective with tasks has `tasks`, `labelled`,
+`classes`, `with_tasks`, `with_decoding`, `condition_video` and `reconstruct` (see objectives/masked.py); of one without
+them `sample` is taken for the reconstruction.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from magvid import runs, sharding
+from magvid.build import build
+from magvid.data import pipeline
+from magvid.job import check_config
+from magvid.runs import ClipFormat
+from magvid.state import Objective
+from magvid.types import Groups, UserError
+from magvid.video import to_uint8
+
+Rows = Mapping[str, np.ndarray]  # a batch on the host
+# What `sample` may read: other entries need not reach the device.
+_USED = ("video", "label", "task", "index", "text", "caption")
+
+
+class Programs:
+    """The compiled functions of an objective: (params, rows, ...) -> video.
+
+    The task is an index per row, so one compile serves all."""
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+        self.tasks = tuple(str(t) for t in getattr(objective, "tasks", ()))
+        self.generate = jax.jit(self._generate)
+        self.reconstruct = jax.jit(objective.reconstruct if self.tasks else self._only_sample)
+        self.condition = jax.jit(lambda params, rows: objective.condition_video(rows))
+
+    def _generate(self, params: Groups, rows, seed, draw):
+        """Row by row with a key of its own, so that a clip's sample does not depend on its neighbours."""
+
+        def one(row, index):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), draw)
+            return self.objective.sample(params, jax.tree.map(lambda x: x[None], row), key)[0]
+
+        return jax.vmap(one)(rows, rows["index"])
+
+    def _only_sample(self, params: Groups, rows):
+        return self.objective.sample(params, rows, jax.random.key(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A trained run on all devices.
+
+    Its methods take any number of rows, which they pad to `batch`, and return uint8 videos (b t h w 3)."""
+
+    config: dict  # references to other runs resolved
+    params: Groups
+    programs: Programs
+    mesh: jax.sharding.Mesh
+    batch: int
+
+    @classmethod
+    def open(
+        cls,
+        run: runs.Run,
+        tasks: Sequence[str] | None = None,
+        *,
+        decoding: Mapping[str, Any] | None = None,
+        batch: int | None = None,
+        weights: str | None = None,
+        clip: ClipFormat | None = None,
+        trust: bool = False,
+    ) -> "Generator":
+        """tasks, decoding: in place of the run's. clip: of the videos to come; None takes that of the evaluation clips.
+
+        UserError where the weights are not those of the config's model."""
+        try:
+            check_config(run.config)
+        except UserError as error:
+            raise UserError(f"{run.path} does not hold a run of `magvid train`: {error}") from error
+        config, params = runs.load(run, weights, trust)
+        objective = build(config["objective"])
+        options = {k: v for k, v in (decoding or {}).items() if v is not None}
+        if (tasks is not None or options) and not hasattr(objective, "tasks"):
+            raise UserError(
+                f"{run.path} has no tasks and no decoding: it is a {type(objective).__name__}, which only reconstructs"
+            )
+        objective = objective if tasks is None else objective.with_tasks(tasks)
+        objective = objective.with_decoding(**options) if options else objective
+        mesh = sharding.make_mesh({"data": -1})
+        first = Clips.of(config).first() if clip is None else _blank(clip)
+        params = _fit(run, params, objective, first)
+        params = jax.device_put(params, sharding.shardings(params, config["sharding"], mesh))
+        shards = sharding.data_shards(mesh)
+        return cls(config, params, Programs(objective), mesh, -(-(batch or config["batch"]) // shards) * shards)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.programs.tasks
+
+    def generate(self, rows: Rows, seed: int = 0, draw: int = 0) -> UInt8[np.ndarray, "b t h w 3"]:
+        """Sample number `draw` of each row, a function of (seed, row's `index`, draw)."""
+        return to_uint8(self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw)))
+
+    def reconstruct(self, rows: Rows) -> UInt8[np.ndarray, "b t h w 3"]:
+        return to_uint8(self._run(self.programs.reconstruct, rows))
+
+    def condition(self, rows: Rows) -> tuple[UInt8[np.ndarray, "b t h w 3"], Bool[np.ndarray, "b t h w 1"]]:
+        """The padded condition video of each row's task, and which pixels are given."""
+        video, given = self._run(self.programs.condition, rows)
+        return to_uint8(video), given
+
+    def _run(self, program: Callable, rows: Rows, *arguments):
+        rows = sharding.numeric({k: rows[k] for k in _USED if k in rows})
+        n, parts = len(rows["video"]), []
+        for start in range(0, n, self.batch):
+            part = {k: v[np.minimum(np.arange(start, start + self.batch), n - 1)] for k, v in rows.items()}
+            with jax.set_mesh(self.mesh):
+                parts.append(jax.device_get(program(self.params, sharding.global_batch(part, self.mesh), *arguments)))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
+
+
+def _blank(clip: ClipFormat) -> dict[str, np.ndarray]:
+    """One row of the shape of the clips."""
+    return {"video": np.zeros((1, clip.frames, clip.height, clip.width, 3), np.uint8), "label": np.zeros(1, np.int32)}
+
+
+def _fit(run: runs.Run, params: Groups, objective: Objective, first: Rows) -> Groups:
+    """The groups that the objective needs for a batch such as `first`, checked against its shapes."""
+    first = sharding.numeric({**first, "task": np.zeros(1, np.int32), "ratio": np.zeros(1, np.float32)})
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), first)
+    if missing := set(shapes) - set(params):
+        raise UserError(
+            f"{run.path} has no weights of {', '.join(sorted(missing))}: it has {', '.join(sorted(params))}"
+        )
+    leaves = lambda tree: {sharding.path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    have, want = leaves({g: params[g] for g in shapes}), leaves(shapes)
+    if wrong := sorted(n for n in {**have, **want} if have.get(n) != want.get(n)):
+        first = f"{wrong[0]} is {have.get(wrong[0], 'missing')} and should be {want.get(wrong[0], 'missing')}"
+        more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        raise UserError(
+            f"the weights in {run.path} are of another model than its config and --config.* describe: {first}{more}"
+        )
+    return {g: params[g] for g in shapes}
+
+
+# Data ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """The evaluation clips of a config (its training clips where it has no others)."""
+
+    source: Any
+    transforms: tuple
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Clips":
+        section = config["data"].get("eval") or config["data"]["train"]
+        return cls(build(section["source"]), build(tuple(section.get("transforms", ()))))
+
+    @property
+    def world(self) -> str:
+        """The name that stands beside every number from this source."""
+        path = getattr(self.source, "path", None)
+        return str(getattr(self.source, "world_name", None) or (path.name if path else type(self.source).__name__))
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(getattr(self.source, "classes", ()))
+
+    @property
+    def format(self) -> ClipFormat:
+        return ClipFormat.of(self.source, self.first()["video"].shape[1:])
+
+    def first(self) -> dict[str, np.ndarray]:
+        """The first clip as a batch."""
+        return next(self.batches(0, 1, 1))
+
+    def batches(self, start: int, count: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """Clips start .. start + count - 1 in order; the last batch may be smaller. ValueError beyond the end."""
+        total = len(self.source)
+        if start + count > total:
+            raise ValueError(
+                f"clips {start} to {start + count - 1} were asked for, but the evaluation data has {total} (from 0)"
+            )
+        for rows in pipeline.epoch(Part(self.source, start, count), min(batch, count), self.transforms):
+            valid = rows.pop("valid")
+            rows = {k: v[valid] for k, v in rows.items() if isinstance(v, np.ndarray)}
+            yield {**rows, "index": rows["index"] + start}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Records start .. start + count - 1 of a source."""
+
+    source: Any
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.source[self.start + i]
+
+
+class Preview:
+    """For `train(evaluate=...)`: clips as condition, generated and real, one above the other; one per task."""
+
+    def __init__(self, config: Mapping[str, Any], clips: int = 4, seed: int = 0):
+        self.config, self.clips, self.seed = config, clips, seed
+        self._kept: tuple[Programs, Rows] | None = None  # of the first call: compiled once
+
+    def __call__(self, objective: Objective, params: Groups, step: int) -> dict[str, UInt8[np.ndarray, "b t H w 3"]]:
+        if not self.config["data"].get("eval") or jax.process_count() > 1:
+            return {}
+        if self._kept is None:
+            self._kept = self._prepare(objective)
+        programs, rows = self._kept
+        shown = [rows["video"]]
+        shown.insert(0, to_uint8(np.asarray(programs.generate(params, rows, np.uint32(self.seed), np.uint32(0)))))
+        if programs.tasks:
+            shown.insert(0, to_uint8(np.asarray(programs.condition(params, rows)[0])))
+        return {"samples": np.concatenate(shown, axis=2)}
+
+    def _prepare(self, objective: Objective) -> tuple[Programs, Rows]:
+        programs = Programs(objective)
+        count = len(programs.tasks) or self.clips
+        rows = next(Clips.of(self.config).batches(0, count, count))
+        rows = {k: rows[k] for k in _USED if k in rows} | {"task": np.arange(count, dtype=np.int32)}
+        return programs, sharding.numeric(rows)

@@ -1,0 +1,53 @@
+"""What the README shows works: its library example, its commands, and the files that it names."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+import tiny_runs
+
+from magvid.flags import COMMANDS, load_config, parse
+from magvid.job import DEFAULTS, REQUIRED
+from magvid.video import read_video
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+SHELL = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", "").splitlines()]
+MAGVID = [line for line in SHELL if line.startswith("magvid ")]
+
+
+def test_the_library_example_writes_videos(tmp_path, monkeypatch):
+    (example,) = (text for kind, text in BLOCKS if kind == "python")
+    (shown,) = re.findall(r'open_run\("(.*?)"\)', example)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace(shown, str(tiny_runs.masked_run())), "README.md", "exec"), {})
+    written = sorted(tmp_path.glob("*.mp4"))
+    assert len(written) == 8 and all(read_video(path)[0].shape == (8, 16, 16, 3) for path in written)
+
+
+@pytest.mark.parametrize("name", ["main", "test"])
+def test_a_block_to_run_stands_right_under_its_comment(name):
+    assert len(re.findall(rf"^<!-- run: {name} -->\n```bash\n[^`]+^```$", README, re.M)) == 1
+
+
+def test_there_are_commands_of_each_kind():
+    assert {line.split()[1] for line in MAGVID} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", MAGVID)
+def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, command, *argv = shlex.split(line, comments=True)
+    values = parse(command, argv, "config workdir" if command == "train" else "run")
+    if command == "train":
+        parse(command, argv, config=load_config(values.config))
+
+
+def test_fields_and_files_in_the_text_exist():
+    fields = re.findall(r"`--config\.(\w+)", README)
+    assert fields and set(fields) <= {*REQUIRED, *DEFAULTS}
+    scripts = [word for line in SHELL for word in line.split() if word.endswith(".py")]
+    paths = re.findall(r"`((?:magvid|configs|docs|experiments|benchmarks|tests)/[\w/.]*)`", README)
+    assert scripts and paths and not [p for p in {*scripts, *paths} if not (ROOT / p).exists()]
