@@ -69,10 +69,10 @@ def test_a_wrong_argument_is_named():
 
 
 def test_batches_divide_over_meshes():
-    """The same config runs on 1 and 8 devices."""
+    """The same config runs on one device and on several."""
     for name in CONFIGS:
         config = check_config(with_own_tokenizer(name, "budget=quick"))
-        for devices in (1, 8):
+        for devices in (1, 2, 4):
             if "tokenizer" not in config["optim"]:
                 config["optim"]["tokenizer"] = {"optimizer": {"name": "adam"}, "rules": [[".*", None]]}
             assert Job.from_config(config, jax.devices()[:devices]).microbatches() == 1

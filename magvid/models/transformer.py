@@ -50,7 +50,7 @@ class Block(nn.Module):
     dtype: type | str | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
         dense = partial(nn.Dense, kernel_init=weights_init, dtype=self.dtype)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         y = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")(x, train=train)
@@ -88,9 +88,9 @@ class Transformer(nn.Module):
         x = words(ids) + positions[:n]
         x = LayerNorm(dtype=self.dtype, name="embedding_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block: Callable = nn.remat(Block, static_argnums=()) if self.remat else Block
+        block: Callable = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.depth):
-            x = block(self.heads, self.mlp, self.dropout, self.dtype, name=f"block_{i}")(x, train=train)
+            x = block(self.heads, self.mlp, self.dropout, self.dtype, name=f"block_{i}")(x, train)
         x = gelu(nn.Dense(self.width, kernel_init=weights_init, dtype=self.dtype, name="head")(x))
         x = LayerNorm(dtype=self.dtype, name="head_norm")(x)
         bias = self.param("head_bias", nn.initializers.zeros, (self.vocab,))
