@@ -42,7 +42,9 @@ def get_config(arg=None):
             dict(target="magvid.data.pipeline:MaskedView", tasks=len(TASKS), weights=tuple(TASKS.values()))
         ]
     config.optim = dict(
-        transformer=defaults.optimizer(b["peak"], warmup=1 if smoke else b["warmup"], b2=0.96, weight_decay=0.045)
+        transformer=defaults.optimizer(
+            b["peak"], 1 if smoke else b["warmup"], defaults.ATTENTION, b2=0.96, weight_decay=0.045
+        )
     )
     config.ema = 0.99
     config.eval_every = 0 if smoke else 300

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 BUDGETS = {
-    "quick": dict(world="small", patch=(2, 4, 4), filters=32, codes=1024, steps=4000, batch=4, peak=2e-3),
-    "long": dict(world="full", patch=(2, 2, 2), filters=48, codes=1024, steps=12000, batch=4, peak=1.5e-3),
+    "quick": dict(world="small", patch=(2, 4, 4), filters=16, codes=1024, steps=4000, batch=4, peak=4e-3),
+    "long": dict(world="full", patch=(2, 2, 2), filters=16, codes=1024, steps=12000, batch=4, peak=4e-3),
 }
 FRAMES, SIZE = 16, 32  # pixels
 
@@ -37,9 +37,11 @@ def get_config(arg=None):
     config.objective = dict(
         target="magvid.objectives.vqvae:VQVAE",
         tokenizer=defaults.tokenizer(
-            8 if smoke else b["filters"], (1, 2), (True,), 1, 32, b["codes"], patch=b["patch"], norm="LayerNorm"
+            8 if smoke else b["filters"], (1, 2), (True,), 1, 32, b["codes"], patch=b["patch"], norm="LayerNorm",
+            entropy=0.01
         ),
         reconstruction=10.0,  # there is no perceptual and no adversarial loss beside it
+        padded=0.3,  # of 4x4x4 cells most lie at a border of the given region
     )
     clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], frames=FRAMES, height=SIZE, width=SIZE)
     config.data = dict(
@@ -49,7 +51,7 @@ def get_config(arg=None):
         ),
     )
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
-    config.optim = dict(tokenizer=defaults.optimizer(b["peak"], warmup=1 if smoke else 50))
+    config.optim = dict(tokenizer=defaults.optimizer(b["peak"], 1 if smoke else 50, defaults.CONVOLUTIONS))
     config.ema = 0.99
     config.log_every = 1 if smoke else 10
     config.eval_every = 0 if smoke else 200

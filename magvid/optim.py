@@ -1,12 +1,15 @@
 """Which parameters are trained, and how: ordered (regex, schedule | None) rules per group, on optax."""
 
 import dataclasses
+import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
@@ -54,8 +57,8 @@ def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
 def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: str = "") -> Optimiser:
     """The optimiser of a group with parameters `params` (arrays or shapes), for a run of `steps`.
 
-    `spec` = {optimizer {name "adamw" | "adam", b1, b2, eps, weight_decay, decay_regex}, rules [(regex, schedule dict |
-    None), ...], clip}. The first rule whose regex is found in a parameter's name ('/'-joined) decides; None freezes the
+    `spec` = {optimizer {name "adamw" | "adam" | "muon", b1, b2, eps, weight_decay, decay_regex; `_muon` for its own},
+    rules [(regex, schedule dict | None), ...], clip}. The first rule whose regex is found in a parameter's name ('/'-joined) decides; None freezes the
     leaf. Decoupled weight decay applies to names in which `decay_regex` is found. `clip` bounds the global norm of the
     group's gradient. ValueError names a parameter that no rule covers and a rule that covers nothing.
     """
@@ -77,22 +80,88 @@ def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: 
         )
     label = lambda tree: _named_map(lambda n, _: labels[n], tree)
     parts = [optax.clip_by_global_norm(spec["clip"])] if spec.get("clip") else []
-    parts += _adam(**spec.get("optimizer", {}))
+    parts += _direction(params, **spec.get("optimizer", {}))
     parts += [optax.partition({i: optax.scale_by_learning_rate(r) for i, r in rates.items()}, label)]
     logged = {"": next(iter(rates.values()))} if len(rates) == 1 else {f"/{rules[i][0]}": r for i, r in rates.items()}
     return Optimiser(optax.chain(*parts), trained, logged)
 
 
-def _adam(
-    name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, decay_regex="kernel"
+def _direction(params: Mapping[str, Any], name: str = "adamw", **options) -> list[optax.GradientTransformation]:
+    """What turns a gradient into a direction, before the learning rate."""
+    makers = {"adam": _adam, "adamw": _adamw, "muon": _muon}
+    if name not in makers:
+        raise ValueError(f'optimizer "{name}" is unknown: use one of {", ".join(makers)}')
+    known = inspect.signature(makers[name]).parameters
+    if unknown := set(options) - set(known):
+        hint = ' (use "adamw")' if "weight_decay" in unknown else ""
+        raise ValueError(f'optimizer "{name}" takes no {sorted(unknown)}{hint}; it takes {sorted(set(known) - {"params"})}')
+    return makers[name](params, **options)
+
+
+def _adam(params, b1=0.9, b2=0.999, eps=1e-8) -> list[optax.GradientTransformation]:
+    return [optax.scale_by_adam(b1, b2, eps)]
+
+
+def _adamw(
+    params, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, decay_regex="kernel"
 ) -> list[optax.GradientTransformation]:
-    if name not in ("adamw", "adam"):
-        raise ValueError(f'optimizer "{name}" is unknown: use "adamw" or "adam"')
-    if name == "adam" and weight_decay:
-        raise ValueError('optimizer "adam" takes no weight_decay: use "adamw"')
-    decayed = lambda tree: _named_map(lambda n, _: bool(re.search(decay_regex, n)), tree)
-    decay = [optax.add_decayed_weights(weight_decay, decayed)] if weight_decay else []
-    return [optax.scale_by_adam(b1, b2, eps), *decay]
+    return _adam(params, b1, b2, eps) + _decay(weight_decay, decay_regex)
+
+
+def _muon(
+    params, matrices=(), beta=0.95, iterations=5, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, decay_regex="kernel"
+) -> list[optax.GradientTransformation]:
+    """Muon (Jordan, 2024) for matrices, Adam for all else, at one learning rate: Muon's updates are scaled to Adam's
+    usual RMS of 0.2 (Liu et al., 2025, equation 4).
+
+    `matrices` = [(regex, inputs), ...]: parameters in whose name the first regex is found are matrices, of which the
+    leading `inputs` axes are the input and the others the output (-1: all but the last).
+    """
+    if not matrices:
+        raise ValueError('optimizer "muon" needs matrices=[(regex, number of leading input axes), ...]')
+    inputs, shapes = {}, {name: x.shape for name, x in flatten_dict(dict(params), sep="/").items()}
+    for name, shape in shapes.items():
+        found = next((count for regex, count in matrices if re.search(regex, name)), None)
+        if found is not None:
+            rank = len(shape)
+            if rank < 2 or not (found == -1 or 1 <= found < rank):
+                raise ValueError(
+                    f'optimizer.matrices gives "{name}" of shape {shape} {found} input axes: give 1 to {rank - 1}, '
+                    "or -1 for all but the last (a matrix has at least two axes)"
+                )
+            inputs[name] = found % rank
+    if not inputs:
+        raise ValueError(
+            f"optimizer.matrices: {[r for r, _ in matrices]} are found in no name of {_some(list(shapes))}"
+        )
+
+    def dimensions(tree):
+        def of(name, leaf):
+            if isinstance(leaf, optax.MaskedNode):
+                return leaf
+            axes = tuple(range(leaf.ndim))
+            return optax.contrib.MuonDimensionNumbers(axes[: inputs[name]], axes[inputs[name] :])
+
+        return _named_map(of, tree)
+
+    def to_adams_size(name, update):
+        if isinstance(update, optax.MaskedNode):
+            return update
+        shape = update.shape
+        return update * 0.2 * max(math.prod(shape[: inputs[name]]), math.prod(shape[inputs[name] :])) ** 0.5
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(ns_steps=iterations, beta=beta, weight_dimension_numbers=dimensions),
+        optax.stateless(lambda updates, _: _named_map(to_adams_size, updates)),
+    )
+    kinds = lambda tree: _named_map(lambda n, _: "matrix" if n in inputs else "other", tree)
+    either = optax.partition({"matrix": muon, "other": optax.scale_by_adam(b1, b2, eps)}, kinds)
+    return [either, *_decay(weight_decay, decay_regex)]
+
+
+def _decay(weight_decay: float, regex: str) -> list[optax.GradientTransformation]:
+    decayed = lambda tree: _named_map(lambda n, _: bool(re.search(regex, n)), tree)
+    return [optax.add_decayed_weights(weight_decay, decayed)] if weight_decay else []
 
 
 def match(patterns: Sequence[str], name: str, where: str) -> int:

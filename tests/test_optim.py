@@ -126,3 +126,47 @@ def test_clip_bounds_the_norm_of_the_whole_group():
     grads = jax.tree.map(lambda x: jnp.full_like(x, 10.0), PARAMS)
     found = jax.tree.leaves(update(optim.make(spec, PARAMS, 10), grads))
     np.testing.assert_allclose(np.sqrt(sum(np.sum(np.square(x)) for x in found)), 0.1 / 1e4, rtol=1e-3)
+
+
+MUON = dict(name="muon", matrices=[("kernel", -1)])
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_muon_orthogonalises_the_matrix_of_input_and_output_axes(inputs):
+    """All singular values of an update lie near one another (Jordan: 0.7 to 1.2) and its RMS is near 0.2 lr."""
+    shape = (3, 4, 5)
+    params = {"kernel": jnp.ones(shape), "bias": jnp.ones(5)}
+    grads = {"kernel": jax.random.normal(jax.random.key(0), shape), "bias": jnp.arange(1.0, 6)}
+    spec = dict(optimizer=dict(MUON, matrices=[("kernel", inputs)], iterations=8), rules=[(".*", ALWAYS)])
+    found = update(optim.make(spec, params, 10), grads, params)
+    matrix = np.asarray(found["kernel"]).reshape(int(np.prod(shape[:inputs])), -1)
+    gradient = np.asarray(grads["kernel"]).reshape(matrix.shape)
+    values = np.linalg.svd(matrix / (-0.1 * 0.2 * np.sqrt(max(matrix.shape))), compute_uv=False)
+    assert values.min() > 0.6 and values.max() < 1.3
+    # one and the same rotation of the gradient's singular vectors: u^T update v is diagonal
+    u, _, vt = np.linalg.svd(gradient, full_matrices=False)
+    turned = np.abs(u.T @ matrix @ vt.T)
+    assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-3 * turned.max()
+    np.testing.assert_allclose(found["bias"], -0.1, rtol=1e-4)  # Adam: lr sign(g)
+
+
+def test_muon_decays_and_freezes_like_adamw():
+    spec = dict(optimizer=dict(MUON, weight_decay=0.5), rules=[("enter/bias", None), (".*", ALWAYS)])
+    optimiser = optim.make(spec, PARAMS, 10)
+    trained = {"enter": {"kernel": PARAMS["enter"]["kernel"]}, "exit": PARAMS["exit"]}
+    found = update(optimiser, jax.tree.map(jnp.zeros_like, trained), trained)
+    np.testing.assert_allclose(found["enter"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "matrices, message",
+    [
+        ([], "needs matrices"),
+        ([("weight", -1)], "found in no name of enter/bias"),
+        ([("kernel", 2)], "give 1 to 1"),
+        ([("bias", -1)], "at least two axes"),
+    ],
+)
+def test_wrong_matrices_are_named(matrices, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make(dict(optimizer=dict(MUON, matrices=matrices), rules=[(".*", ALWAYS)]), PARAMS, 10)

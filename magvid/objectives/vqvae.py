@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from magvid.masked import tasks as task_table
 from magvid.types import Groups
+
+# CG's condition is a black clip, and CFP's is FP's.
+PADDED_TASKS = tuple(task for task in task_table.TASKS if task not in ("CG", "CFP"))
 
 
 def scale(video: UInt8[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
@@ -20,11 +24,19 @@ class VQVAE:
     """batch: {"video": uint8 (b t h w 3)}; group "tokenizer".
 
     `reconstruction` weighs the mean squared error against the quantizer's losses (MAGVIT: 1, with perceptual and
-    adversarial losses beside).
+    adversarial losses beside). `padded` is the share of training clips that are replaced by their padded condition
+    video for one of `tasks`, drawn at random (MAGVIT: none): the transformer reads such videos as tokens, and a
+    tokenizer that never saw their hard borders loses what they show next to them. It needs no change in stage 2.
     """
 
     tokenizer: nn.Module
     reconstruction: float = 1.0
+    padded: float = 0.0
+    tasks: tuple[str | task_table.Task, ...] = PADDED_TASKS
+
+    def __post_init__(self):
+        if not 0 <= self.padded <= 1:
+            raise ValueError(f"padded={self.padded} is a share of the clips: give a number in [0, 1]")
 
     def init(self, key: Array, batch: dict) -> Groups:
         return {"tokenizer": self.tokenizer.init(key, scale(batch["video"]), train=True)["params"]}
@@ -32,6 +44,8 @@ class VQVAE:
     def loss(self, params: Groups, extra: dict, batch: dict, key: Array, step: Array, train: bool):
         """Squared error of the unclipped reconstruction + the quantizer's losses; metrics add PSNR when clipped."""
         video = scale(batch["video"])
+        if train and self.padded:
+            video = self.pad_some(video, key)
         compute = jax.tree.leaves(params["tokenizer"])[0].dtype  # bfloat16 where the training step casts the weights
         reconstruction, quantized = self.tokenizer.apply(
             {"params": params["tokenizer"]}, video.astype(compute), train=train
@@ -39,6 +53,14 @@ class VQVAE:
         mse = jnp.mean((reconstruction - video) ** 2)
         metrics = {"mse": mse, "psnr": psnr(reconstruction, video), **quantized.metrics}
         return {"tokenizer": self.reconstruction * mse + quantized.loss}, (metrics, extra)
+
+    def pad_some(self, video: Float[Array, "b t h w 3"], key: Array) -> Float[Array, "b t h w 3"]:
+        """The clips, a random share of `padded` of them as a random task's padded condition video."""
+        rows = [task_table.find_task(task) for task in self.tasks]
+        which_key, task_key = jax.random.split(key)
+        chosen = jax.random.bernoulli(which_key, self.padded, video.shape[:1])
+        task = jax.random.randint(task_key, video.shape[:1], 0, len(rows))
+        return jnp.where(chosen[:, None, None, None, None], task_table.condition_videos(rows, video, task), video)
 
     def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
         """The reconstruction of batch["video"], clipped to [0, 1]."""
