@@ -14,7 +14,7 @@ TASKS = dict(FP=1, FI=1, OPC=1, OPV=1, OPH=1, OPD=1, IPC=1, IPD=1, CG=3, CFP=2, 
 CLASSES = {"small": 18, "full": 66}  # shapes x actions of the world
 
 BUDGETS = {
-    "quick": dict(width=192, depth=4, heads=6, steps=2200, batch=8, peak=1e-3, warmup=100),
+    "quick": dict(width=128, depth=4, heads=4, steps=8000, batch=8, peak=3e-3, warmup=100),
     "long": dict(width=256, depth=6, heads=8, steps=8000, batch=8, peak=7e-4, warmup=200),
 }
 
@@ -42,9 +42,7 @@ def get_config(arg=None):
             dict(target="magvid.data.pipeline:MaskedView", tasks=len(TASKS), weights=tuple(TASKS.values()))
         ]
     config.optim = dict(
-        transformer=defaults.optimizer(
-            b["peak"], 1 if smoke else b["warmup"], defaults.ATTENTION, b2=0.96, weight_decay=0.045
-        )
+        transformer=defaults.adamw(b["peak"], 1 if smoke else b["warmup"], b2=0.96, weight_decay=0.045)
     )
     config.ema = 0.99
     config.eval_every = 0 if smoke else 300

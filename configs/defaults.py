@@ -29,17 +29,18 @@ def choose(table, name, what):
     return table[name]
 
 
-def optimizer(peak, warmup, matrices, b2=0.99, weight_decay=0.0, clip=1.0):
-    """Muon on the kernels, Adam on the rest, linear warm-up, cosine to 0. `matrices`: see `magvid.optim`."""
-    muon = dict(name="muon", matrices=matrices, iterations=3, b1=0.9, b2=b2)
-    muon |= dict(weight_decay=weight_decay, decay_regex="kernel")
-    return dict(optimizer=muon, rules=[[".*", dict(peak=peak, warmup=warmup, decay="cosine")]], clip=clip)
+def adamw(peak, warmup, b2=0.99, weight_decay=0.0, clip=1.0):
+    """AdamW, linear warm-up, cosine to 0; decay on kernels only."""
+    optimizer = dict(name="adamw", b1=0.9, b2=b2, eps=1e-8, weight_decay=weight_decay, decay_regex="kernel")
+    return dict(optimizer=optimizer, rules=[[".*", dict(peak=peak, warmup=warmup, decay="cosine")]], clip=clip)
 
 
-# Leading input axes of the kernels: of a convolution (t h w c o) all but the last, of a projection to heads (d heads e)
-# the first.
-CONVOLUTIONS = (("kernel", -1),)
-ATTENTION = (("(query|key|value)/kernel", 1), ("kernel", -1))
+def muon(peak, warmup, matrices=(("kernel", -1),), b2=0.99, clip=1.0):
+    """Muon on the matrices (default: convolutions, whose last axis is the output) and Adam on the rest, linear warm-up,
+    cosine to 0.
+    """
+    optimizer = dict(name="muon", matrices=matrices, iterations=3, b1=0.9, b2=b2)
+    return dict(optimizer=optimizer, rules=[[".*", dict(peak=peak, warmup=warmup, decay="cosine")]], clip=clip)
 
 
 def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), norm="GroupNorm", entropy=0.1):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 BUDGETS = {
-    "quick": dict(world="small", patch=(2, 4, 4), filters=16, codes=1024, steps=4000, batch=4, peak=4e-3),
+    "quick": dict(world="small", patch=(2, 4, 4), filters=16, codes=256, steps=3000, batch=4, peak=4e-3),
     "long": dict(world="full", patch=(2, 2, 2), filters=16, codes=1024, steps=12000, batch=4, peak=4e-3),
 }
 FRAMES, SIZE = 16, 32  # pixels
@@ -51,7 +51,7 @@ def get_config(arg=None):
         ),
     )
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
-    config.optim = dict(tokenizer=defaults.optimizer(b["peak"], 1 if smoke else 50, defaults.CONVOLUTIONS))
+    config.optim = dict(tokenizer=defaults.muon(b["peak"], 1 if smoke else 50))
     config.ema = 0.99
     config.log_every = 1 if smoke else 10
     config.eval_every = 0 if smoke else 200
