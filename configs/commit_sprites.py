@@ -15,7 +15,7 @@ CLASSES = {"small": 18, "full": 66}  # shapes x actions of the world
 
 BUDGETS = {
     "quick": dict(width=128, depth=4, heads=4, steps=8000, batch=8, peak=3e-3, warmup=100),
-    "long": dict(width=256, depth=6, heads=8, steps=8000, batch=8, peak=7e-4, warmup=200),
+    "long": dict(width=160, depth=4, heads=5, steps=7500, batch=8, peak=2.5e-3, warmup=200),
 }
 
 
@@ -45,5 +45,5 @@ def get_config(arg=None):
         transformer=defaults.adamw(b["peak"], 1 if smoke else b["warmup"], b2=0.96, weight_decay=0.045)
     )
     config.ema = 0.99
-    config.eval_every = 0 if smoke else 300
+    config.eval_every = 0 if smoke else b["steps"] // 15
     return config
