@@ -152,6 +152,8 @@ def test_samplers_stay_in_their_set():
     assert set(np.unique(decode.top_p(logits, key, 0, p=0.7))) == {0, 1}
     shares = np.bincount(decode.categorical(logits, key, 0), minlength=4) / 2000
     np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.04)
+    cold = np.bincount(decode.categorical(logits, key, 0, temperature=0.5), minlength=4) / 2000  # squares the odds
+    np.testing.assert_allclose(cold, np.array([25, 9, 2.25, 0.25]) / 36.5, atol=0.04)
 
 
 def test_steps_must_be_positive():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from magvid.models.layers import GroupNorm
 from magvid.models.quantizers import VQ
@@ -56,6 +57,28 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     np.testing.assert_allclose(difference, 9 * parts["mse"], rtol=1e-4)
     own = parts["commitment"] + parts["embedding"] + parts["entropy"]
     np.testing.assert_allclose(losses[1.0]["tokenizer"], parts["mse"] + own, rtol=1e-4)
+
+
+def test_padded_clips_are_conditions_of_the_named_tasks():
+    """Every clip is either itself or the padded condition of one of the tasks; at about the given share."""
+    objective = tiny(padded=0.25, tasks=("FP", "IPC"))
+    video = jnp.tile(jnp.asarray(VIDEO[:1], jnp.float32) / 255, (400, 1, 1, 1, 1))
+    seen = np.asarray(jax.jit(objective.pad_some)(video, jax.random.key(1)))
+    first = np.broadcast_to(video[0, :1], video.shape[1:])
+    hole = np.array(video[0])
+    hole[:, 2:6, 3:9] = 0
+    counts = [sum(np.array_equal(clip, other) for clip in seen) for other in (np.asarray(video[0]), first, hole)]
+    assert sum(counts) == 400 and 270 < counts[0] < 330 and min(counts[1:]) > 25
+
+
+def test_padding_is_for_training_only():
+    batch = {"video": VIDEO}
+    plain, padded = tiny(), tiny(padded=1.0, tasks=("IPC",))
+    params = jax.jit(plain.init)(jax.random.key(0), batch)
+    mse = lambda o, train: o.loss(params, {}, batch, jax.random.key(0), 0, train)[1][0]["mse"]
+    assert mse(plain, False) == mse(padded, False) and mse(plain, True) != mse(padded, True)
+    with pytest.raises(ValueError, match=r"padded=1.5"):
+        tiny(padded=1.5)
 
 
 def test_psnr_by_hand():

@@ -15,8 +15,11 @@ from magvid.masked.commit import COMMIT, Conditioning, cosine, mask_ratio, mask_
 # --- token samplers: (logits (... k), key, step) -> ids (...)
 
 
-def categorical(logits: Float[Array, "... k"], key: Array, step: Array) -> Int[Array, "..."]:
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+def categorical(
+    logits: Float[Array, "... k"], key: Array, step: Array, temperature: float = 1.0
+) -> Int[Array, "..."]:
+    """Sample from softmax(logits / temperature); below 1 likely tokens become likelier (paper: 1)."""
+    return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
 
 
 def greedy(logits: Float[Array, "... k"], key: Array, step: Array) -> Int[Array, "..."]:
