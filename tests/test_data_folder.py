@@ -113,6 +113,8 @@ def test_bad_files_are_named_and_counted(tmp_path, caplog):
     assert folder.bad["short.mp4"] == "too short: 3 frames, a clip needs 4"
     assert "5 of 6 videos are left out" in caplog.text
     assert all(f"{name} ({reason})" in caplog.text for name, reason in folder.bad.items())
+    caplog.clear()
+    assert VideoFolder(tmp_path, frames=4, height=8, width=8).bad == folder.bad and not caplog.text  # told once
 
 
 def test_nothing_usable_is_one_clear_error(tmp_path):

@@ -7,6 +7,7 @@
 Which files are usable, and what is in them, is learnt once and kept in `index.json` (see data/video_index.py).
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -124,7 +125,7 @@ class VideoFolder:
         if bad:
             more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
             shown = "; ".join(reasons[:20]) + more
-            log.warning("%s: %d of %d videos are left out: %s", self.path, len(bad), len(entries), shown)
+            _warn_once(f"{self.path}: {len(bad)} of {len(entries)} videos are left out: {shown}")
         return {name: entry for name, entry in entries.items() if name not in bad}, bad
 
     def _order(self, timeline: dict) -> np.ndarray:
@@ -173,6 +174,12 @@ def _frames_at(path: pathlib.Path, pts: np.ndarray, seek: bool) -> np.ndarray:
     return np.stack([found[p] for p in pts.tolist()])
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A job opens a folder several times: for training, validation, evaluation."""
+    log.warning("%s", message)
+
+
 def _split(names: list[str], split: str | None, holdout: float) -> list[str]:
     """The files of a split: stable under additions, and neither side empty where there are two."""
     if split not in (None, "train", "validation"):
@@ -182,7 +189,7 @@ def _split(names: list[str], split: str | None, holdout: float) -> list[str]:
     if not 0 < holdout < 1:
         raise ValueError(f"holdout must lie between 0 and 1, got {holdout}")
     if len(names) == 1:
-        log.warning("only one usable video (%s): it serves for training and for validation", names[0])
+        _warn_once(f"only one usable video ({names[0]}): it serves for training and for validation")
         return names
     draws = {n: int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "big") / 2**64 for n in names}
     ranked = sorted(names, key=draws.__getitem__)
