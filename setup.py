@@ -42,6 +42,7 @@ EXTRAS = {
         "transformers>=5.5,<6",
     ],
     "test": [
+        "beartype>=0.21",  # checks the shapes in signatures while tests run
         "pytest>=8",
         "scikit-image>=0.24",  # an independent SSIM
     ],

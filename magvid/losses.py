@@ -6,8 +6,8 @@ from jaxtyping import Array, Float, Int
 
 
 def token_cross_entropy(
-    logits: Float[Array, "b n k"], targets: Int[Array, "b n"], smoothing: float = 0.0
-) -> Float[Array, "b n"]:
+    logits: Float[Array, "*b k"], targets: Int[Array, "*b"], smoothing: float = 0.0
+) -> Float[Array, "*b"]:
     """Cross-entropy per token; label smoothing gives the target 1 - s + s/k and every other token s/k."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     picked = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]

@@ -4,7 +4,14 @@ import os
 import pathlib
 
 import jax
+import jaxtyping
+import numpy as np
 import pytest
+
+# Signatures are checked in these modules: before anything imports them, and NumPy's arrays count as JAX's.
+CHECKED = ("losses", "masked", "models", "objectives")
+jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.install_import_hook([f"magvid.{name}" for name in CHECKED], "helpers_typing.checked")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = pathlib.Path(os.environ.get("MAGVID_SHARED", ROOT.parent / "shared"))

@@ -106,10 +106,15 @@ def test_tokens_are_never_reused():
     assert set(tasks.NAMES) == set(tasks.TASKS)
 
 
+MINE = tasks.Task(5, tasks.centre, tasks.zeros)
+
+
 def test_names_find_tasks():
     assert tasks.find_task("FP5").region == tasks.FirstFrames(5) and tasks.find_task("CFP3").class_cond
     assert tasks.find_task("official:IPC").token == 6
-    assert tasks.find_task("magvid.masked.tasks:TASKS").keys() == tasks.TASKS.keys()
+    assert tasks.find_task("test_masked_tasks:MINE").token == 5
+    with pytest.raises(ValueError, match='"magvid.masked.tasks:TASKS" is a dict, not a'):
+        tasks.find_task("magvid.masked.tasks:TASKS")
     with pytest.raises(ValueError, match='no task "FQ"; choose of CG, FP'):
         tasks.find_task("FQ")
     with pytest.raises(ValueError, match="from 16 frames needs a clip of more frames, got 16"):

@@ -16,17 +16,17 @@ from magvid.masked.commit import COMMIT, Conditioning, cosine, mask_ratio, mask_
 
 
 def categorical(
-    logits: Float[Array, "... k"], key: Array, step: Array, temperature: float = 1.0
+    logits: Float[Array, "... k"], key: Array, step: Array | int, temperature: float = 1.0
 ) -> Int[Array, "..."]:
     """Sample from softmax(logits / temperature); below 1 likely tokens become likelier (paper: 1)."""
     return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
 
 
-def greedy(logits: Float[Array, "... k"], key: Array, step: Array) -> Int[Array, "..."]:
+def greedy(logits: Float[Array, "... k"], key: Array, step: Array | int) -> Int[Array, "..."]:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def top_k(logits: Float[Array, "... k"], key: Array, step: Array, k: int = 100) -> Int[Array, "..."]:
+def top_k(logits: Float[Array, "... k"], key: Array, step: Array | int, k: int = 100) -> Int[Array, "..."]:
     """Sample among the k most likely tokens."""
     values, ids = lax.top_k(logits, k)
     choice = jax.random.categorical(key, values)
@@ -44,12 +44,12 @@ def nucleus(logits: Float[Array, "... k"], p: float) -> Float[Array, "... k"]:
     return jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
 
 
-def top_p(logits: Float[Array, "... k"], key: Array, step: Array, p: float = 0.9) -> Int[Array, "..."]:
+def top_p(logits: Float[Array, "... k"], key: Array, step: Array | int, p: float = 0.9) -> Int[Array, "..."]:
     """Sample from the nucleus of probability p."""
     return categorical(nucleus(logits, p), key, step)
 
 
-def gumbel(key: Array, step: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+def gumbel(key: Array, step: Array | int, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """The noise that perturbs the confidences; a function so that a test can put recorded noise in its place."""
     return jax.random.gumbel(key, shape)
 

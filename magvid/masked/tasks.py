@@ -188,7 +188,10 @@ def find_task(name: str | Task) -> Task:
     if match := re.fullmatch(r"(C?FP)([1-9]\d*)", row):
         return dataclasses.replace(table[match[1]], region=FirstFrames(int(match[2])))
     if ":" in row:
-        return resolve(row)
+        found = resolve(row)
+        if not isinstance(found, Task):
+            raise ValueError(f'"{row}" is a {type(found).__name__}, not a magvid.masked.tasks.Task')
+        return found
     raise ValueError(
         f'there is no task "{name}"; choose of {", ".join(TASKS)}, FP<frames>, CFP<frames>, official:<name> or a path '
         '"module:TASK"'

@@ -80,7 +80,7 @@ def conv3d(
     return per_platform(*forms)(x, kernel)
 
 
-def pad_mode(x: Array, pads: Pads, mode: str) -> Array:
+def pad_mode(x: Array, pads: Sequence[tuple[int, int]], mode: str) -> Array:
     """Pad the t h w axes by any mode of `jnp.pad`; "reflect_odd", "symmetric_even" name mode and reflect_type (MAGVIT
     official).
     """

@@ -22,8 +22,8 @@ class Tokenizer(nn.Module):
 
     def __call__(
         self, video: Float[Array, "b t h w 3"], *, train: bool = False
-    ) -> tuple[Float[Array, "b t h w 3"], Quantized]:
-        """Reconstruction (unclipped) and what the quantizer says."""
+    ) -> tuple[Float[Array, "b t2 h2 w2 3"], Quantized]:
+        """Reconstruction (unclipped; sizes that the grid does not divide are rounded up) and what the quantizer says."""
         quantized = self.quantizer(self.encode(video), train=train)
         return self.decode(quantized.codes), quantized
 

@@ -69,7 +69,7 @@ class Masked:
         transformer = self.transformer.init(keys[1], jnp.zeros((1, n), jnp.int32))["params"]
         return {"tokenizer": tokenizer, "transformer": transformer}
 
-    def loss(self, params: Groups, extra: dict, batch: dict, key: Array, step: Array, train: bool):
+    def loss(self, params: Groups, extra: dict, batch: dict, key: Array | None, step: Array | int, train: bool):
         """Label-smoothed cross-entropy over the codebook, weighted mean over the tokens of a clip, mean over clips."""
         score_key, dropout_key = jax.random.split(key)
         ids, cond_ids, cond_mask = self.tokens(params, batch)

@@ -41,7 +41,7 @@ class VQVAE:
     def init(self, key: Array, batch: dict) -> Groups:
         return {"tokenizer": self.tokenizer.init(key, scale(batch["video"]), train=True)["params"]}
 
-    def loss(self, params: Groups, extra: dict, batch: dict, key: Array, step: Array, train: bool):
+    def loss(self, params: Groups, extra: dict, batch: dict, key: Array | None, step: Array | int, train: bool):
         """Squared error of the unclipped reconstruction + the quantizer's losses; metrics add PSNR when clipped."""
         video = scale(batch["video"])
         if train and self.padded:
@@ -62,7 +62,7 @@ class VQVAE:
         task = jax.random.randint(task_key, video.shape[:1], 0, len(rows))
         return jnp.where(chosen[:, None, None, None, None], task_table.condition_videos(rows, video, task), video)
 
-    def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
+    def sample(self, params: Groups, batch: dict, key: Array | None) -> Float[Array, "b t h w 3"]:
         """The reconstruction of batch["video"], clipped to [0, 1]."""
         reconstruction, _ = self.tokenizer.apply({"params": params["tokenizer"]}, scale(batch["video"]))
         return jnp.clip(reconstruction, 0.0, 1.0)
