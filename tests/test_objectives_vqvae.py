@@ -61,7 +61,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
 
 def test_padded_clips_are_conditions_of_the_named_tasks():
     """Every clip is either itself or the padded condition of one of the tasks; at about the given share."""
-    objective = tiny(padded=0.25, tasks=("FP", "IPC"))
+    objective = tiny(padded=0.25, padded_tasks=("FP", "IPC"))
     video = jnp.tile(jnp.asarray(VIDEO[:1], jnp.float32) / 255, (400, 1, 1, 1, 1))
     seen = np.asarray(jax.jit(objective.pad_some)(video, jax.random.key(1)))
     first = np.broadcast_to(video[0, :1], video.shape[1:])
@@ -73,7 +73,7 @@ def test_padded_clips_are_conditions_of_the_named_tasks():
 
 def test_padding_is_for_training_only():
     batch = {"video": VIDEO}
-    plain, padded = tiny(), tiny(padded=1.0, tasks=("IPC",))
+    plain, padded = tiny(), tiny(padded=1.0, padded_tasks=("IPC",))
     params = jax.jit(plain.init)(jax.random.key(0), batch)
     mse = lambda o, train: o.loss(params, {}, batch, jax.random.key(0), 0, train)[1][0]["mse"]
     assert mse(plain, False) == mse(padded, False) and mse(plain, True) != mse(padded, True)

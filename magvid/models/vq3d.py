@@ -97,15 +97,15 @@ class Encoder(nn.Module):
     """
 
     filters: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    temporal: tuple[bool, ...] = (True, True, False)
-    blocks: int | tuple[int, ...] = 2
+    multipliers: Sequence[int] = (1, 2, 2, 4)
+    temporal: Sequence[bool] = (True, True, False)
+    blocks: int | Sequence[int] = 2
     dim: int = 256
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
     padding: str = "zero"
     down: Callable = pool_down
-    patch: tuple[int, int, int] = (1, 1, 1)
+    patch: Sequence[int] = (1, 1, 1)
     remat: int = 0
     dtype: type | str | None = None
 
@@ -134,15 +134,15 @@ class Decoder(nn.Module):
     """
 
     filters: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    temporal: tuple[bool, ...] = (True, True, False)
-    blocks: int | tuple[int, ...] = 2
+    multipliers: Sequence[int] = (1, 2, 2, 4)
+    temporal: Sequence[bool] = (True, True, False)
+    blocks: int | Sequence[int] = 2
     channels: int = 3
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
     padding: str = "zero"
     up: Callable = nearest_conv_up
-    patch: tuple[int, int, int] = (1, 1, 1)
+    patch: Sequence[int] = (1, 1, 1)
     remat: int = 0
     dtype: type | str | None = None
 

@@ -34,7 +34,7 @@ class Masked:
     tokenizer: nn.Module
     transformer: nn.Module
     vocab: Vocab
-    tasks: tuple[str | task_table.Task, ...] = ALL_TASKS
+    tasks: Sequence[str | task_table.Task] = ALL_TASKS
     schedule: Callable = cosine
     conditioning: Conditioning = COMMIT
     recons: bool = True

@@ -1,6 +1,7 @@
 """Training of a video tokenizer: reconstruction and quantizer losses (MAGVIT, section 3.1, without the adversary)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -25,14 +26,14 @@ class VQVAE:
 
     `reconstruction` weighs the mean squared error against the quantizer's losses (MAGVIT: 1, with perceptual and
     adversarial losses beside). `padded` is the share of training clips that are replaced by their padded condition
-    video for one of `tasks`, drawn at random (MAGVIT: none): the transformer reads such videos as tokens, and a
+    video for one of `padded_tasks`, drawn at random (MAGVIT: none): the transformer reads such videos as tokens, and a
     tokenizer that never saw their hard borders loses what they show next to them. It needs no change in stage 2.
     """
 
     tokenizer: nn.Module
     reconstruction: float = 1.0
     padded: float = 0.0
-    tasks: tuple[str | task_table.Task, ...] = PADDED_TASKS
+    padded_tasks: Sequence[str | task_table.Task] = PADDED_TASKS
 
     def __post_init__(self):
         if not 0 <= self.padded <= 1:
@@ -56,7 +57,7 @@ class VQVAE:
 
     def pad_some(self, video: Float[Array, "b t h w 3"], key: Array) -> Float[Array, "b t h w 3"]:
         """The clips, a random share of `padded` of them as a random task's padded condition video."""
-        rows = [task_table.find_task(task) for task in self.tasks]
+        rows = [task_table.find_task(task) for task in self.padded_tasks]
         which_key, task_key = jax.random.split(key)
         chosen = jax.random.bernoulli(which_key, self.padded, video.shape[:1])
         task = jax.random.randint(task_key, video.shape[:1], 0, len(rows))
