@@ -12,6 +12,7 @@ OPEN = ("FP",)  # one frame does not say what happens next: the best of several 
 BEST_OF = 16
 SKILL_TASKS = ("FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD", "FP5")
 TARGETS = {"quick": dict(psnr=23.0, accuracy=0.6, skill=0.4), "long": dict(psnr=28.0, accuracy=0.85, skill=0.7)}
+IDENTITY = 0.9  # share of FP clips that keep colour and shape, in both budgets
 PLOTS = {
     "tokenizer": ("train/mse", "train/psnr", "train/perplexity"),
     "transformer": ("train/loss", "train/masked_accuracy"),
@@ -141,7 +142,7 @@ def task_row(task: str, values: dict, target: dict) -> list:
         interval(values, "accuracy", target.get("accuracy") if task == "CG" else None, True, digits=0),
         interval(values, "shape_accuracy", None, True, digits=0),
         interval(values, "action_accuracy", None, True, digits=0),
-        interval(values, "identity_accuracy", 0.9 if task == "FP" and target else None, True, digits=0),
+        interval(values, "identity_accuracy", IDENTITY if task == "FP" and target else None, True, digits=0),
         Number(gap, target=1.0 if target else None, lower_is_better=True) if gap is not None else None,
     ]
     return [f"{task} · {values['name']}", *cells]
@@ -162,6 +163,8 @@ def notes(result: dict, target: dict) -> list[str]:
         missed += [f"{t} skill {value:.2f} of {target['skill']:g}" for t, value in low.items()]
         gaps = {t: v["given_gap"] for t, v in tasks.items() if v.get("given_gap", 0) > 1}
         missed += [f"{t} given pixels {gap:.2f} dB below the tokenizer, of 1" for t, gap in gaps.items()]
+        if (kept := tasks["FP"]["identity_accuracy"]) < IDENTITY:
+            missed.append(f"FP keeps colour and shape in {kept:.2f} of {IDENTITY:g}")
         items.append(f"Missed targets: {'; '.join(missed)}." if missed else "Every target of this budget is met.")
     items.append("One seed.")
     return items

@@ -3,8 +3,8 @@ evaluate, report.
 
     python experiments/magvit_sprites.py [--budget=quick|long] [--data=FOLDER_OF_VIDEOS] [--workdir=FOLDER]
 
-budget=quick (default) takes minutes on two CPU cores in the named smaller world "small"; budget=long takes most of an
-hour there, in the full world. An interrupted run goes on when the same command is given again. Results:
+budget=quick (default) takes minutes on two CPU cores in the named smaller world "small"; budget=long about an hour
+there, in the full world. An interrupted run goes on when the same command is given again. Results:
 WORKDIR/report.html and WORKDIR/report.json.
 With --data the same is done with a person's own videos (mp4, webm, mov, avi, gif; one class per sub-folder, or flat).
 """
@@ -42,6 +42,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("clips", 200, "held-out clips to evaluate on", lower_bound=1)
 flags.DEFINE_bool("smoke", False, "a few steps of tiny models: for tests")
+
 
 def make_configs(workdir: pathlib.Path):
     """(tokenizer's config, transformer's config)."""

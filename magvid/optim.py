@@ -57,9 +57,9 @@ def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
 def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: str = "") -> Optimiser:
     """The optimiser of a group with parameters `params` (arrays or shapes), for a run of `steps`.
 
-    `spec` = {optimizer {name "adamw" | "adam" | "muon", b1, b2, eps, weight_decay, decay_regex; `_muon` for its own},
-    rules [(regex, schedule dict | None), ...], clip}. The first rule whose regex is found in a parameter's name ('/'-joined) decides; None freezes the
-    leaf. Decoupled weight decay applies to names in which `decay_regex` is found. `clip` bounds the global norm of the
+    `spec` = {optimizer {name "adamw" | "adam" | "muon", and the arguments of `_adamw`, `_adam` or `_muon`}, rules
+    [(regex, schedule dict | None), ...], clip}. The first rule whose regex is found in a parameter's name ('/'-joined)
+    decides; None freezes the leaf. Decoupled weight decay applies to names in which `decay_regex` is found. `clip` bounds the global norm of the
     group's gradient. ValueError names a parameter that no rule covers and a rule that covers nothing.
     """
     if unknown := set(spec) - {"optimizer", "rules", "clip"}:
@@ -91,10 +91,10 @@ def _direction(params: Mapping[str, Any], name: str = "adamw", **options) -> lis
     makers = {"adam": _adam, "adamw": _adamw, "muon": _muon}
     if name not in makers:
         raise ValueError(f'optimizer "{name}" is unknown: use one of {", ".join(makers)}')
-    known = inspect.signature(makers[name]).parameters
-    if unknown := set(options) - set(known):
+    known = set(inspect.signature(makers[name]).parameters) - {"params"}
+    if unknown := set(options) - known:
         hint = ' (use "adamw")' if "weight_decay" in unknown else ""
-        raise ValueError(f'optimizer "{name}" takes no {sorted(unknown)}{hint}; it takes {sorted(set(known) - {"params"})}')
+        raise ValueError(f'optimizer "{name}" takes no {sorted(unknown)}{hint}; it takes {sorted(known)}')
     return makers[name](params, **options)
 
 

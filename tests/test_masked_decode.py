@@ -154,6 +154,8 @@ def test_samplers_stay_in_their_set():
     np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.04)
     cold = np.bincount(decode.categorical(logits, key, 0, temperature=0.5), minlength=4) / 2000  # squares the odds
     np.testing.assert_allclose(cold, np.array([25, 9, 2.25, 0.25]) / 36.5, atol=0.04)
+    with pytest.raises(ValueError, match="above 0, got 0"):
+        decode.categorical(logits, key, 0, temperature=0)
 
 
 def test_steps_must_be_positive():

@@ -18,7 +18,9 @@ from magvid.masked.commit import COMMIT, Conditioning, cosine, mask_ratio, mask_
 def categorical(
     logits: Float[Array, "... k"], key: Array, step: Array | int, temperature: float = 1.0
 ) -> Int[Array, "..."]:
-    """Sample from softmax(logits / temperature); below 1 likely tokens become likelier (paper: 1)."""
+    """Sample from softmax(logits / temperature), temperature > 0; below 1 likely tokens become likelier (paper: 1)."""
+    if temperature <= 0:
+        raise ValueError(f"sampling needs a temperature above 0, got {temperature}: `greedy` takes the likeliest token")
     return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
 
 
