@@ -15,7 +15,7 @@ CLASSES = {"small": 18, "full": 66}  # shapes x actions of the world
 
 BUDGETS = {
     "quick": dict(width=128, depth=4, heads=4, steps=8000, batch=8, peak=3e-3, warmup=100),
-    "long": dict(width=160, depth=4, heads=5, steps=7500, batch=8, peak=2.5e-3, warmup=200),
+    "long": dict(width=128, depth=4, heads=4, steps=14000, batch=8, peak=3e-3, warmup=200),
 }
 
 

@@ -1,8 +1,12 @@
 """Quantizers: latents (b t' h' w' d) -> discrete ids and codes. Each has `__call__`, `ids_to_codes` and `size`."""
 
+import math
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -84,6 +88,59 @@ class VQ(nn.Module):
 
     def ids_to_codes(self, ids: Int[Array, "b th hh wh"]) -> Float[Array, "b th hh wh d"]:
         return jnp.take(self.codebook, ids, axis=0)
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantization (Mentzer et al., 2023, section 3): every channel is bounded and rounded to one of
+    `levels[i]` values; a code is one cell of that grid. It has no parameters and no losses.
+
+    The paper's levels: (8, 6, 5) for about 2^8 codes, (8, 5, 5, 5) for 2^10, (7, 5, 5, 5, 5) for 2^12. The encoder
+    gives as many channels as there are levels. Codes lie in [-1, 1]; ids count the first channel fastest.
+    """
+
+    levels: Sequence[int] = (8, 5, 5, 5)
+
+    def __post_init__(self):
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"levels={tuple(self.levels)}: give one number of at least 2 per channel")
+        super().__post_init__()
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.levels)
+
+    def __call__(self, z: Float[Array, "b th hh wh d"], *, train: bool = False) -> Quantized:
+        if z.shape[-1] != len(self.levels):
+            raise ValueError(
+                f"{len(self.levels)} levels {tuple(self.levels)} quantize {len(self.levels)} channels, but the encoder "
+                f"gives {z.shape[-1]}: set its dim to {len(self.levels)}"
+            )
+        dtype, z = z.dtype, z.astype(jnp.float32)
+        levels = np.asarray(self.levels, np.float32)
+        reach = (levels - 1) * 1.001 / 2  # a little more than half the grid: the outermost values can be reached
+        offset = np.where(levels % 2, 0.0, 0.5).astype(np.float32)  # an even number of values has none in the middle
+        bounded = jnp.tanh(z + np.arctanh(offset / reach)) * reach - offset
+        cell = jnp.round(bounded)
+        ids = jnp.sum((cell + self.half) * self.strides, axis=-1).astype(jnp.int32)
+        if not train:
+            return Quantized(ids, self.ids_to_codes(ids).astype(dtype), jnp.zeros(()), {})
+        straight_through = (bounded + lax.stop_gradient(cell - bounded)) / self.half
+        metrics = codebook_metrics(ids, self.size)
+        return Quantized(ids, straight_through.astype(dtype), jnp.zeros(()), metrics)
+
+    def ids_to_codes(self, ids: Int[Array, "b th hh wh"]) -> Float[Array, "b th hh wh d"]:
+        cell = ids[..., None] // self.strides % np.asarray(self.levels) - self.half
+        return cell.astype(jnp.float32) / self.half
+
+    @property
+    def half(self) -> np.ndarray:
+        """What is added to a rounded channel to count its values from 0."""
+        return np.asarray(self.levels) // 2
+
+    @property
+    def strides(self) -> np.ndarray:
+        """How many ids one step along each channel is worth."""
+        return np.cumprod((1, *self.levels[:-1]))
 
 
 def codebook_metrics(ids: Int[Array, "..."], size: int) -> dict[str, Float[Array, ""]]:
