@@ -60,5 +60,8 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["magvid = magvid.__main__:main"]},
+    # an editable install puts the clone itself on the path: with setuptools' finder, a clone called magvid would hide the
+    # package from scripts in the folder above
+    options={"editable_wheel": {"mode": "compat"}},
+    entry_points={"console_scripts": ["magvid = magvid.__main__:console"]},
 )

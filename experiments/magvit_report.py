@@ -40,8 +40,14 @@ DESCRIPTIONS = {
 }
 
 
-def interval(values: dict, name: str, target=None, percent: bool = False, **style) -> Number:
-    """A metric with the bounds it came with."""
+def plural(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def interval(values: dict, name: str, target=None, percent: bool = False, **style) -> Number | None:
+    """A metric with the bounds it came with; None where it was not measured."""
+    if values.get(name) is None:
+        return None
     scale = 100 if percent else 1
     get = lambda k: None if values.get(k) is None else scale * values[k]
     bounds = (get(f"{name}_low"), get(f"{name}_high"))
@@ -57,6 +63,8 @@ def write_report(
     target = TARGETS[result["budget"]] if targets else {}
     tasks, world = result["tasks"], result["world"]
     minutes = sum(result["seconds"].values()) / 60
+    clips = plural(result["clips"], "clip")
+    origin = f"{clips} not used in training" if result["held_out"] else f"{clips} used in training too: there is no other"
     judgement = ""
     if tasks["CG"].get("accuracy") is not None:
         right, chance = 100 * tasks["CG"]["accuracy"], 100 * tasks["CG"]["chance"]
@@ -67,8 +75,8 @@ def write_report(
         "MAGVIT on moving sprites" if sprites else f"MAGVIT on {pathlib.Path(folder).name}",
         "A 3D-VQ tokenizer learned to write short clips as discrete tokens, and one masked transformer learned to "
         "complete those tokens for ten tasks at once, from filling in frames to making a clip from a class name. Both "
-        f"were trained from scratch in {minutes:.0f} minutes on {result['versions']['machine']}. All numbers are from "
-        f"{result['clips']} clips that were not used in training.{judgement}",
+        f"were trained from scratch in {plural(round(minutes), 'minute')} on {result['versions']['machine']}. All "
+        f"numbers are from {origin}.{judgement}",
         world=world,
     )
     psnr = Number(result["reconstruction"]["psnr"], target=target.get("psnr"), unit=" dB", digits=1)
@@ -95,7 +103,9 @@ def write_report(
             numbers=film_numbers(task, values, target),
         )
     page.section("Numbers", "Intervals are 95 %: bootstrap over clips for skills, Wilson for accuracies.")
-    page.table("Tasks", TASK_HEADER, [task_row(task, v, target) for task, v in tasks.items()], note=SKILL_NOTE)
+    rows = [task_row(task, v, target) for task, v in tasks.items()]
+    shown = [i for i in range(len(TASK_HEADER)) if any(row[i] is not None for row in rows)]  # no judge, no column
+    page.table("Tasks", [TASK_HEADER[i] for i in shown], [[row[i] for i in shown] for row in rows], note=SKILL_NOTE)
     page.section(
         "Training",
         "First the tokenizer learns to reconstruct; then it is frozen and the transformer learns to complete masked "

@@ -23,49 +23,63 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
-from configs import commit_sprites, vq3d_sprites
-from experiments.magvit_report import BEST_OF, OPEN, write_report
+from configs import commit_sprites, defaults, vq3d_sprites
+from experiments.magvit_report import BEST_OF, OPEN, plural, write_report
 from magvid import runs
+from magvid.build import build
 from magvid.data.folder import VideoFolder
-from magvid.evaluate import Evaluation, Example, evaluate_run
+from magvid.evaluate import Evaluation, Example, check_writable, evaluate_run
+from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 from magvid.masked.tasks import NAMES
 from magvid.train import train
 from magvid.types import UserError
 
-FLAGS = flags.FLAGS
-flags.DEFINE_enum("budget", "quick", list(vq3d_sprites.BUDGETS), "how much to train")
-flags.DEFINE_string("data", None, "a folder of videos to use in place of the sprites")
-flags.DEFINE_string(
-    "workdir", None, "where everything is written; default: runs/magvit_sprites-BUDGET, or runs/magvit-FOLDER"
+FEW = 20  # clips: numbers from fewer say little
+PROGRAM = Program(
+    "python experiments/magvit_sprites.py",
+    "Train a tokenizer and the ten-task transformer on it, sample, evaluate and write a page; or go on with that.",
+    [
+        Flag("budget", "str", "quick", "quick|long", "how much to train"),
+        Flag("data", "str", None, "FOLDER", "videos to use in place of the sprites; one class per sub-folder, or flat"),
+        Flag(
+            "workdir",
+            "str",
+            None,
+            "FOLDER",
+            "where everything is written; default: runs/magvit_sprites-BUDGET, or runs/magvit-FOLDER",
+        ),
+        Flag("clips", "int", 200, "N", "held-out clips to evaluate on", 1),
+        Flag("smoke", "bool", False, "", "a few steps of tiny models: for tests"),
+    ],
+    ["", "--budget=long", "--data=holidays --workdir=runs/holidays"],
 )
-flags.DEFINE_integer("clips", 200, "held-out clips to evaluate on", lower_bound=1)
-flags.DEFINE_bool("smoke", False, "a few steps of tiny models: for tests")
 
 
-def make_configs(workdir: pathlib.Path):
+def make_configs(options, workdir: pathlib.Path):
     """(tokenizer's config, transformer's config)."""
-    arg = f"budget={FLAGS.budget},smoke={int(FLAGS.smoke)}"
+    arg = f"budget={options.budget},smoke={int(options.smoke)}"
     first, second = vq3d_sprites.get_config(arg), commit_sprites.get_config(arg)
     second.objective.tokenizer = dict(run=str(workdir / "tokenizer"), weights="ema")
-    if FLAGS.data:
-        use_folder(first, second)
+    if options.data:
+        use_folder(options.data, first, second)
     return first, second
 
 
-def use_folder(*configs) -> None:
+def use_folder(path: str, *configs) -> None:
     """Clips of a person's videos in place of the sprites: same sizes, classes by sub-folder."""
     clip = configs[0].data.train.source
     folder = dict(
         target="magvid.data.folder:VideoFolder",
-        path=str(pathlib.Path(FLAGS.data).expanduser().absolute()),
+        path=str(pathlib.Path(path).expanduser().absolute()),
         frames=clip.frames,
         height=clip.height,
         width=clip.width,
     )
     found = VideoFolder(**{k: v for k, v in folder.items() if k != "target"})
-    print(f"{len(found)} videos in {FLAGS.data}, {len(found.bad)} cannot be used, {len(found.classes)} classes")
+    several = f"{plural(len(found), 'usable video')}, {plural(len(found.bad), 'other')}"
+    print(f"{path}: {several}, {plural(len(found.classes), 'class', 'classes')}")
     for config in configs:
         config.data.train.source = dict(folder, split="train")
         config.data.eval.source = dict(folder, split="validation")
@@ -76,19 +90,20 @@ def use_folder(*configs) -> None:
             config.objective.transformer.vocab = vocab.codebook + vocab.classes + 1 + vocab.specials
 
 
-def evaluate(workdir: pathlib.Path) -> Evaluation:
+def evaluate(options, workdir: pathlib.Path) -> Evaluation:
     """Numbers and examples of the trained transformer; kept in the work folder, so that a second call is quick."""
     kept, run = workdir / "evaluation", runs.open_run(workdir / "transformer")
-    if not FLAGS.data:  # the budgets were tuned on validation clips
+    if not options.data:  # the budgets were tuned on validation clips
         run.config["data"]["eval"]["source"]["split"] = "test"
-    wanted = dict(hash=run.hash, step=run.step, asked_clips=FLAGS.clips, source=run.config["data"]["eval"]["source"])
+    wanted = dict(hash=run.hash, step=run.step, asked_clips=options.clips, source=run.config["data"]["eval"]["source"])
     if (kept / "evaluation.json").exists():
         numbers = json.loads((kept / "evaluation.json").read_text())
         if all(numbers.get(k) == v for k, v in wanted.items()):
             with np.load(kept / "examples.npz", allow_pickle=False) as arrays:
                 return Evaluation(numbers, unpack(arrays))
-    best_of = {task: BEST_OF for task in OPEN} if not FLAGS.smoke else {}
-    found = evaluate_run(run, clips=FLAGS.clips, best_of=best_of, batch=8 if FLAGS.smoke else 40, on_progress=progress)
+    best_of = {task: BEST_OF for task in OPEN} if not options.smoke else {}
+    batch = 8 if options.smoke else 40
+    found = evaluate_run(run, clips=options.clips, best_of=best_of, batch=batch, on_progress=progress)
     numbers = found.numbers | wanted
     kept.mkdir(exist_ok=True)
     np.savez_compressed(kept / "examples.npz", **pack(found.examples))
@@ -151,13 +166,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def summary_numbers(numbers: dict, seconds: dict, configs: dict) -> dict:
+def held_out(config) -> bool:
+    """Whether the clips of the evaluation were kept from training: not where a folder has one video."""
+    train_files, eval_files = (getattr(build(config.data[part].source), "files", None) for part in ("train", "eval"))
+    return train_files is None or train_files != eval_files
+
+
+def summary_numbers(budget: str, numbers: dict, seconds: dict, configs: dict) -> dict:
     """What report.json holds."""
     name = lambda task: NAMES.get(task, "frame prediction given 5 frames")
     tasks = {task: {"name": name(task), **values} for task, values in numbers["tasks"].items()}
     return {
         "world": numbers["world"],
-        "budget": FLAGS.budget,
+        "budget": budget,
         "clips": numbers["clips"],
         "reconstruction": numbers["reconstruction"],
         "tasks": tasks,
@@ -172,36 +193,35 @@ def use_cores() -> None:
     jax.config.update("jax_num_cpu_devices", max(n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)))
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    if {"--help", "-h", "--helpfull"} & set(argv):
+        print(program_help(PROGRAM))
+        return
+    options = parse(PROGRAM, argv, need="")
+    defaults.choose(vq3d_sprites.BUDGETS, options.budget, "budget")
+    if options.data is not None and not options.data.strip():
+        raise UserError("--data is empty: give a folder of videos, or leave it out for the sprites")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every save and load
     use_cores()
-    if len(argv) > 1:
-        raise UserError(f'unexpected argument "{argv[1]}": flags look like --budget=long')
-    name = f"magvit-{pathlib.Path(FLAGS.data).name}" if FLAGS.data else f"magvit_sprites-{FLAGS.budget}"
-    workdir = pathlib.Path(FLAGS.workdir or ROOT / "runs" / name).expanduser().absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    name = f"magvit-{pathlib.Path(options.data).name}" if options.data else f"magvit_sprites-{options.budget}"
+    name += "-smoke" if options.smoke else ""
+    workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
+    check_writable(workdir, "--workdir")
     stages = Stages(workdir / "seconds.json")
-    first, second = stages.run("prepare", make_configs, workdir)
+    first, second = stages.run("prepare", make_configs, options, workdir)
     for config, part in ((first, "tokenizer"), (second, "transformer")):
         print(f"== {part}", flush=True)
         stages.run(part, train, config, workdir / part)
     print("== evaluate", flush=True)
-    found = stages.run("evaluate", evaluate, workdir)
+    found = stages.run("evaluate", evaluate, options, workdir)
     configs = {part: json.loads((workdir / part / "config.json").read_text()) for part in ("tokenizer", "transformer")}
-    result = summary_numbers(found.numbers, stages.seconds, configs)
-    write_report(workdir, result, found.examples, FLAGS.data, targets=not FLAGS.data and not FLAGS.smoke)
+    result = summary_numbers(options.budget, found.numbers, stages.seconds, configs) | {"held_out": held_out(first)}
+    if result["clips"] < FEW:
+        print(f"only {plural(result['clips'], 'clip')} to evaluate on: the numbers say little")
+    write_report(workdir, result, found.examples, options.data, targets=not options.data and not options.smoke)
     write_json(workdir / "report.json", result)
     print(f"wrote {workdir / 'report.html'} and report.json")
 
 
-def run():
-    """A person's mistake is one line and exit code 2."""
-    try:
-        app.run(main)
-    except (UserError, ValueError, OSError) as error:
-        print(f"magvit_sprites: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    leave(guarded("magvit_sprites", sys.argv[1:], main))

@@ -9,37 +9,21 @@ import dataclasses
 import difflib
 import pathlib
 import sys
-import traceback
 from collections.abc import Sequence
 
 import magvid
-from magvid.flags import COMMANDS, command_help, load_config, overview, parse
+from magvid.flags import COMMANDS, guarded, leave, load_config, overview, parse, program_help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name (default: the process's). Returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    name = f"magvid {argv[0]}" if argv and argv[0] in COMMANDS else "magvid"
-    try:
-        _dispatch([a for a in argv if a != "--debug"])
-        return 0
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        expected = _is_expected(error)
-        text = " ".join(str(error).split()) or "it says no more"
-        hint = "" if debug else " (run again with --debug for the traceback)"
-        print(f"{name}: {text}" if expected else f"{name}: {type(error).__name__}: {text}{hint}", file=sys.stderr)
-        return 2 if expected else 1
+    return guarded(f"magvid {argv[0]}" if argv and argv[0] in COMMANDS else "magvid", argv, _dispatch)
 
 
-def _is_expected(error: Exception) -> bool:
-    types = sys.modules.get("magvid.types")  # not imported here: before that, only ValueErrors of flags.py arrive
-    return isinstance(error, (ValueError, OSError)) or (types is not None and isinstance(error, types.UserError))
+def console() -> None:
+    """The `magvid` script: `main`, then out."""
+    leave(main())
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -57,7 +41,7 @@ def _dispatch(argv: list[str]) -> None:
             + (f"did you mean {near[0]}?" if near else f"choose of {', '.join(COMMANDS)}")
         )
     elif {"--help", "-h", "--helpfull", "--helpshort"} & set(rest):
-        print(command_help(command))
+        print(program_help(COMMANDS[command]))
     else:
         {"train": _train, "sample": _sample, "evaluate": _evaluate}[command](rest)
 
@@ -66,13 +50,13 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
-    flags = parse("train", argv, "config workdir")
+    flags = parse(COMMANDS["train"], argv, "config workdir")
     config = load_config(flags.config)
     from magvid import generator, job, train
 
     with config.unlocked():  # a field that has its default may be named as well
         config.update({name: value for name, value in job.DEFAULTS.items() if name not in config})
-    config = parse("train", argv, config=config).config.to_dict()
+    config = parse(COMMANDS["train"], argv, config=config).config.to_dict()
     _, newest = train.train(config, flags.workdir, evaluate=generator.Preview(config), trust=flags.trust)
     losses = "  ".join(f"{k} {v:.4g}" for k, v in newest.items() if k.startswith(("train/loss/", "eval/loss/")))
     print(f"trained: {flags.workdir}  {losses}")
@@ -94,7 +78,7 @@ def _evaluate(argv: list[str]) -> None:
     from magvid import evaluate, runs
 
     out = pathlib.Path(flags.out) if flags.out else run.path / "evaluation.json"
-    evaluate.check_writable(out.parent)
+    evaluate.check_file(out)
     result = evaluate.evaluate_run(
         run,
         _names(flags.tasks),
@@ -104,7 +88,7 @@ def _evaluate(argv: list[str]) -> None:
         seed=flags.seed,
         weights=flags.weights,
         trust=flags.trust,
-        on_progress=evaluate.print_progress,
+        on_progress=evaluate.PrintProgress(),
     )
     runs.write_json(out, result.numbers)
     print(evaluate.table(result.numbers))
@@ -113,13 +97,13 @@ def _evaluate(argv: list[str]) -> None:
 
 def _open_run(command: str, argv: list[str]):
     """(Run with the overrides of `--config.field=value`, flags)."""
-    flags = parse(command, argv)
+    flags = parse(COMMANDS[command], argv)
     from ml_collections import ConfigDict
 
     from magvid import runs
 
     run = runs.open_run(flags.run, flags.trust)
-    config = parse(command, argv, config=ConfigDict(run.config)).config.to_dict()
+    config = parse(COMMANDS[command], argv, config=ConfigDict(run.config)).config.to_dict()
     return dataclasses.replace(run, config=config), flags
 
 
@@ -128,4 +112,4 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -148,7 +148,10 @@ class Checkpoints:
             if bad:
                 self.say(f"damaged checkpoint in {self.folder}, {'; '.join(bad)}: using step {s}")
             return result
-        raise CheckpointError(f"no good checkpoint in {self.folder}: {'; '.join(bad) or 'it is empty'}")
+        raise CheckpointError(
+            f"no good checkpoint in {self.folder}: {'; '.join(bad) or 'it is empty'}; restore the folder from a copy, or "
+            "train anew in another --workdir"
+        )
 
     def group(self, step: int, item: str, group: str) -> Params:
         """One group of the item "params" or "ema" alone as nested numpy arrays, verified; empty when there is no such

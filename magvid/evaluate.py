@@ -52,6 +52,7 @@ def evaluate_run(
     examples: int = 4,
     trust: bool = False,
     on_progress: Progress | None = None,
+    say: Callable[[str], None] | None = print,
 ) -> Evaluation:
     """Metrics of `run` on the first `clips` of its `data.eval`.
 
@@ -71,7 +72,10 @@ def evaluate_run(
     samples = {t: best_of if isinstance(best_of, int) else best_of.get(t, 1) for t in model.tasks}
     if clips < 1 or any(n < 1 for n in samples.values()):
         raise ValueError(f"clips and best_of must be at least 1, got {clips} and {best_of}")
-    clips = min(clips, len(data.source))
+    if clips > len(data.source):
+        if say:
+            say(f"there are only {len(data.source)} held-out clips, {clips} were asked for")
+        clips = len(data.source)
     scores = {name: Scores(metrics) for name in ("reconstruction", *model.tasks)}
     shown: dict[str, list[Example]] = {}
     done, total = 0, -(-clips // model.batch) * max(sum(samples.values()), 1)
@@ -90,7 +94,7 @@ def evaluate_run(
         "run": run.path.name,
         "hash": run.hash,
         "step": run.step,
-        "weights": weights or "ema where there is one",
+        "weights": weights or ("ema" if run.averaged else "params"),
         "world": data.world,
         "clips": clips,
         "seed": seed,
@@ -173,7 +177,14 @@ def table(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def check_writable(folder: pathlib.Path) -> None:
+def check_file(out: pathlib.Path) -> None:
+    """UserError, before anything slow, where `out` cannot be written."""
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder: name a file in it")
+    check_writable(out.parent)
+
+
+def check_writable(folder: pathlib.Path, flag: str = "--out") -> None:
     """Creates `folder`; UserError, before anything slow, where files cannot be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,10 +192,18 @@ def check_writable(folder: pathlib.Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
 
 
-def print_progress(done: int, total: int, text: str) -> None:
-    """One line that is overwritten on a terminal; elsewhere nothing."""
-    if sys.stdout.isatty():
-        print(f"\r{done}/{total} {text:<16}", end="\n" if done >= total else "", flush=True)
+class PrintProgress:
+    """On stderr: one line that is overwritten on a terminal; elsewhere a line at most every 10 seconds."""
+
+    def __init__(self):
+        self.next = time.monotonic() + 10
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done}/{total} {text:<16}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        elif time.monotonic() >= self.next:
+            self.next = time.monotonic() + 10
+            print(f"{done} of {total} batches ({text})", file=sys.stderr, flush=True)

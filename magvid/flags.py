@@ -8,7 +8,8 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -23,6 +24,16 @@ class Flag(NamedTuple):
     low: float | None = None
 
 
+class Program(NamedTuple):
+    """What is started by `name` on a command line; `field` is an example of --config.FIELD, "" where it has none."""
+
+    name: str
+    text: str
+    flags: Sequence[Flag]
+    examples: Sequence[str]
+    field: str = ""
+
+
 SEED = Flag("seed", "int", 0, "N", "seed of all random choices; equal seeds give equal videos", 0)
 RUN = [
     Flag("run", "str", None, "FOLDER", "a folder that `magvid train` has written"),
@@ -31,7 +42,8 @@ RUN = [
 TRUST = Flag("trust", "bool", False, "", "let the config of a run name code outside of magvid")
 
 COMMANDS = {
-    "train": (
+    "train": Program(
+        "magvid train",
         "Train what a config describes, or go on with a run that was interrupted.",
         [
             Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config"),
@@ -42,8 +54,10 @@ COMMANDS = {
             "--config=configs/vq3d_sprites.py --workdir=runs/vq",
             "--config=configs/vq3d_sprites.py --workdir=runs/vq --config.steps=20000",
         ],
+        "--config.batch=16",
     ),
-    "sample": (
+    "sample": Program(
+        "magvid sample",
         "Generate videos with a trained run, from a video file or from the run's evaluation clips.",
         [
             *RUN,
@@ -63,7 +77,7 @@ COMMANDS = {
                 "RATE",
                 "read the video at this rate; default: as the run's data, or the file's own",
             ),
-            Flag("index", "int", 0, "N", "the first evaluation clip", 0),
+            Flag("index", "int", 0, "N", "the first evaluation clip; of a class alone: the first sample", 0),
             Flag("number", "int", None, "N", "evaluation clips, or samples for the video; default: 4", 1),
             Flag("label", "str", None, "ID|NAME", "the class to generate; default: the clip's own"),
             Flag("steps", "int", None, "N", "decoding steps; default: as the run's config", 1),
@@ -75,8 +89,10 @@ COMMANDS = {
             TRUST,
         ],
         ["--run=runs/magvit --task=FP --number=8", "--run=runs/magvit --task=CFP --video=a.mp4 --label=3 --out=out"],
+        "--config.objective.decoding.steps=24",
     ),
-    "evaluate": (
+    "evaluate": Program(
+        "magvid evaluate",
         "Measure a trained run on held-out clips: a table, and RUN/evaluation.json.",
         [
             *RUN,
@@ -89,6 +105,7 @@ COMMANDS = {
             TRUST,
         ],
         ["--run=runs/vq", "--run=runs/magvit --tasks=FP,FI --clips=64 --best_of=16"],
+        "--config.data.eval.source.split=test",
     ),
 }
 
@@ -128,8 +145,8 @@ def load_config(spec: str):
     return config if isinstance(config, ConfigDict) else ConfigDict(config)
 
 
-def parse(command: str, argv: list[str], need: str = "run", config=None):
-    """The values of the flags. Where `config` (a ConfigDict) is given, `values.config` is it with its overrides;
+def parse(program: Program, argv: list[str], need: str = "run", config=None):
+    """The values of the program's flags. Where `config` (a ConfigDict) is given, `values.config` is it with its overrides;
     otherwise `--config.*` is left for later, because what it may name is not known yet.
 
     ValueError for a flag or field that does not exist, a bad value, or a missing flag of `need`."""
@@ -138,7 +155,7 @@ def parse(command: str, argv: list[str], need: str = "run", config=None):
     from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
     values = flags.FlagValues()
-    for flag in COMMANDS[command][1]:
+    for flag in program.flags:
         if config is None or flag.name != "config":
             _define(flags, values, flag)
     if config is None:
@@ -146,31 +163,32 @@ def parse(command: str, argv: list[str], need: str = "run", config=None):
     else:
         argv = _without(argv, "config")
         _check_fields(config, argv)
-    argv = [f"magvid {command}", *argv]
+    argv = [program.name, *argv]
     try:
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
         extra = values(argv)[1:]
     except (flags.Error, UnsupportedOperationError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{_flag_error(error, command)}; `magvid {command} --help` lists the flags") from error
-    if extra and config is not None:  # without the config, "--config.a 1" leaves the 1
+        raise ValueError(f"{_flag_error(error, program)}; `{program.name} --help` lists the flags") from error
+    if extra and (config is not None or not program.field):  # without the config, "--config.a 1" leaves the 1
         raise ValueError(f'unexpected argument "{extra[0]}": flags are written --name=value')
     for name in need.split() if config is None else ():
         if not getattr(values, name):
-            raise ValueError(f"--{name} is missing; `magvid {command} --help` shows examples")
+            raise ValueError(f"--{name} is missing; `{program.name} --help` shows examples")
     return values
 
 
-def _flag_error(error: Exception, command: str) -> str:
+def _flag_error(error: Exception, program: Program) -> str:
     """absl's and ml_collections' messages in the words of the other errors."""
     text = " ".join(str(error).split()).rstrip(" ?.")
     if match := re.search(r"Unknown command line flag '([^']+)'", text):
-        near = difflib.get_close_matches(match[1], [f.name for f in COMMANDS[command][1]], 1)
+        near = difflib.get_close_matches(match[1], [f.name for f in program.flags], 1)
         return f"there is no flag --{match[1]}" + (f", did you mean --{near[0]}?" if near else "")
     if match := re.match(r"flag --([^=]+)=(.*?): (invalid literal|could not convert)", text):
-        return f'--{match[1]} must be a number, got "{match[2]}"'
+        kind = "a whole number" if match[3] == "invalid literal" else "a number"
+        return f'--{match[1]} must be {kind}, got "{match[2]}"'
     if match := re.match(r"Type <class '(\w+)'> of field (\S+) is not supported", text):
-        return f"--{match[2]} is a {match[1]}, which only the config itself can change"
+        return f"--{match[2]} is a {match[1]}: change one entry (--{match[2]}[0]=...), or the config itself"
     return text.replace("flag --", "--")
 
 
@@ -223,9 +241,9 @@ def _check_fields(config, argv: Sequence[str]) -> None:
 def overview() -> str:
     """What `magvid --help` prints."""
     lines = ["magvid: conditional video generators in JAX", "", "usage: magvid COMMAND --flag=value ...", ""]
-    lines += [f"  {name:<10}{text}" for name, (text, _, _) in COMMANDS.items()]
+    lines += [f"  {name:<10}{program.text}" for name, program in COMMANDS.items()]
     lines += ["", "examples:"]
-    lines += [f"  magvid {name} {examples[0]}" for name, (_, _, examples) in COMMANDS.items()]
+    lines += [f"  {program.name} {program.examples[0]}" for program in COMMANDS.values()]
     lines += [
         "",
         "`magvid COMMAND --help` lists its flags; `magvid --version` prints the version.",
@@ -234,40 +252,62 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def command_help(command: str) -> str:
-    """What `magvid COMMAND --help` prints."""
-    text, flags, examples = COMMANDS[command]
-    rows = [(f"--{f.name}" + (f"={f.shown}" if f.shown else ""), f.help + _default(f)) for f in flags]
-    what = (
-        "change a field of the config"
-        if command == "train"
-        else "change a field of the run's config that its weights allow"
-    )
-    rows += [
-        ("--config.FIELD=VALUE", f"{what}, e.g. {_FIELDS[command]}"),
-        ("--debug", "show the traceback of an error"),
-    ]
+def program_help(program: Program) -> str:
+    """What `magvid COMMAND --help` and the like print."""
+    rows = [(f"--{f.name}" + (f"={f.shown}" if f.shown else ""), f.help + _default(f)) for f in program.flags]
+    if program.field:
+        what = "change a field of the " + (
+            "config" if program.name == "magvid train" else "run's config that its weights allow"
+        )
+        rows.append(("--config.FIELD=VALUE", f"{what}, e.g. {program.field}; of a list one entry: --config.a.b[0]=VALUE"))
+    rows.append(("--debug", "show the traceback of an error"))
     width = max(len(name) for name, _ in rows)
-    lines = [text, "", f"usage: magvid {command} --flag=value ...", ""]
-    return "\n".join(
-        [
-            *lines,
-            *(f"  {name:<{width}}  {help}" for name, help in rows),
-            "",
-            "examples:",
-            *(f"  magvid {command} {e}" for e in examples),
-        ]
-    )
-
-
-_FIELDS = {
-    "train": "--config.batch=16",
-    "sample": "--config.objective.decoding.steps=24",
-    "evaluate": "--config.data.eval.source.split=test",
-}
+    lines = [program.text, "", f"usage: {program.name} --flag=value ...", ""]
+    lines += [f"  {name:<{width}}  {help}" for name, help in rows]
+    return "\n".join([*lines, "", "examples:", *(f"  {program.name} {e}".rstrip() for e in program.examples)])
 
 
 def _default(flag: Flag) -> str:
     if flag.default in (None, "", False) or "default" in flag.help:
         return ""
     return f"; default: {flag.default}" if flag.kind == "str" else f"; default: {flag.default:g}"
+
+
+# Starting and ending ------------------------------------------------------------------------------------------------
+
+
+def guarded(name: str, argv: Sequence[str], run: Callable[[list[str]], None]) -> int:
+    """The exit code of `run(argv without --debug)`; an error is one line on stderr, with its traceback after --debug.
+
+    0 done; 1 a fault of magvid; 2 bad input; 130 Ctrl-C."""
+    debug = "--debug" in argv
+    try:
+        run([a for a in argv if a != "--debug"])
+        return 0
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        expected = _is_expected(error)
+        text = " ".join(str(error).split()) or "it says no more"
+        hint = "" if debug else " (run again with --debug for the traceback)"
+        print(f"{name}: {text}" if expected else f"{name}: {type(error).__name__}: {text}{hint}", file=sys.stderr)
+        return 2 if expected else 1
+
+
+def leave(code: int) -> None:
+    """End the process. After Ctrl-C at once: XLA may still be compiling in a thread, which the interpreter's own way
+    out does not survive.
+    """
+    if code == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_expected(error: Exception) -> bool:
+    types = sys.modules.get("magvid.types")  # not imported here: before that, only ValueErrors of this file arrive
+    return isinstance(error, (ValueError, OSError)) or (types is not None and isinstance(error, types.UserError))

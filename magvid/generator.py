@@ -1,7 +1,7 @@
 """A trained run that generates, and the held-out clips that it is shown; `sample` and `evaluate` are made of it.
 
 It names no model, data set or objective: the run's config does. An objective with tasks has `tasks`, `labelled`,
-`classes`, `with_tasks`, `with_decoding`, `condition_video` and `reconstruct` (see objectives/masked.py); of one without
+`blind`, `classes`, `with_tasks`, `with_decoding`, `condition_video` and `reconstruct` (see objectives/masked.py); of one without
 them `sample` is taken for the reconstruction.
 """
 

@@ -35,6 +35,18 @@ DEFAULTS = dict(
     init=[],
     compile_cache=None,  # a folder that keeps compiled programs
 )
+# {field: (least, most)} of whole numbers
+WHOLE = {
+    "steps": (1, None),
+    "batch": (1, None),
+    "microbatch": (0, None),
+    "seed": (0, 2**32 - 1),
+    "log_every": (1, None),
+    "save_every": (0, None),
+    "eval_every": (0, None),
+    "keep": (1, None),
+}
+DTYPES = ("float32", "bfloat16")
 # What may differ when a run goes on: how long, what is said, and on which devices.
 MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "metrics", "mesh", "sharding", "compile_cache"}
 
@@ -168,7 +180,10 @@ class Job:
 
 
 def check_config(config: Mapping[str, Any]) -> dict:
-    """A plain, complete copy of `config` (a dict or ConfigDict); UserError names a field that is missing or unknown."""
+    """A plain, complete copy of `config` (a dict or ConfigDict).
+
+    UserError names a field that is missing or unknown, or a value that cannot be meant.
+    """
     config = json.loads(json.dumps(config.to_dict() if hasattr(config, "to_dict") else config, default=dict))
     fields = [*REQUIRED, *DEFAULTS]
     for name in config:
@@ -180,7 +195,32 @@ def check_config(config: Mapping[str, Any]) -> dict:
             )
     if missing := [n for n in REQUIRED if n not in config]:
         raise UserError(f"the config lacks {', '.join(missing)}")
-    return json.loads(json.dumps(DEFAULTS)) | config
+    config = json.loads(json.dumps(DEFAULTS)) | config
+    _check_values(config)
+    return config
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    for name, (low, high) in WHOLE.items():
+        value = config[name]
+        if type(value) is not int or value < low or (high is not None and value > high):
+            most = "" if high is None else f" and at most {high}"
+            raise UserError(f"config.{name} is {json.dumps(value)}: give a whole number of at least {low}{most}")
+    if not isinstance(config["ema"], (int, float)) or not 0 <= config["ema"] < 1:
+        raise UserError(f"config.ema is {json.dumps(config['ema'])}: give a decay of at least 0 and below 1")
+    if config["dtype"] not in DTYPES:
+        raise UserError(f"config.dtype is {json.dumps(config['dtype'])}: use {' or '.join(DTYPES)}")
+    if bad := next(_not_finite(config), None):
+        raise UserError(f"config{bad}: give a finite number")
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """".a[0].b is nan" for every number that JSON does not have."""
+    if isinstance(value, float) and not np.isfinite(value):
+        yield f"{name} is {value}"
+    children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _not_finite(child, f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -42,7 +42,7 @@ def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
     if decay == "cosine" and total <= warmup:
         raise ValueError(
             f"a cosine schedule over {total} steps cannot have a warm-up of {warmup}: "
-            "shorten warmup or train for longer"
+            "shorten warmup (--config.optim.GROUP.rules[0][1].warmup=N) or train for longer"
         )
 
     def rate(s):

@@ -4,6 +4,7 @@ objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen
 init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from magvid.types import Groups, Params, UserError
 
 CONFIG = "config.json"
 DATA = "data.json"
+LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,11 @@ class Run:
     def groups(self) -> list[str]:
         """The trained groups, whose weights are here."""
         return sorted({n.split("/")[1] for n in self.checkpoints.meta(self.step)["leaves"] if n.startswith("params/")})
+
+    @property
+    def averaged(self) -> bool:
+        """Whether averaged weights are kept of any group."""
+        return any(n.startswith("ema/") for n in self.checkpoints.meta(self.step)["leaves"])
 
     @property
     def frozen(self) -> dict[str, dict]:
@@ -207,13 +215,43 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
     return {**config, "objective": objective}, frozen, hashes
 
 
+@contextlib.contextmanager
+def locked(folder: pathlib.Path):
+    """Within, `folder` is this process's to write; UserError where another process has it. A lock of the operating
+    system, which a process that dies gives back.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is being trained by another process ({file.read().strip()}): wait for it, stop it, or choose "
+                "another --workdir"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
 def _follow(field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:
     if unknown := set(spec) - {"run", "weights"}:
         raise UserError(
             f"objective.{field} refers to a run and has unknown entries {sorted(unknown)}: "
             'it may have "run" and "weights"'
         )
-    run = open_run(spec["run"], trust)
+    try:
+        run = open_run(spec["run"], trust)
+    except UserError as e:
+        raise UserError(f"objective.{field}.run: {e}; say where it is by --config.objective.{field}.run=FOLDER") from None
     there = run.config["objective"].get(field)
     if there is None:
         raise UserError(f'run {run.path} has no "{field}": its objective has {", ".join(run.config["objective"])}')

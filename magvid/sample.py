@@ -51,6 +51,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails as well
                 raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
+        if self.video is None and (self.start or self.fps is not None):
+            raise ValueError("--start and --fps say how a file is read: give one with --video")
+        if self.video is not None and self.index:
+            raise ValueError("--index counts evaluation clips, and --video takes the place of them: give one of both")
 
 
 def sample_run(
@@ -58,7 +62,8 @@ def sample_run(
 ) -> list[pathlib.Path]:
     """Writes <out>/<task>_<clip>_seed<seed>.<format> for each task and clip, and a grid; returns the paths, grid last.
 
-    The grid's columns are condition (padded), generated and real. A run without tasks gives reconstructions. A video is
+    The grid's columns are condition (padded), generated and real; where nothing but a class is given, generated alone,
+    and as many samples as are asked for. A run without tasks gives reconstructions. A video is
     read as the run folder's data.json says, so that the data set itself may be gone. UserError
     or ValueError, in one sentence, for a run, video, task, class or folder that does not fit.
     """
@@ -69,43 +74,48 @@ def sample_run(
     model = Generator.open(
         run, options.tasks, decoding=decoding, batch=options.number or NUMBER, weights=weights, clip=clip, trust=trust
     )
+    objective = model.programs.objective
+    if options.label is not None and not any(getattr(objective, "labelled", ())):
+        raise UserError(f"--label={options.label}: {', '.join(model.tasks) or 'this run'} is not given a class; leave it out")
+    from_class = options.label is not None and all(objective.blind)
     if options.video is None:
         clips = Clips.of(model.config)
-        classes, (rows, names, fps) = clips.classes, _from_clips(clips, options)
+        classes, (rows, names, fps) = clips.classes, _from_clips(clips, options, from_class)
     else:
         clip = clip or Clips.of(model.config).format
         classes, (rows, names, fps) = clip.classes, _from_video(clip, options)
     if options.label is not None:
-        count = getattr(model.programs.objective, "classes", 0)
-        rows["label"] = np.full_like(rows["label"], find_class(options.label, classes, count))
-    made = {}  # task -> [condition, generated, real], each (n t h w 3)
+        rows["label"] = np.full_like(rows["label"], find_class(options.label, classes, objective.classes))
+    made = {}  # task -> {column: videos (n t h w 3)}
     if not model.tasks:
-        made["reconstruction"] = [model.reconstruct(rows), rows["video"]]
+        made["reconstruction"] = {"reconstruction": model.reconstruct(rows), "real": rows["video"]}
     for i, task in enumerate(model.tasks):
-        if options.video is not None and options.label is None and model.programs.objective.labelled[i]:
+        if options.video is not None and options.label is None and objective.labelled[i]:
             if options.tasks is not None:
                 raise UserError(f"task {task} needs a class: give --label, by number or by name")
             print(f"{task} is left out: it needs a class (--label)")
             continue
         task_rows = {**rows, "task": np.full(len(names), i, np.int32)}
-        made[task] = [model.condition(task_rows)[0], model.generate(task_rows, options.seed), rows["video"]]
+        generated = model.generate(task_rows, options.seed)
+        made[task] = {"condition": model.condition(task_rows)[0], "generated": generated, "real": rows["video"]}
+        made[task] = {"generated": generated} if from_class else made[task]
     if not made:
         raise UserError(f"every task of {run.path} needs a class: give --label, by number or by name")
     return _write(out, made, names, options, fps)
 
 
 def _write(
-    out: pathlib.Path, made: Mapping[str, list[np.ndarray]], names: Sequence[str], options: Options, fps: float
+    out: pathlib.Path, made: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str], options: Options, fps: float
 ) -> list[pathlib.Path]:
     paths, rows, labels = [], [], []
     for task, videos in made.items():
-        generated = videos[-2]
+        generated = videos.get("generated", videos.get("reconstruction"))
         for i, name in enumerate(names):
             paths.append(out / f"{task.replace(':', '-')}_{name}_seed{options.seed}.{options.format}")
             write_video(paths[-1], upscale(generated[i], options.scale or -(-VISIBLE // generated.shape[2])), fps)
-            rows.append([v[i] for v in videos])
+            rows.append([v[i] for v in videos.values()])
             labels.append(f"{task} {name}")
-    columns = ["condition", "generated", "real"] if len(rows[0]) == 3 else ["reconstruction", "real"]
+    columns = list(next(iter(made.values())))
     short = next(iter(made)) if len(made) == 1 else f"{len(made)}tasks"
     paths.append(out / f"grid_{short.replace(':', '-')}_{names[0]}_seed{options.seed}.{options.format}")
     write_video(paths[-1], labelled_grid(rows, columns, labels), fps)
@@ -115,8 +125,12 @@ def _write(
 # Conditions ---------------------------------------------------------------------------------------------------------
 
 
-def _from_clips(clips: Clips, options: Options) -> tuple[dict[str, np.ndarray], list[str], float]:
-    """(rows, their names, frames per second) of evaluation clips."""
+def _from_clips(clips: Clips, options: Options, endless: bool) -> tuple[dict[str, np.ndarray], list[str], float]:
+    """(rows, their names, frames per second) of evaluation clips; `endless`: their pictures do not matter."""
+    if endless:
+        index = np.arange(options.index, options.index + (options.number or NUMBER))
+        rows = {k: np.repeat(v, len(index), axis=0) for k, v in clips.first().items()} | {"index": index}
+        return rows, [f"{i:05d}" for i in index], 8.0
     count = options.number or max(1, min(NUMBER, len(clips.source) - options.index))
     rows = next(clips.batches(options.index, count, count))
     return rows, [f"{i:05d}" for i in rows["index"]], 8.0

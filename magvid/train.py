@@ -1,6 +1,7 @@
 """The one training loop: prepare, then step, log, save, evaluate. Models, data and objective come from the config."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import signal
@@ -57,7 +58,10 @@ def train(
         stack.callback(loader.close)
         first = next(loader)
         prepared = job.prepare(first)
-        checkpoints = _open_checkpoints(workdir, config["keep"])  # a config that does not fit leaves no folder behind
+        _make_folder(workdir / "checkpoints")  # only now: a config that does not fit leaves no folder behind
+        if jax.process_index() == 0:
+            stack.enter_context(runs.locked(workdir))
+        checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True)
         stack.push(_unless_interrupted(checkpoints.close))
         begun = bool(checkpoints.steps())
         _describe(workdir, config, ClipFormat.of(loader.source, first["video"].shape[1:]), begun)
@@ -91,6 +95,8 @@ class Loop:
         """From `step` to the last; `waiting` holds batches that were read already."""
         steps, save_every, eval_every = (self.config[k] for k in ("steps", "save_every", "eval_every"))
         self.saved = step
+        if step >= steps:
+            self.logger.say(f"this run is at step {step} already: give more than {step} steps to go on")
         with _stop_signals() as stop:
             while step < steps and not stop.wanted(step):
                 with self.timer.waiting():
@@ -180,17 +186,17 @@ def _check_workdir(config: dict, workdir: pathlib.Path) -> None:
     if not (workdir / runs.CONFIG).exists():
         raise UserError(f"{workdir} holds checkpoints but no {runs.CONFIG}: choose another --workdir")
     if changed := differences(runs.read_config(workdir), config):
-        raise UserError(
-            f"{workdir} was trained with another {', '.join(changed)}: undo the change, or choose another --workdir"
-        )
+        some = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+        raise UserError(f"{workdir} was trained with another {some}: undo the change, or choose another --workdir")
 
 
-def _open_checkpoints(workdir: pathlib.Path, keep: int) -> Checkpoints:
+def _make_folder(folder: pathlib.Path) -> None:
     try:
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
     except OSError as e:
-        raise UserError(f"cannot write to {workdir} ({e.strerror}): choose another --workdir") from None
-    return Checkpoints(workdir / "checkpoints", keep, write=True)
+        raise UserError(f"cannot write to {folder.parent} ({e.strerror}): choose another --workdir") from None
 
 
 def _describe(workdir: pathlib.Path, config: dict, clip: ClipFormat, begun: bool) -> None:

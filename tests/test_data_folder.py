@@ -182,6 +182,13 @@ def test_captions(tmp_path):
     folder = VideoFolder(tmp_path, 2, 8, 8)
     assert [r["caption"] for r in folder] == ["a man runs", ""]
     assert {folder.read(0, rng(seed))["caption"] for seed in range(10)} == {"a man runs", "running"}
+    for bad in ('{"file": "run/a.mp4", "caption": 5}', "[]"):
+        (tmp_path / "captions.jsonl").write_text(bad)
+        with pytest.raises(UserError, match="captions.jsonl line 1 should be"):
+            VideoFolder(tmp_path, 2, 8, 8)
+    (tmp_path / "captions.jsonl").write_bytes(b'{"file": "a.mp4", "caption": "\xff"}')
+    with pytest.raises(UserError, match="captions.jsonl is not UTF-8 text"):
+        VideoFolder(tmp_path, 2, 8, 8)
     (tmp_path / "captions.jsonl").write_text('{"file": "run/a.mp4"}\n')
     with pytest.raises(UserError, match="captions.jsonl line 1 should be"):
         VideoFolder(tmp_path, 2, 8, 8)

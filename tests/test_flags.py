@@ -7,33 +7,34 @@ import sys
 import pytest
 import tiny_runs
 
-from magvid.flags import COMMANDS, command_help, load_config, overview, parse
+from magvid.flags import COMMANDS, load_config, overview, parse, program_help
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_help_names_every_command_flag_and_example():
     assert all(f"magvid {name} --" in overview() for name in COMMANDS)
-    for name, (_, flags, examples) in COMMANDS.items():
-        text = command_help(name)
-        assert all(f"--{flag.name}" in text for flag in flags) and all(example in text for example in examples)
+    for program in COMMANDS.values():
+        text = program_help(program)
+        assert all(f"--{flag.name}" in text for flag in program.flags)
+        assert all(example in text for example in program.examples)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_examples_in_the_help_are_right(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for example in COMMANDS[command][2]:
-        values = parse(command, example.split(), "config workdir" if command == "train" else "run")
+    for example in COMMANDS[command].examples:
+        values = parse(COMMANDS[command], example.split(), "config workdir" if command == "train" else "run")
         if command == "train":
-            parse(command, example.split(), config=load_config(values.config))
+            parse(COMMANDS[command], example.split(), config=load_config(values.config))
 
 
 def test_values_and_defaults():
-    values = parse("sample", ["--run=a", "--task", "FP,FI", "--fps=12.5", "--trust", "--config.any.thing=1"])
+    values = parse(COMMANDS["sample"], ["--run=a", "--task", "FP,FI", "--fps=12.5", "--trust", "--config.any.thing=1"])
     assert (values.run, values.task, values.fps, values.trust, values.seed) == ("a", "FP,FI", 12.5, True, 0)
     config = load_config(str(tiny_runs.TINY))
     argv = ["--config=x.py", "--workdir", "w", "--config.steps=7", "--config.optim.tokenizer.rules[0][0]=a"]
-    values = parse("train", argv, config=config)
+    values = parse(COMMANDS["train"], argv, config=config)
     assert (values.config.steps, values.config.optim.tokenizer.rules[0][0], values.workdir) == (7, "a", "w")
 
 

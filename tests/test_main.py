@@ -1,6 +1,8 @@
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny_runs
@@ -8,7 +10,7 @@ import tiny_runs
 import magvid
 from magvid import evaluate, runs
 from magvid.__main__ import main
-from magvid.flags import COMMANDS, command_help, overview
+from magvid.flags import COMMANDS, overview, program_help
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -42,15 +44,24 @@ BAD = {
     "train --config={tiny} --workdir={there}/new --config.stepz=3": 'no field "stepz" (in --config.stepz=3)',
     "train --config={tiny} --workdir={there}/new --config.stepz=4": "did you mean steps?",
     "train --config={tiny} --workdir={there}/new --config.data.train.source.splt=x": "did you mean data.train.source",
-    "train --config={tiny} --workdir={there}/new --config.steps=abc": '--config.steps must be a number, got "abc"',
+    "train --config={tiny} --workdir={there}/new --config.steps=abc": '--config.steps must be a whole number, got "abc"',
     "train --config={tiny} --workdir={there}/new --config.metrics=1": "--config.metrics is a list",
     "train --config={tiny} --workdir={there}/new --stepz=3": "there is no flag --stepz",
     "train --config={tiny} --workdir={there}/file/new": "cannot write to {there}/file/new",
     "train --config={tiny} --workdir={vq} --config.batch=16": "was trained with another batch (8 -> 16)",
     "train --config={tiny}:masked,{there}/gone --workdir={there}/new": "there is no folder {there}/gone",
+    "train --config={tiny} --workdir={there}/new --config.keep=0": "config.keep is 0: give a whole number of at least 1",
+    "train --config={tiny} --workdir={there}/new --config.batch=0": "config.batch is 0: give a whole number",
+    "train --config={tiny} --workdir={there}/new --config.log_every=0": "config.log_every is 0",
+    "train --config={tiny} --workdir={there}/new --config.ema=2": "config.ema is 2.0: give a decay",
+    "train --config={tiny} --workdir={there}/new --config.dtype=float17": 'config.dtype is "float17": use float32',
+    "train --config={tiny} --workdir={there}/new --config.data.train.workers=-1": "workers=-1: give 0",
+    "train --config={tiny} --workdir={there}/new --config.objective.tokenizer.encoder.filters=0": "filters=0",
+    "train --config={tiny} --workdir={there}/new --config.objective.tokenizer.quantizer.size=-4": "size=-4",
+    "train --config={tiny} --workdir={there}/new --config.optim.tokenizer.clip=nan": "optim.tokenizer.clip is nan",
     "sample": "--run is missing",
     "sample --run={run} --stpes=3": "there is no flag --stpes, did you mean --steps?",
-    "sample --run={run} --number=abc": '--number must be a number, got "abc"',
+    "sample --run={run} --number=abc": '--number must be a whole number, got "abc"',
     "sample --run={run} --number=0": "--number=0: 0 is not a positive integer",
     "sample --run={run} extra": 'unexpected argument "extra"',
     "sample --run={run}s": "did you mean {run}?",
@@ -68,6 +79,7 @@ BAD = {
     "evaluate --run={run} --clips=-1": "-1 is not a positive integer",
     "evaluate --run={run} --tasks=FP,QQ": 'there is no task "QQ"',
     "evaluate --run={run} --out={there}/file/x.json": "cannot write to {there}/file",
+    "evaluate --run={run} --out={there}": "--out={there} is a folder: name a file in it",
 }
 
 
@@ -83,7 +95,7 @@ def test_help_and_version(capsys):
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"magvid {magvid.__version__}\n"
     assert main(["--help"]) == 0 and capsys.readouterr().out == f"{overview()}\n"
     for name in COMMANDS:
-        assert main([name, "--help"]) == 0 and capsys.readouterr().out == f"{command_help(name)}\n"
+        assert main([name, "--help"]) == 0 and capsys.readouterr().out == f"{program_help(COMMANDS[name])}\n"
 
 
 @pytest.mark.full
@@ -138,6 +150,17 @@ def test_ctrl_c_ends_with_130(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "evaluate_run", raising(KeyboardInterrupt()))
     assert main(["evaluate", f"--run={tiny_runs.tokenizer_run()}"]) == 130
     assert capsys.readouterr().err == "magvid evaluate: interrupted\n"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seconds", [1.0, 2.5, 4.0, 6.0])
+def test_ctrl_c_at_any_moment_ends_with_130(seconds):
+    """Also while XLA compiles, in whose threads the interpreter's own way out ends with a segmentation fault."""
+    command = [sys.executable, "-m", "magvid", "evaluate", f"--run={tiny_runs.masked_run()}", "--clips=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130 and process.stderr.read().endswith("magvid evaluate: interrupted\n")
 
 
 def test_a_fault_names_its_type_and_debug_shows_where(monkeypatch, capsys):

@@ -145,6 +145,8 @@ def test_the_skill_metric_pools_batches_and_takes_the_best_sample():
     assert [numbers[f"best_skill{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(best))
     assert "best" not in SkillScore().features({**batch, "samples": samples[:, :1]})
     assert SkillScore().features(dict(video=worse, target=target)) == {} and SkillScore().result({}) == {}
+    nothing_given = np.zeros((*target.shape[:-1], 1), bool)
+    assert SkillScore().features({**batch, "given": nothing_given}) == {}
 
 
 def test_the_given_region_alone_is_compared():

@@ -40,9 +40,9 @@ def test_there_are_commands_of_each_kind():
 def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, command, *argv = shlex.split(line, comments=True)
-    values = parse(command, argv, "config workdir" if command == "train" else "run")
+    values = parse(COMMANDS[command], argv, "config workdir" if command == "train" else "run")
     if command == "train":
-        parse(command, argv, config=load_config(values.config))
+        parse(COMMANDS[command], argv, config=load_config(values.config))
 
 
 def test_fields_and_files_in_the_text_exist():

@@ -90,7 +90,7 @@ def test_a_video_file_needs_no_data_set(tmp_path, capsys, clip):
         "--trust",
         f"--out={tmp_path}",
     ]
-    assert main([*command, "--label=disc growing", "--scale=1"]) == 0
+    assert main([*command, "--scale=1"]) == 0
     assert read_video(tmp_path / "FP_clip_00_seed0.mp4")[0].shape == (8, 16, 16, 3)
     assert main([*command, "--config.data.eval.source.frames=9"]) == 2 and "/nowhere" in capsys.readouterr().err
     (folder / "data.json").write_text("[]")
@@ -100,12 +100,33 @@ def test_a_video_file_needs_no_data_set(tmp_path, capsys, clip):
 
 
 def test_a_video_without_a_class_leaves_out_what_needs_one(tmp_path, capsys, clip):
-    run = tiny_runs.echo_run(labelled=(False, True))
+    run = tiny_runs.echo_run(labels=True)
     options = Options(video=str(clip), number=1, out=str(tmp_path))
     paths = sample_run(run, options, trust=True)
     assert len(paths) == 2 and "CG is left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="task CG needs a class: give --label"):
         sample_run(run, dataclasses.replace(options, tasks=("FP", "CG")), trust=True)
+
+
+def test_a_class_alone_needs_no_clips(tmp_path):
+    """More samples than there are held-out clips, and nothing beside them that they could be taken for."""
+    run = tiny_runs.echo_run(labels=True, noise=0.2)
+    run.config["data"]["eval"]["source"]["split"] = "test"
+    options = Options(tasks=("CG",), label="3", number=3, index=2**20 + 5, out=str(tmp_path), scale=1)
+    paths = sample_run(run, options, trust=True)
+    assert [p.name for p in paths[:3]] == [f"CG_{2**20 + i:05d}_seed0.mp4" for i in (5, 6, 7)]
+    videos = [read_video(p)[0] for p in paths]
+    assert (videos[0] != videos[1]).any() and videos[3].shape[2] < 2 * 96 + 80  # one column
+
+
+def test_flags_that_would_do_nothing_are_refused(tmp_path, clip):
+    with pytest.raises(UserError, match="--label=3: FP is not given a class; leave it out"):
+        sample_run(tiny_runs.echo_run(labels=True), Options(tasks=("FP",), label="3", out=str(tmp_path)), trust=True)
+    for bad in (dict(start=1.0), dict(fps=9.0)):
+        with pytest.raises(ValueError, match="give one with --video"):
+            Options(**bad)
+    with pytest.raises(ValueError, match="--index counts evaluation clips"):
+        Options(video=str(clip), index=1)
 
 
 def test_a_tokenizer_reconstructs(tmp_path, clip):

@@ -119,6 +119,23 @@ def test_signals_save_and_leave(tmp_path, capsys, number, code):
     assert Checkpoints(tmp_path / "checkpoints").steps() == [1]
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    def evaluate(objective, params, step):
+        if step == 1:
+            with pytest.raises(UserError, match=rf"being trained by another process \(process {os.getpid()} on"):
+                train.train(config(), tmp_path, **ONE)
+        return {}
+
+    train.train(config(eval_every=1), tmp_path, evaluate=evaluate, **ONE)
+    train.train(config(steps=7), tmp_path, **ONE)  # the first has let go of it
+
+
+def test_a_finished_run_says_so(tmp_path, capsys):
+    train.train(config(), tmp_path, **ONE)
+    train.train(config(), tmp_path, **ONE)
+    assert "this run is at step 6 already" in capsys.readouterr().out
+
+
 def test_second_interrupt_stops_at_once(tmp_path):
     def evaluate(objective, params, step):
         os.kill(os.getpid(), signal.SIGINT)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from magvid.__main__ import main
-from magvid.masked.tasks import condition_videos, find_task, pixel_masks
+from magvid.masked.tasks import condition_videos, find_task, nothing, pixel_masks
 from magvid.objectives.vqvae import scale
 from magvid.runs import Run, open_run
 from magvid.train import train
@@ -44,8 +44,16 @@ class Echo:
     tasks: tuple = ("FP", "CG")
     mix: float = 0.5
     noise: float = 0.0
-    classes: int = 0
-    labelled: tuple = (False, False)
+    classes: int = 18
+    labels: bool = False
+
+    @property
+    def labelled(self):
+        return tuple(self.labels and find_task(t).class_cond for t in self.tasks)
+
+    @property
+    def blind(self):
+        return tuple(find_task(t).region is nothing for t in self.tasks)
 
     def init(self, key, batch):
         return {"model": {"kernel": jnp.ones(3)}}
@@ -75,17 +83,17 @@ class Echo:
 
 
 @functools.cache
-def echo_run(mix: float = 0.5, noise: float = 0.0, labelled: tuple = (False, False)) -> Run:
+def echo_run(mix: float = 0.5, noise: float = 0.0, labels: bool = False) -> Run:
     import tiny_config
 
     data = {"source": tiny_config.sprites("validation"), "transforms": []}
     config = dict(
         steps=1,
         batch=8,
-        objective=dict(target="tiny_runs:Echo", mix=mix, noise=noise, labelled=labelled),
+        objective=dict(target="tiny_runs:Echo", mix=mix, noise=noise, labels=labels),
         data=dict(train=data, eval=data),
         optim=dict(model=dict(rules=[[".*", dict(peak=1e-3)]])),
     )
-    path = folder() / f"echo_{mix}_{noise}_{sum(labelled)}"
+    path = folder() / f"echo_{mix}_{noise}_{labels}"
     train(config, path)
     return open_run(path, trust=True)

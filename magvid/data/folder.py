@@ -76,6 +76,9 @@ class VideoFolder:
         self.classes = tuple(sorted({self._class(name) for name, entry in entries.items() if "error" not in entry}))
         usable, self.bad = self._usable(entries)
         chosen, captions = _split(sorted(usable), split, holdout), _captions(self.path)
+        if strangers := sorted(set(captions) - set(entries)):
+            some = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+            _warn_once(f"{self.path / 'captions.jsonl'} names {len(strangers)} files that are not there: {some}")
         self._clips = [
             Clip(n, self.classes.index(self._class(n)), captions.get(n, ()), usable[n]["sha256"], usable[n]["timeline"])
             for n in chosen
@@ -201,12 +204,18 @@ def _captions(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
     """captions.jsonl -> {file: its captions}."""
     captions: dict[str, tuple[str, ...]] = {}
     file = path / "captions.jsonl"
-    for number, line in enumerate(file.read_text("utf-8").splitlines() if file.is_file() else (), 1):
+    try:
+        text = file.read_text("utf-8") if file.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            name, caption = pathlib.PurePosixPath(row["file"]).as_posix(), str(row["caption"])
+            name, caption = pathlib.PurePosixPath(row["file"]).as_posix(), row["caption"]
+            if not isinstance(caption, str):
+                raise TypeError
         except (ValueError, KeyError, TypeError) as error:
             expected = '{"file": ..., "caption": ...}'
             raise UserError(f"{file} line {number} should be {expected}, got {line[:80]!r}") from error

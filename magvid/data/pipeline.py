@@ -272,6 +272,8 @@ class _Batches:
     """
 
     def __init__(self, local: Local, process: int, workers: int):
+        if workers < 0:
+            raise ValueError(f"data workers={workers}: give 0 (threads of this process) or more reading processes")
         self._running = [_elastic(local, process, workers)]
         weakref.finalize(self, _stop, self._running)
 

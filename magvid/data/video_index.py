@@ -142,7 +142,10 @@ def _load_index(file: pathlib.Path) -> dict[str, dict]:
     if not _is_ours(file):
         raise UserError(f"{file} is not an index of this library: delete it or give another file as `index`")
     content = json.loads(file.read_text("utf-8"))
-    return content["files"] if content["format"] == FORMAT else {}  # an older format is indexed afresh
+    files = content.get("files") if content["format"] == FORMAT else {}  # an older format is indexed afresh
+    need = {"size", "mtime", "sha256"}
+    whole = lambda entry: isinstance(entry, dict) and need <= set(entry) and ("error" in entry or "timeline" in entry)
+    return {name: entry for name, entry in files.items() if whole(entry)} if isinstance(files, dict) else {}
 
 
 def _save_index(file: pathlib.Path, entries: dict[str, dict]) -> None:

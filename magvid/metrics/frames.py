@@ -138,14 +138,14 @@ def best_of(generated: Num[Arrays, "b n t h w c"], target: Num[Arrays, "b t h w 
 class SkillScore:
     """Metric `skill` of batch["video"] over the baseline batch["condition"], with batch["reconstruction"] as its limit,
     all (b t h w 3) and against batch["target"]. batch["samples"] (b n t h w 3) adds the best of n. Says nothing where
-    there is no condition."""
+    there is no condition, or one that gives nothing (batch["given"] is False everywhere): any picture beats that."""
 
     resamples: int = 2000
     seed: int = 0
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "b"]]:
         """Sums of squared errors of every clip."""
-        if "condition" not in batch:
+        if "condition" not in batch or not np.any(batch.get("given", True)):
             return {}
         target = batch["target"]
         errors = {name: _squared_error(batch[name], target, None) for name in ("condition", "video", "reconstruction")}

@@ -323,6 +323,9 @@ class SpriteJudge:
         out = {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high,
                "chance": 1 / len(sprites.as_world(self.world).pairs), "n": float(len(right)),
                "confidence": float(np.mean(features["confidence"]))}
+        world = sprites.as_world(self.world)
+        told = {"shape": world.shapes, "action": world.actions, "colour": world.colours, "texture": world.textures}
+        parts = {name: values for name, values in parts.items() if len(told[name]) > 1}  # no guess is wrong of one
         out.update({f"{name}_accuracy": float(values.mean()) for name, values in parts.items()})
         if "colour" in parts:
             out["identity_accuracy"] = float((parts["shape"] & parts["colour"]).mean())

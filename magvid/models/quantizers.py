@@ -62,6 +62,11 @@ class VQ(nn.Module):
     hard_entropy: bool = False
     normalize: bool = False
 
+    def __post_init__(self):
+        if self.size < 2 or self.dim < 1:
+            raise ValueError(f"size={self.size}, dim={self.dim}: a codebook needs 2 codes of 1 channel or more")
+        super().__post_init__()
+
     def setup(self):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_in is k here: uniform in +-sqrt(3/k)
         self.codebook = self.param("codebook", init, (self.size, self.dim))

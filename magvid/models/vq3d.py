@@ -171,6 +171,8 @@ def res_blocks(model: Encoder | Decoder) -> Callable:
     """
     parts = dict(norm=model.norm, activation=model.activation, padding=model.padding, dtype=model.dtype)
     counter = iter(range(10_000))
+    if model.filters < 1 or min(model.multipliers) < 1:
+        raise ValueError(f"filters={model.filters}, multipliers={tuple(model.multipliers)}: both start at 1")
 
     def at(level: int):
         cls = nn.remat(ResBlock) if level < model.remat else ResBlock

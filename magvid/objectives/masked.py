@@ -127,6 +127,11 @@ class Masked:
         """Which of the tasks are given the class."""
         return tuple(row.class_cond and self.vocab.classes > 0 for row in self.rows)
 
+    @property
+    def blind(self) -> tuple[bool, ...]:
+        """Which of the tasks are given no pixel."""
+        return tuple(row.region is task_table.nothing for row in self.rows)
+
     def with_decoding(self, **options) -> "Masked":
         """The same with other arguments of `masked.decode.decode`, e.g. steps and temperature."""
         return dataclasses.replace(self, decoding={**self.decoding, **options})
