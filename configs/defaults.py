@@ -43,19 +43,8 @@ def muon(peak, warmup, matrices=(("kernel", -1),), b2=0.99, clip=1.0):
     return dict(optimizer=optimizer, rules=[[".*", dict(peak=peak, warmup=warmup, decay="cosine")]], clip=clip)
 
 
-def vq(codes, dim, entropy=0.1):
-    """MAGVIT's quantizer: a codebook of `codes` rows of width `dim`."""
-    return dict(target="magvid.models.quantizers:VQ", size=codes, dim=dim, entropy_weight=entropy)
-
-
-def fsq(levels):
-    """Finite scalar quantization: no codebook, prod(levels) codes."""
-    return dict(target="magvid.models.quantizers:FSQ", levels=levels)
-
-
-def tokenizer(filters, multipliers, temporal, blocks, quantizer, patch=(1, 1, 1), norm="GroupNorm"):
-    """A 3D-VQ tokenizer; MAGVIT-B at 128x128 is tokenizer(64, (1, 2, 2, 4), (True, True, False), 2, vq(1024, 256))."""
-    dim = quantizer["dim"] if "dim" in quantizer else len(quantizer["levels"])
+def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), norm="GroupNorm", entropy=0.1):
+    """A 3D-VQ tokenizer; MAGVIT-B at 128x128 is tokenizer(64, (1, 2, 2, 4), (True, True, False), 2, 256, 1024)."""
     shared = dict(
         filters=filters,
         multipliers=multipliers,
@@ -67,7 +56,7 @@ def tokenizer(filters, multipliers, temporal, blocks, quantizer, patch=(1, 1, 1)
     return dict(
         target="magvid.models.tokenizer:Tokenizer",
         encoder=dict(target="magvid.models.vq3d:Encoder", dim=dim, **shared),
-        quantizer=quantizer,
+        quantizer=dict(target="magvid.models.quantizers:VQ", size=codes, dim=dim, entropy_weight=entropy),
         decoder=dict(target="magvid.models.vq3d:Decoder", **shared),
     )
 

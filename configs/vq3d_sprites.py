@@ -7,8 +7,7 @@ world, 4x8x8 tokens. smoke=1: seconds. MAGVIT's layers, but not its published si
 full-resolution layers of a few channels would take most of a CPU's time (see `magvid.models.vq3d.Encoder`). What made
 these budgets, one run each in the small world on one core: Muon instead of Adam (24.3 dB in place of 21.7 after 1500
 steps), 16 filters instead of 32 (as good per step, at 0.4 times the cost), batches of 4 instead of 16 (22.5 dB in place
-of 20.2 after as many clips). In the full world the quantizer is the limit (without one: 28.5 dB after 1250 steps), and
-FSQ in place of VQ makes 24.6 dB instead of 23.7, in two thirds of the time; both stand near 26 dB in the end.
+of 20.2 after as many clips).
 """
 
 from ml_collections import ConfigDict
@@ -17,12 +16,10 @@ from configs import defaults
 
 BUDGETS = {
     "quick": dict(
-        world="small", patch=(2, 4, 4), multipliers=(1, 2), filters=16, codes=256, quantizer=defaults.vq(256, 32, 0.01),
-        padded=0.3, steps=3000, peak=4e-3,
+        world="small", patch=(2, 4, 4), multipliers=(1, 2), filters=16, codes=256, padded=0.3, steps=3000, peak=4e-3
     ),
     "long": dict(
-        world="full", patch=(4, 4, 4), multipliers=(1,), filters=32, codes=1000, quantizer=defaults.fsq((8, 5, 5, 5)),
-        padded=0.15, steps=10000, peak=4e-3,
+        world="full", patch=(4, 4, 4), multipliers=(1,), filters=32, codes=1024, padded=0.15, steps=16000, peak=4e-3
     ),
 }
 FRAMES, SIZE = 16, 32  # pixels
@@ -46,8 +43,8 @@ def get_config(arg=None):
     config.objective = dict(
         target="magvid.objectives.vqvae:VQVAE",
         tokenizer=defaults.tokenizer(
-            8 if smoke else b["filters"], b["multipliers"], (True,) * (len(b["multipliers"]) - 1), 1, b["quantizer"],
-            patch=b["patch"], norm="LayerNorm",
+            8 if smoke else b["filters"], b["multipliers"], (True,) * (len(b["multipliers"]) - 1), 1, 32, b["codes"],
+            patch=b["patch"], norm="LayerNorm", entropy=0.01,
         ),
         reconstruction=10.0,  # there is no perceptual and no adversarial loss beside it
         padded=b["padded"],  # most cells of so small a grid lie at the border of some given region
