@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from helpers import GOLDEN, Golden, flatten, nest, relative_error
+from magvid.models import vq2d
 from magvid.models.layers import GroupNorm, LayerNorm
 from magvid.models.quantizers import VQ
 from magvid.models.tokenizer import Tokenizer
@@ -20,11 +21,12 @@ COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
 
 def tokenizer_of(config: dict) -> Tokenizer:
     """Our tokenizer for an official `vqvae` configuration."""
+    planar, multipliers = config["architecture"] == "2dcnn", tuple(config["channel_multipliers"])
     shared = dict(
         filters=config["filters"],
-        multipliers=tuple(config["channel_multipliers"]),
-        temporal=tuple(config["temporal_downsample"]),
-        norm={"GN": GroupNorm, "LN": LayerNorm}[config["norm_type"]],
+        multipliers=multipliers,
+        temporal=tuple(config.get("temporal_downsample", (False,) * (len(multipliers) - 1))),
+        norm={"GN": vq2d.FrameNorm if planar else GroupNorm, "LN": LayerNorm}[config["norm_type"]],
         activation={"swish": nn.swish, "relu": nn.relu}[config["activation_fn"]],
         padding=config.get("custom_conv_padding", "zero"),
     )
@@ -32,9 +34,9 @@ def tokenizer_of(config: dict) -> Tokenizer:
     up = deconv_up if config.get("upsample") == "deconv" else nearest_conv_up
     dim = config["embedding_dim"]
     return Tokenizer(
-        Encoder(**shared, blocks=config["num_enc_res_blocks"], dim=dim, down=down),
+        (vq2d.Encoder if planar else Encoder)(**shared, blocks=config["num_enc_res_blocks"], dim=dim, down=down),
         VQ(config["codebook_size"], dim, hard_entropy=config["entropy_loss_type"] == "argmax"),
-        Decoder(**shared, blocks=config["num_dec_res_blocks"], up=up),
+        (vq2d.Decoder if planar else Decoder)(**shared, blocks=config["num_dec_res_blocks"], up=up),
     )
 
 

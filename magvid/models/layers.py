@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Dtype = Any
 Pads = tuple[tuple[int, int], ...]
@@ -91,8 +91,8 @@ def pad_mode(x: Array, pads: Sequence[tuple[int, int]], mode: str) -> Array:
 
 
 def _conv_nearest(x: Array, kernel: Array, factors: Sequence[int], mode: str) -> Array:
-    """Nearest-neighbour upsampling, then a 3x3x3 convolution, as written."""
-    x = pad_mode(nearest_upsample(x, factors), ((1, 1),) * 3, mode)
+    """Nearest-neighbour upsampling, then a 3x3x3 (or 1x3x3) convolution, as written."""
+    x = pad_mode(nearest_upsample(x, factors), [(k // 2, k // 2) for k in kernel.shape[:3]], mode)
     return _conv(x, kernel, (1, 1, 1), ((0, 0),) * 3)
 
 
@@ -106,6 +106,8 @@ def _conv_nearest_phases(x: Array, kernel: Array, factors: Sequence[int], mode: 
     instead of 27 products).
     """
     for axis, factor in enumerate(factors):  # reflect and symmetric differ from edge where nothing is doubled
+        if kernel.shape[axis] == 1:
+            continue
         pad = [(0, 0)] * 3
         pad[axis] = (1, 1)
         x = pad_mode(x, pad, SMALL_PAD[mode] if factor == 2 else mode)
@@ -113,7 +115,7 @@ def _conv_nearest_phases(x: Array, kernel: Array, factors: Sequence[int], mode: 
     for axis, factor in enumerate(factors):
         if factor == 2:
             phases = [phase for offsets, k in phases for phase in _even_odd(offsets, k, axis)]
-    size = [n - 2 for n in x.shape[1:4]]
+    size = [n - taps + 1 for n, taps in zip(x.shape[1:4], kernel.shape)]
     outputs = []
     for offsets, k in phases:
         t, h, w = (slice(o, o + n + taps - 1) for o, n, taps in zip(offsets, size, k.shape))
@@ -130,10 +132,10 @@ def _even_odd(offsets: tuple[int, int, int], kernel: Array, axis: int) -> list[t
 
 
 def conv3d_of_nearest(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 3 c o"], factors: Sequence[int], mode: str
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt 3 3 c o"], factors: Sequence[int], mode: str
 ) -> Array:
     """3x3x3 convolution of the video upsampled by `factors` (1 or 2 each) and padded by one cell in `mode` of
-    `jnp.pad`.
+    `jnp.pad`. A 1x3x3 kernel, whose temporal factor is 1, leaves the frames apart.
     """
     plain = partial(_conv_nearest, factors=factors, mode=mode)
     phases = partial(_conv_nearest_phases, factors=factors, mode=mode) if mode in SMALL_PAD else plain
@@ -145,7 +147,7 @@ class Conv(nn.Module):
 
     `padding`: "zero" is TensorFlow's SAME; any mode of `jnp.pad` ("reflect", "edge", "wrap", "reflect_odd", ...) pads
     every axis by ((k-1)//2, k//2) first, as the MAGVIT paper's reflect padding does. `upsample` repeats every cell
-    (nearest neighbour) first.
+    (nearest neighbour) first. `planar` convolves each frame by itself: the parameter has no temporal axis (kh kw c o).
     """
 
     features: int
@@ -154,54 +156,63 @@ class Conv(nn.Module):
     use_bias: bool = True
     padding: str = "zero"
     upsample: tuple[int, int, int] = (1, 1, 1)
+    planar: bool = False
     dtype: Dtype = None
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
+        window = self.kernel[1:] if self.planar else self.kernel
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = self.convolve(x, kernel)
+        y = self.convolve(x, kernel[None] if self.planar else kernel)
         return y if bias is None else y + bias
 
     def convolve(self, x: Float[Array, "b t h w c"], kernel: Array) -> Float[Array, "b t2 h2 w2 o"]:
         if self.upsample != (1, 1, 1):
             return conv3d_of_nearest(x, kernel, self.upsample, "constant" if self.padding == "zero" else self.padding)
+        window = kernel.shape[:3]
         if self.padding == "zero":
-            pads = lax.padtype_to_pads(x.shape[1:4], self.kernel, self.strides, "SAME")
+            pads = lax.padtype_to_pads(x.shape[1:4], window, self.strides, "SAME")
         else:
-            x, pads = pad_mode(x, [((k - 1) // 2, k // 2) for k in self.kernel], self.padding), [(0, 0)] * 3
-        if self.kernel == (1, 1, 1) and self.strides == (1, 1, 1):
+            x, pads = pad_mode(x, [((k - 1) // 2, k // 2) for k in window], self.padding), [(0, 0)] * 3
+        if window == (1, 1, 1) and self.strides == (1, 1, 1):
             return x @ kernel[0, 0, 0]
         return conv3d(x, kernel, self.strides, tuple((int(lo), int(hi)) for lo, hi in pads))
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution with bias, SAME: each axis grows by its stride (MAGVIT official `deconv`; slow on CPU)."""
+    """Transposed convolution with bias, SAME: each axis grows by its stride (MAGVIT official `deconv`; slow on CPU).
+    `planar` as in `Conv`.
+    """
 
     features: int
     kernel: tuple[int, int, int] = (4, 4, 4)
     strides: tuple[int, int, int] = (2, 2, 2)
+    planar: bool = False
     dtype: Dtype = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*self.kernel, x.shape[-1], self.features))
+        window = self.kernel[1:] if self.planar else self.kernel
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*window, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = kernel[None] if self.planar else kernel
         return lax.conv_transpose(x, kernel, self.strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")) + bias
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with statistics over t, h, w and the channels of a group; eps 1e-6, var = E[x^2] - E[x]^2
-    (Flax's fast form).
+    """Group normalisation with statistics over t, h, w (`per_frame`: h, w) and the channels of a group; eps 1e-6, var =
+    E[x^2] - E[x]^2 (Flax's fast form).
 
     Sums run per channel first, then per group: on CPU up to twice as fast as reducing the grouped array.
     """
 
     groups: int = 32
     epsilon: float = 1e-6
+    per_frame: bool = False
     dtype: Dtype = None
 
     @nn.compact
@@ -214,18 +225,18 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = tuple(range(1, x.ndim - 1))
+        axes = tuple(range(2 if self.per_frame else 1, x.ndim - 1))
 
-        def per_group(v):  # (b c) channel means -> (b c) group means
-            v = v.reshape(v.shape[0], self.groups, -1).mean(-1)
+        def per_group(v):  # (b c) or (b t c) channel means -> group means of that shape
+            v = v.reshape(*v.shape[:-1], self.groups, -1).mean(-1)
             return jnp.repeat(v, channels // self.groups, axis=-1)
 
         mean = per_group(x32.mean(axes))
         var = jnp.maximum(per_group(jnp.square(x32).mean(axes)) - jnp.square(mean), 0)
         gain = scale * lax.rsqrt(var + self.epsilon)
         shift = bias - mean * gain
-        expand = (slice(None),) + (None,) * len(axes)
-        return (x32 * gain[expand] + shift[expand]).astype(self.dtype or x.dtype)
+        gain, shift = (jnp.expand_dims(v, axes) for v in (gain, shift))
+        return (x32 * gain + shift).astype(self.dtype or x.dtype)
 
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)  # over channels, the VQ models' option
@@ -287,15 +298,23 @@ def depth_to_space(x: Float[Array, "b t h w c"], patch: Sequence[int]) -> Float[
 
 
 def attention(
-    q: Float[Array, "b n heads e"], k: Float[Array, "b m heads e"], v: Float[Array, "b m heads e"], dropout=None
-) -> Array:
-    """Softmax attention; scale 1/sqrt(e); `dropout` maps the probabilities (b heads n m). Softmax in float32.
+    q: Float[Array, "b n heads e"],
+    k: Float[Array, "b m heads e"],
+    v: Float[Array, "b m heads e"],
+    dropout: Callable | None = None,
+    allowed: Bool[Array, "#b #heads n m"] | None = None,
+) -> Float[Array, "b n heads e"]:
+    """Softmax attention; scale 1/sqrt(e); `dropout` maps the probabilities (b heads n m); `allowed`: which tokens m each
+    token n may read, all where None. Softmax in float32.
 
     Written as matrix products over (b heads): the fastest form measured on CPU, and one XLA fuses on GPU and TPU.
     """
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
     logits = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(q.dtype)
+    logits = logits.astype(jnp.float32)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
+    probabilities = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
     if dropout is not None:
         probabilities = dropout(probabilities)
     return (probabilities @ v).swapaxes(1, 2)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from magvid.models.layers import Conv, ConvTranspose, GroupNorm, average_pool, depth_to_space, space_to_depth
+from magvid.types import Params
 
 
 class ResBlock(nn.Module):
@@ -23,11 +26,13 @@ class ResBlock(nn.Module):
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
     padding: str = "zero"
+    planar: bool = False
     dtype: type | str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
-        conv = partial(Conv, self.features, use_bias=False, padding=self.padding, dtype=self.dtype)
+        options = dict(padding=self.padding, planar=self.planar, dtype=self.dtype)
+        conv = partial(Conv, self.features, use_bias=False, **options)
         y = conv()(self.activation(self.norm()(x)))
         y = conv()(self.activation(self.norm()(y)))
         if x.shape[-1] != self.features:
@@ -35,7 +40,7 @@ class ResBlock(nn.Module):
         return x + y
 
 
-# A down- or upsampling layer is made by (features, strides, padding, dtype) inside the parent, which numbers its
+# A down- or upsampling layer is made by (features, strides, padding, planar, dtype) inside the parent, which numbers its
 # parameters.
 
 
@@ -54,13 +59,13 @@ def nearest_conv_up(features: int, strides: Sequence[int], **conv) -> Callable:
     return Conv(features, upsample=tuple(strides), **conv)
 
 
-def deconv_up(features: int, strides: Sequence[int], padding: str = "zero", dtype=None) -> Callable:
+def deconv_up(features: int, strides: Sequence[int], padding: str = "zero", **conv) -> Callable:
     """4x4x4 transposed convolution (official `deconv`); zero padding only."""
     if padding != "zero":
         raise ValueError(
             f'a transposed convolution pads with zeros only, got padding="{padding}": use nearest_conv_up with it'
         )
-    return ConvTranspose(features, strides=tuple(strides), dtype=dtype)
+    return ConvTranspose(features, strides=tuple(strides), **conv)
 
 
 def level_strides(temporal: Sequence[bool], levels: int) -> list[tuple[int, int, int]]:
@@ -93,7 +98,7 @@ class Encoder(nn.Module):
     Defaults are MAGVIT-B at 128x128: 16x128x128 -> 4x16x16x256. Odd sizes round up. `remat` recomputes the first
     levels' activations in the backward pass (L: 1, H: 3). `patch` (t h w), not in the paper, folds pixels into channels
     before the first convolution: on a CPU, layers with a few channels at full resolution cost the most and learn the
-    least. Sizes must be multiples of it.
+    least. Sizes must be multiples of it. `planar` (see `vq2d`) convolves each frame by itself.
     """
 
     filters: int = 64
@@ -106,12 +111,13 @@ class Encoder(nn.Module):
     padding: str = "zero"
     down: Callable = pool_down
     patch: Sequence[int] = (1, 1, 1)
+    planar: bool = False
     remat: int = 0
     dtype: type | str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b th hh wh dim"]:
-        conv = dict(padding=self.padding, dtype=self.dtype)
+        conv = dict(padding=self.padding, planar=self.planar, dtype=self.dtype)
         strides = level_strides(self.temporal, len(self.multipliers))
         blocks = level_blocks(self.blocks, len(self.multipliers))
         res = res_blocks(self)
@@ -143,12 +149,13 @@ class Decoder(nn.Module):
     padding: str = "zero"
     up: Callable = nearest_conv_up
     patch: Sequence[int] = (1, 1, 1)
+    planar: bool = False
     remat: int = 0
     dtype: type | str | None = None
 
     @nn.compact
     def __call__(self, z: Float[Array, "b th hh wh d"]) -> Float[Array, "b t h w c"]:
-        conv = dict(padding=self.padding, dtype=self.dtype)
+        conv = dict(padding=self.padding, planar=self.planar, dtype=self.dtype)
         strides = level_strides(self.temporal, len(self.multipliers))
         blocks = level_blocks(self.blocks, len(self.multipliers))
         res = res_blocks(self)
@@ -169,7 +176,8 @@ def res_blocks(model: Encoder | Decoder) -> Callable:
     """level -> a ResBlock constructor with the model's parts, rematerialised in the first `model.remat` levels; names
     stay ResBlock_i.
     """
-    parts = dict(norm=model.norm, activation=model.activation, padding=model.padding, dtype=model.dtype)
+    names = "norm", "activation", "padding", "planar", "dtype"
+    parts = {name: getattr(model, name) for name in names}
     counter = iter(range(10_000))
     if model.filters < 1 or min(model.multipliers) < 1:
         raise ValueError(f"filters={model.filters}, multipliers={tuple(model.multipliers)}: both start at 1")
@@ -179,3 +187,30 @@ def res_blocks(model: Encoder | Decoder) -> Callable:
         return lambda features: cls(features, name=f"ResBlock_{next(counter)}", **parts)
 
     return at
+
+
+def inflate_central(planar: Params, shapes: Params) -> Params:
+    """2D parameters as those of the 3D model of `shapes`: each kernel in the middle of its time axis, 0 beside it
+    (MAGVIT, section 3.1). On a still video the 3D-VQ then gives the 2D-VQ's latents and reconstruction.
+
+    All that has no time axis is copied. Names that do not fit are left out.
+    """
+    return _inflate(planar, shapes, lambda taps: np.eye(1, taps, taps // 2)[0])
+
+
+def inflate_average(planar: Params, shapes: Params) -> Params:
+    """The same with the kernel divided evenly over its time axis."""
+    return _inflate(planar, shapes, lambda taps: np.full(taps, 1 / taps))
+
+
+def _inflate(planar: Params, shapes: Params, weights: Callable[[int], np.ndarray]) -> Params:
+    flat, targets = flatten_dict(planar), flatten_dict(shapes)
+    inflated = {}
+    for name, value in flat.items():
+        target = targets[name].shape if name in targets else None
+        if target == value.shape:
+            inflated[name] = value
+        elif target and target[1:] == value.shape:
+            taps = weights(target[0]).astype(value.dtype)
+            inflated[name] = taps.reshape(-1, *[1] * value.ndim) * np.asarray(value)
+    return unflatten_dict(inflated)
