@@ -41,7 +41,7 @@ def get_config(arg=None):
     config.steps = 2 if smoke else b["steps"]
     config.batch = 4
     config.objective = dict(
-        target="magvid.objectives.vqvae:VQVAE",
+        target="magvid.objectives.vqgan:VQGAN",
         tokenizer=defaults.tokenizer(
             8 if smoke else b["filters"], b["multipliers"], (True,) * (len(b["multipliers"]) - 1), 1, 32, b["codes"],
             patch=b["patch"], norm="LayerNorm", entropy=0.01,

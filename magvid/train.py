@@ -20,6 +20,8 @@ from magvid.runs import ClipFormat
 from magvid.state import TrainState
 from magvid.types import UserError
 
+ALARM = 10  # readings in a row below an objective's limit
+
 Evaluate = Callable[[Any, Mapping[str, Any], int], Mapping[str, Any]]
 
 
@@ -89,6 +91,7 @@ class Loop:
         self.newest: dict[str, float] = {}
         self.pending = None  # (step, metrics, finite) of a step that the device may still be computing
         self.saved = 0  # the newest saved step
+        self.low: dict[str, int] = {}  # readings in a row that a metric has been below its limit
         self.timer = _Timer()
 
     def run(self, train_state: TrainState, step: int, loader, waiting: list) -> tuple[TrainState, dict[str, float]]:
@@ -138,6 +141,15 @@ class Loop:
         if step % self.config["log_every"] == 0 or step == self.config["steps"]:
             values = {k if k.startswith("opt/") else f"train/{k}": float(v) for k, v in metrics.items()}
             self._log(step, values | self.timer.read(self.config["batch"]))
+            self._alarm(step, values)
+
+    def _alarm(self, step: int, values: Mapping[str, float]) -> None:
+        """Say once that a metric has stayed below what the objective's `alarms` give as its least value."""
+        for name, (least, remedy) in getattr(self.job.objective, "alarms", {}).items():
+            value = values.get(f"train/{name}", least)
+            self.low[name] = self.low.get(name, 0) + 1 if value < least else 0
+            if self.low[name] == ALARM:
+                self.logger.say(f"step {step}: {name} stays below {least:g}, at {value:.3g} now: {remedy}")
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         self.newest |= values

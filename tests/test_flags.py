@@ -50,5 +50,5 @@ def test_help_imports_nothing_heavy(tmp_path):
 def test_a_config_may_be_a_plain_dict_and_takes_its_argument():
     config = load_config(f"{tiny_runs.TINY}:masked,")
     assert config.objective.target.endswith("Masked") and load_config(str(tiny_runs.TINY)).objective.target.endswith(
-        "VQVAE"
+        "VQGAN"
     )

@@ -45,7 +45,8 @@ def test_golden_masking(mode, weighting):
         np.testing.assert_array_equal(ours.targets, golden[case + ":targets"])
         segments = ours.masked & region if conditioning.refine else np.zeros_like(region)
         np.testing.assert_array_equal(segments, golden[case + ":segment_ids"])
-        weights = commit.loss_weights(ours.masked, region, conditioning, recons=weighting.endswith("recons"))
+        kind = commit.LossWeights(recons=float(weighting.endswith("recons")))
+        weights = commit.loss_weights(ours.masked, region, conditioning, kind)
         np.testing.assert_array_equal(weights, golden[case + ":weights"])
 
 
@@ -101,3 +102,16 @@ def test_limit_caps_the_count_but_one_is_always_masked():
 def test_unknown_conditioning():
     with pytest.raises(ValueError, match="fixed='both' is none of"):
         commit.Conditioning(fixed="both")
+
+
+def test_the_three_losses_have_weights_of_their_own():
+    masked = np.array([True, True, False, False]).reshape(1, 1, 1, 4)
+    region = np.array([True, False, True, False]).reshape(1, 1, 1, 4)
+    kind = commit.LossWeights(mask=2.0, refine=3.0, recons=5.0)
+    weights = lambda conditioning: np.ravel(commit.loss_weights(masked, region, conditioning, kind)).tolist()
+    assert weights(commit.COMMIT) == [3, 2, 5, 5]
+    assert weights(commit.UNCONDITIONED) == [2, 2, 5, 5]
+    assert weights(commit.FIXED_CONDITION) == [0, 2, 0, 5]
+    for bad in (dict(mask=-1.0), dict(mask=0.0, refine=0.0, recons=0.0)):
+        with pytest.raises(ValueError, match="at least 0, and not 0 alone"):
+            commit.LossWeights(**bad)

@@ -11,13 +11,14 @@ import pytest
 
 from helpers import Golden, flatten, nest
 from magvid import optim
-from magvid.masked.commit import COMMIT, mask_tokens
+from magvid.masked.commit import COMMIT, PREFIX, mask_tokens
 from magvid.models.layers import GroupNorm
 from magvid.models.quantizers import VQ
 from magvid.models.tokenizer import Tokenizer
 from magvid.models.transformer import Transformer
 from magvid.models.vq3d import Decoder, Encoder
-from magvid.objectives.masked import ALL_TASKS, Masked
+from magvid.objectives.masked import Masked
+from magvid.objectives.tokens import ALL_TASKS
 from magvid.losses import token_cross_entropy, weighted_mean
 from magvid.types import Vocab
 from test_masked_tasks import OFFICIAL
@@ -25,12 +26,13 @@ from tools.convert_magvit import TRANSFORMER
 from tools.rules import rename
 
 
-def tiny(vocab=Vocab(7, 4), tasks=ALL_TASKS, grid=(2, 4, 6), **options) -> Masked:
-    """Clips of 4x8x12 pixels, 2x4x6 tokens."""
+def tiny(vocab=Vocab(7, 4), tasks=ALL_TASKS, grid=(2, 4, 6), more=0, **options) -> Masked:
+    """Clips of 4x8x12 pixels, 2x4x6 tokens, and `more` in the prefix."""
     shared = dict(filters=4, multipliers=(1, 2), temporal=(True,), blocks=(0, 0, 1), norm=partial(GroupNorm, groups=2))
     tokenizer = Tokenizer(Encoder(dim=5, **shared), VQ(vocab.codebook, 5), Decoder(**shared))
-    n = int(np.prod(grid)) + (2 if vocab.specials > 1 else 1)
-    return Masked(tokenizer, Transformer(vocab.size, n, 16, 1, 2, 32, 0.1), vocab, tasks, **options)
+    n = int(np.prod(grid)) + (2 if vocab.specials > 1 else 1) + more
+    transformer = Transformer(vocab.size, n, 16, 1, 2, 32, 0.1)
+    return Masked(tokenizer=tokenizer, transformer=transformer, vocab=vocab, tasks=tasks, **options)
 
 
 def batch_of(n=2, tasks=10, seed=0):
@@ -58,7 +60,7 @@ def test_golden_sequences(official, multi):
         (hidden.inputs, True, "masked_inputs"),
         (hidden.uncond, False, "uncond_masked_inputs"),
     ):
-        prefix = objective.prefix(batch, conditional)
+        prefix = objective.prefix(batch, golden["cond_inputs"], conditional)
         np.testing.assert_array_equal(
             jnp.concatenate([prefix, ours.reshape(2, -1)], 1), golden[key + theirs] % vocab.size
         )
@@ -145,6 +147,32 @@ def test_samples_are_videos_and_depend_on_the_condition_only_through_the_task():
     assert (at("OPC") != at("OPC", video=black)).any()
     later = np.concatenate([batch["video"][:, :1], black[:, 1:]], axis=1)
     np.testing.assert_array_equal(at("FP"), at("FP", video=later))  # only the first frame is read
+
+
+def test_a_prefix_holds_the_condition_tokens():
+    """[class] [24 tokens of the first latent frame] [SEP], and the grid begins as [MASK]: table 5's prefix condition."""
+    vocab = Vocab(7, 4, 1)
+    objective = tiny(vocab, ("FP",), more=25, conditioning=PREFIX, guidance=1.0, decoding=dict(steps=3))
+    batch = batch_of(2, tasks=1)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
+    cond_ids, region = objective.condition(params, batch)
+    assert region[:, 0].all() and not region[:, 1:].any()
+    prefix, uncond = (objective.prefix(batch, cond_ids, conditional) for conditional in (True, False))
+    assert prefix.shape == (2, 26) and (prefix[:, 0] == vocab.uncond).all() and (prefix[:, -1] == vocab.sep).all()
+    np.testing.assert_array_equal(prefix[:, 1:-1], cond_ids[:, 0].reshape(2, 24))
+    assert (uncond[:, 1:-1] == vocab.mask).all()
+    ids, record = jax.jit(objective.sample_ids)(params, batch, jax.random.key(2))
+    assert (record.inputs[0] == vocab.mask).all()
+    other = batch | {"video": batch["video"].copy()}
+    other["video"][:, 1:] = 0
+    np.testing.assert_array_equal(jax.jit(objective.sample_ids)(params, other, jax.random.key(2))[0], ids)
+    other["video"][:, 0] = 255 - other["video"][:, 0]
+    assert (jax.jit(objective.sample_ids)(params, other, jax.random.key(2))[0] != ids).any()
+    loss = jax.jit(lambda p: objective.loss(p, {}, batch, jax.random.key(1), 0, True)[0]["transformer"])(params)
+    assert jnp.isfinite(loss)
+    with pytest.raises(ValueError, match="the length of one task's, got 10 tasks"):
+        tiny(conditioning=PREFIX)
 
 
 def test_guidance_of_zero_is_no_guidance():

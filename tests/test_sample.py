@@ -133,7 +133,7 @@ def test_a_tokenizer_reconstructs(tmp_path, clip):
     run = open_run(tiny_runs.tokenizer_run())
     paths = sample_run(run, Options(out=str(tmp_path), video=str(clip), number=1))
     assert [p.name for p in paths] == ["reconstruction_clip_00_seed0.mp4", "grid_reconstruction_clip_00_seed0.mp4"]
-    with pytest.raises(UserError, match="it is a VQVAE, which only reconstructs"):
+    with pytest.raises(UserError, match="it is a VQGAN, which only reconstructs"):
         sample_run(run, Options(out=str(tmp_path), tasks=["FP"]))
 
 

@@ -42,7 +42,7 @@ def get_config(arg="tokenizer"):
         metrics=[dict(target="magvid.metrics.sprites:SpriteJudge", world="small")],
     )
     if kind == "tokenizer":
-        config["objective"] = dict(target="magvid.objectives.vqvae:VQVAE", tokenizer=tokenizer())
+        config["objective"] = dict(target="magvid.objectives.vqgan:VQGAN", tokenizer=tokenizer())
         config["optim"]["tokenizer"] = dict(rules=[[".*", peak]])
         return config
     n, classes = 2 * 4 * 4, 18

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from magvid.__main__ import main
 from magvid.masked.tasks import condition_videos, find_task, nothing, pixel_masks
-from magvid.objectives.vqvae import scale
+from magvid.objectives.vqgan import scale
 from magvid.runs import Run, open_run
 from magvid.train import train
 

@@ -19,3 +19,16 @@ TRANSFORMER = [
     (r"BertMlmLayer_0/mlm_bias/bias", r"head_bias"),
 ]
 """Official transformer -> magvid.models.transformer, for `tools.rules.rename`."""
+
+CAUSAL = [
+    (r"Embed_0/embedding", r"words/embedding"),
+    (r"PositionEmbeddings_0/embed_pos", r"positions"),
+    (r"VTNLayer_(\d+)/LayerNorm_0/(scale|bias)", r"block_\1/attention_norm/\2"),
+    (r"VTNLayer_(\d+)/SelfAttention_0/(query|key|value|out)/kernel", r"block_\1/attention/\2/kernel"),
+    (r"VTNLayer_(\d+)/LayerNorm_1/(scale|bias)", r"block_\1/mlp_norm/\2"),
+    (r"VTNLayer_(\d+)/MlpBlock_0/Dense_0/(kernel|bias)", r"block_\1/mlp_in/\2"),
+    (r"VTNLayer_(\d+)/MlpBlock_0/Dense_1/(kernel|bias)", r"block_\1/mlp_out/\2"),
+    (r"decoder_out_ln/(scale|bias)", r"norm/\1"),
+    (r"logits_dense/(kernel|bias)", r"head/\1"),
+]
+"""Official `TransformerLM` (untied) -> magvid.models.causal; the positions lose their leading axis of 1."""

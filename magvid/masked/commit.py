@@ -50,20 +50,25 @@ class Conditioning:
     z~ there).
     fixed: positions of the condition region are never masked nor trained; they hold the "target" tokens, or the
     "condition" tokens, which then also are the targets ("latent masking" of MaskGIT).
+    prefix: the condition tokens stand before the grid, closed by [SEP], and the grid itself is not conditioned.
     """
 
     refine: bool = False
     fixed: str | None = None
+    prefix: bool = False
 
     def __post_init__(self):
         if self.fixed not in (None, "target", "condition"):
             raise ValueError(f'fixed={self.fixed!r} is none of None, "target", "condition"')
+        if self.refine + bool(self.fixed) + self.prefix > 1:
+            raise ValueError(f"{self}: choose one way of conditioning")
 
 
 COMMIT = Conditioning(refine=True)
 UNCONDITIONED = Conditioning()
 FIXED_TARGET = Conditioning(fixed="target")
 FIXED_CONDITION = Conditioning(fixed="condition")
+PREFIX = Conditioning(prefix=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +123,28 @@ def mask_tokens(
     return Masked(inputs, uncond, masked, ids)
 
 
-def loss_weights(
-    masked: Bool[Array, "b th hh wh"], cond_mask, conditioning: Conditioning = COMMIT, recons: bool = True
-) -> Array:
-    """Weight 1 on masked tokens (L_mask and L_refine) and, with `recons`, on shown target tokens too (L_recons); 0 on
-    fixed ones.
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Of the three terms of COMMIT's loss (eq. 4): L_mask on [MASK], L_refine on condition tokens shown in the place of
+    masked ones, L_recons on shown target tokens. Table 5 of the paper: (1, 0, 0), (1, 0, 1) and (1, 1, 1).
     """
-    weights = jnp.ones(masked.shape) if recons else masked.astype(jnp.float32)
-    return jnp.where(cond_mask, 0.0, weights) if conditioning.fixed else weights
+
+    mask: float = 1.0
+    refine: float = 1.0
+    recons: float = 1.0
+
+    def __post_init__(self):
+        if min(self.mask, self.refine, self.recons) < 0 or not self.mask + self.refine + self.recons:
+            raise ValueError(f"{self}: give weights of at least 0, and not 0 alone")
+
+
+def loss_weights(
+    masked: Bool[Array, "b th hh wh"],
+    cond_mask: Bool[Array, "b th hh wh"],
+    conditioning: Conditioning = COMMIT,
+    weights: LossWeights = LossWeights(),
+) -> Float[Array, "b th hh wh"]:
+    """The weight of each token's loss; 0 on fixed tokens. Without condition tokens there is nothing to refine."""
+    hidden = jnp.where(cond_mask & conditioning.refine, weights.refine, weights.mask)
+    found = jnp.where(masked, hidden, weights.recons)
+    return jnp.where(cond_mask, 0.0, found) if conditioning.fixed else found

@@ -1,73 +1,32 @@
 """Training and sampling of a masked video transformer on a frozen tokenizer (MAGVIT, stage 2)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from magvid.losses import token_cross_entropy, weighted_mean
-from magvid.masked import tasks as task_table
-from magvid.masked.commit import COMMIT, Conditioning, cosine, loss_weights, mask_ratio, mask_tokens
+from magvid.masked.commit import COMMIT, Conditioning, LossWeights, cosine, loss_weights, mask_ratio, mask_tokens
 from magvid.masked.decode import decode
-from magvid.objectives.vqvae import scale
-from magvid.types import Groups, Vocab
-
-ALL_TASKS = tuple(task_table.TASKS)
+from magvid.objectives.tokens import TokenObjective
+from magvid.types import Groups
 
 
-@dataclasses.dataclass(frozen=True)
-class Masked:
-    """batch: {"video": uint8 (b t h w 3), "label": int (b,), "task": int (b,) index into `tasks`, "ratio": float (b,)
-    in [0, 1)}.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masked(TokenObjective):
+    """batch: that of `TokenObjective`, and "ratio": float (b,) in [0, 1).
 
-    Groups: "tokenizer" (frozen) and "transformer". `recons` weighs the shown target tokens as L_recons does (paper:
-    yes). `guidance` adds g * (conditional - unconditional) to the logits when sampling. `decoding` are arguments of
-    `masked.decode.decode`.
+    `weights` are those of L_mask, L_refine and L_recons. `guidance` adds g * (conditional - unconditional) to the logits
+    when sampling. `decoding` are arguments of `masked.decode.decode`.
     """
 
-    tokenizer: nn.Module
-    transformer: nn.Module
-    vocab: Vocab
-    tasks: Sequence[str | task_table.Task] = ALL_TASKS
-    schedule: Callable = cosine
     conditioning: Conditioning = COMMIT
-    recons: bool = True
+    schedule: Callable = cosine
+    weights: LossWeights = LossWeights()
     smoothing: float = 1e-4
     guidance: float = 0.0
-    decoding: Mapping = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.tokenizer.quantizer.size != self.vocab.codebook:
-            raise ValueError(
-                f"vocab.codebook={self.vocab.codebook}, but the tokenizer has {self.tokenizer.quantizer.size} codes"
-            )
-        if self.transformer.vocab != self.vocab.size:
-            raise ValueError(f"transformer.vocab={self.transformer.vocab}, but {self.vocab} has {self.vocab.size} rows")
-        if len(self.rows) > 1 and self.vocab.specials == 1:
-            raise ValueError(f"{len(self.rows)} tasks need task tokens: give the vocabulary 16 special slots")
-
-    @cached_property
-    def rows(self) -> tuple[task_table.Task, ...]:
-        return tuple(task_table.find_task(task) for task in self.tasks)
-
-    def init(self, key: Array, batch: dict) -> Groups:
-        keys = jax.random.split(key)
-        clip = scale(batch["video"][:1])
-        tokenizer = self.tokenizer.init(keys[0], clip, train=True)["params"]
-        n = int(np.prod(self.latent_shape(clip.shape))) + self.prefix_length
-        if n != self.transformer.length:
-            raise ValueError(
-                f"transformer.length={self.transformer.length}, but clips of {clip.shape[1:4]} (t h w) make {n} tokens "
-                "with the prefix"
-            )
-        transformer = self.transformer.init(keys[1], jnp.zeros((1, n), jnp.int32))["params"]
-        return {"tokenizer": tokenizer, "transformer": transformer}
 
     def loss(self, params: Groups, extra: dict, batch: dict, key: Array | None, step: Array | int, train: bool):
         """Label-smoothed cross-entropy over the codebook, weighted mean over the tokens of a clip, mean over clips."""
@@ -76,10 +35,10 @@ class Masked:
         gamma = mask_ratio(self.schedule, batch["ratio"], ids[0].size)
         scores = jax.random.uniform(score_key, ids.shape)
         hidden = mask_tokens(ids, cond_ids, cond_mask, gamma, scores, self.vocab.mask, self.conditioning)
-        logits = self.logits(params, self.prefix(batch), hidden.inputs, train=train, rngs={"dropout": dropout_key})
+        logits = self.logits(params, self.prefix(batch, cond_ids), hidden.inputs, train=train, rngs={"dropout": dropout_key})
         losses = token_cross_entropy(logits, hidden.targets, self.smoothing)
         flat = lambda a: a.reshape(a.shape[0], -1)
-        weights = flat(loss_weights(hidden.masked, cond_mask, self.conditioning, self.recons))
+        weights = flat(loss_weights(hidden.masked, cond_mask, self.conditioning, self.weights))
         per_clip = weighted_mean(flat(losses), weights)
         valid = batch.get("valid", jnp.ones(len(per_clip))).astype(jnp.float32)
         loss = jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
@@ -88,16 +47,10 @@ class Masked:
         metrics = {"loss": loss, "masked_accuracy": jnp.sum(right) / jnp.maximum(hidden_count, 1)}
         return {"transformer": loss}, (metrics, extra)
 
-    def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
-        """Generate from the condition of each example's task. batch["video"] is read where the task gives pixels."""
-        return self.tokenizer.apply(
-            {"params": params["tokenizer"]}, self.sample_ids(params, batch, key)[0], method="ids_to_video"
-        )
-
     def sample_ids(self, params: Groups, batch: dict, key: Array, **decoding):
         """Ids (b t' h' w') and the record of the decoding steps."""
         cond_ids, cond_mask = self.condition(params, batch)
-        prefix, uncond_prefix = self.prefix(batch), self.prefix(batch, conditional=False)
+        prefix, uncond_prefix = self.prefix(batch, cond_ids), self.prefix(batch, cond_ids, conditional=False)
 
         def model(inputs, uncond):
             logits = self.logits(params, prefix, inputs)
@@ -109,83 +62,6 @@ class Masked:
         return decode(
             model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, conditioning=self.conditioning, **options
         )
-
-    def with_tasks(self, tasks: Sequence[str | task_table.Task]) -> "Masked":
-        """The same for these tasks; ValueError for one whose token was not trained ("FP5" has that of "FP")."""
-        known = {row.token for row in self.rows}
-        for task in tasks:
-            if task_table.find_task(task).token not in known:
-                raise ValueError(f"task {task} was not trained: this model has {', '.join(map(str, self.tasks))}")
-        return dataclasses.replace(self, tasks=tuple(tasks))
-
-    @property
-    def classes(self) -> int:
-        return self.vocab.classes
-
-    @property
-    def labelled(self) -> tuple[bool, ...]:
-        """Which of the tasks are given the class."""
-        return tuple(row.class_cond and self.vocab.classes > 0 for row in self.rows)
-
-    @property
-    def blind(self) -> tuple[bool, ...]:
-        """Which of the tasks are given no pixel."""
-        return tuple(row.region is task_table.nothing for row in self.rows)
-
-    def with_decoding(self, **options) -> "Masked":
-        """The same with other arguments of `masked.decode.decode`, e.g. steps and temperature."""
-        return dataclasses.replace(self, decoding={**self.decoding, **options})
-
-    def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
-        """The padded condition video of each example's task, and which of its pixels are given."""
-        video = scale(batch["video"])
-        given = jnp.asarray(task_table.pixel_masks(self.rows, video.shape[1:4]))[batch["task"]]
-        return task_table.condition_videos(self.rows, video, batch["task"]), given[..., None]
-
-    def reconstruct(self, params: Groups, batch: dict) -> Float[Array, "b t h w 3"]:
-        """batch["video"] through the tokenizer and back: the best that tokens can express."""
-        ids = self.encode(params, scale(batch["video"]))
-        return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="ids_to_video")
-
-    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(t' h' w') of a video of `shape` (b t h w 3)."""
-        module = self.tokenizer
-        shapes = jax.eval_shape(
-            lambda x: module.init_with_output(jax.random.key(0), x, method="encode")[0], jnp.zeros((1, *shape[1:]))
-        )
-        return shapes.shape[1:4]
-
-    @property
-    def prefix_length(self) -> int:
-        return 2 if self.vocab.specials > 1 else 1
-
-    def prefix(self, batch: dict, conditional: bool = True) -> Int[Array, "b prefix"]:
-        """[task token if multi-task] [class token]; the class is UNCOND unless the task gives it."""
-        uncond = jnp.full(batch["task"].shape, self.vocab.uncond)
-        gives_class = jnp.asarray([task.class_cond for task in self.rows])[batch["task"]]
-        label = uncond
-        if self.vocab.classes:
-            label = jnp.where(gives_class & conditional, self.vocab.class_id(batch["label"]), uncond)
-        if self.prefix_length == 1:
-            return label[:, None]
-        tokens = jnp.asarray([self.vocab.special(task.token) for task in self.rows])
-        full = [i for i, task in enumerate(self.rows) if task.region is task_table.nothing]
-        task = batch["task"] if conditional or not full else jnp.full_like(batch["task"], full[0])
-        return jnp.stack([tokens[task], label], axis=1)
-
-    def tokens(self, params: Groups, batch: dict):
-        """Target ids, condition ids and the latent condition mask, all (b t' h' w')."""
-        ids = self.encode(params, scale(batch["video"]))
-        return ids, *self.condition(params, batch)
-
-    def condition(self, params: Groups, batch: dict):
-        video = scale(batch["video"])
-        masks = task_table.latent_masks(self.rows, video.shape[1:4], self.latent_shape(video.shape))
-        cond_ids = self.encode(params, task_table.condition_videos(self.rows, video, batch["task"]))
-        return cond_ids, jnp.asarray(masks)[batch["task"]]
-
-    def encode(self, params: Groups, video: Float[Array, "b t h w 3"]) -> Int[Array, "b th hh wh"]:
-        return lax.stop_gradient(self.tokenizer.apply({"params": params["tokenizer"]}, video, method="encode_ids"))
 
     def logits(
         self, params: Groups, prefix, inputs: Int[Array, "b th hh wh"], *, train=False, rngs=None
