@@ -38,6 +38,7 @@ EXTRAS = {
     ],
     "parity": [  # the reference implementations that full tests compare with
         "torch>=2.6",
+        "torchvision>=0.21",  # ResNet-50 and VGG-16
         "diffusers>=0.35",
         "transformers>=5.5,<6",
     ],

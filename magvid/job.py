@@ -80,7 +80,9 @@ class Job:
     ) -> "Job":
         """`config` as `check_config` gives it; `devices` default to all."""
         resolved, frozen, hashes = runs.resolve(config, trust)
-        sources = {g: {**config["objective"][g], "hash": h} for g, h in hashes.items()}
+        kept = ("run", "weights", runs.FILE)
+        sources = {g: {k: v for k, v in config["objective"][g].items() if k in kept} for g in hashes}
+        sources = {g: {**sources[g], "hash": h} for g, h in hashes.items()}
         return cls(
             resolved, build(resolved["objective"]), sharding.make_mesh(config["mesh"], devices), frozen, sources, trust
         )

@@ -1,6 +1,7 @@
 """A run folder describes itself: config.json, data.json, checkpoints/, and a hash. Runs refer to each other by path.
 
 objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen weights of that run's `tokenizer`
+objective.perceptual = dict(target=..., weights_file="a.npz")  # frozen weights from a file of tools/convert_*.py
 init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
 """
 
@@ -13,6 +14,7 @@ import json
 import os
 import pathlib
 import socket
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from magvid.types import Groups, Params, UserError
 CONFIG = "config.json"
 DATA = "data.json"
 LOCK = ".lock"
+FILE = "weights_file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +200,7 @@ def check_hashes(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, str],
     for group, source in saved.items():
         if now.get(group) != source["hash"]:
             raise UserError(
-                f'{path} was trained with "{group}" of {source["run"]} at {source["hash"]}, which is now '
+                f'{path} was trained with "{group}" of {source.get("run") or source[FILE]} at {source["hash"]}, which is now '
                 f"{now.get(group)}: restore that run, or train anew"
             )
 
@@ -206,12 +209,16 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
     """(config, {group: frozen weights}, {group: hash}) without references.
 
     Each `objective.<field> = dict(run=..., weights=...)` becomes the spec of that field in that run, and the weights of
-    the group `<field>`. A reference to a reference is followed.
+    the group `<field>`. A reference to a reference is followed. `weights_file` in a spec is taken out of it: its arrays
+    are the weights of the group.
     """
     objective, frozen, hashes = dict(config["objective"]), {}, {}
     for field, spec in config["objective"].items():
         if _is_reference(spec):
             objective[field], frozen[field], hashes[field] = _follow(field, spec, trust)
+        elif isinstance(spec, Mapping) and FILE in spec:
+            objective[field] = {k: v for k, v in spec.items() if k != FILE}
+            frozen[field], hashes[field] = _read_weights(field, spec[FILE])
     return {**config, "objective": objective}, frozen, hashes
 
 
@@ -240,6 +247,25 @@ def locked(folder: pathlib.Path):
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _read_weights(field: str, path: str) -> tuple[Params, str]:
+    """The arrays of an .npz as nested parameters, and 12 hex digits of the file's content."""
+    import numpy as np
+    from flax.traverse_util import unflatten_dict
+
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(
+            f"objective.{field}.{FILE}: there is no file {path}; make it with tools/convert_features.py, or set "
+            f"objective.{field} to None in the config to train without it"
+        )
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            weights = unflatten_dict(dict(arrays), sep="/")
+    except (ValueError, OSError, zipfile.BadZipFile) as e:
+        raise UserError(f"objective.{field}.{FILE}: {path} is not a file of converted weights ({e})") from None
+    return weights, hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def _follow(field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:
@@ -300,7 +326,9 @@ def relative(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
 def _map_runs(spec: Any, f) -> Any:
     if isinstance(spec, Mapping):
         return {
-            k: f(v) if k == "run" and isinstance(v, str) and "target" not in spec else _map_runs(v, f)
+            k: f(v)
+            if isinstance(v, str) and (k == FILE or (k == "run" and "target" not in spec))
+            else _map_runs(v, f)
             for k, v in spec.items()
         }
     return [_map_runs(v, f) for v in spec] if isinstance(spec, (list, tuple)) else spec
