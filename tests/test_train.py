@@ -10,8 +10,11 @@ import helpers_objective as helpers
 import jax
 import numpy as np
 import pytest
+import tiny_config
+from flax.traverse_util import flatten_dict
 
 from magvid import logs, train
+from magvid.build import build
 from magvid.checkpoints import Checkpoints
 from magvid.types import UserError
 
@@ -182,3 +185,44 @@ def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to .*file"):
         train.train(config(), tmp_path / "file", **ONE)
+
+
+def test_a_metric_that_stays_low_is_said_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "ALARM", 2)
+    monkeypatch.setattr(helpers.ToyGan, "alarms", {"mse": (1e9, "do this")}, raising=False)
+    train.train(config(log_every=1), tmp_path, **ONE)
+    said = [line for line in capsys.readouterr().out.splitlines() if "stays below" in line]
+    assert len(said) == 1 and said[0].startswith("step 2: mse stays below 1e+09") and said[0].endswith("do this")
+
+
+def test_a_gan_trains_resumes_and_reads_its_perceptual_weights_from_a_file(tmp_path):
+    """3D discriminator, LeCam, a perceptual network of random weights, dead codes restarted: 4 steps = 2 and 2."""
+    norm = dict(factory="magvid.models.layers:Identity")
+    perceptual = dict(target="magvid.models.vgg:VGG16")
+    shapes = jax.eval_shape(build(perceptual).init, jax.random.key(0), np.zeros((1, 8, 16, 16, 3), np.float32))
+    rng, names = np.random.default_rng(0), flatten_dict(shapes["params"], sep="/")
+    arrays = {n: 0.05 * rng.standard_normal(x.shape, np.float32) for n, x in names.items()}
+    np.savez(tmp_path / "vgg.npz", **arrays)
+
+    def gan(steps):
+        c = tiny_config.get_config("tokenizer")
+        discriminator = dict(
+            target="magvid.models.discriminator:Discriminator", filters=4, multipliers=(1, 2), norm=norm
+        )
+        c["objective"] |= dict(discriminator=discriminator, lecam_weight=0.1, restart=True)
+        c["objective"]["perceptual"] = dict(perceptual, weights_file=str(tmp_path / "vgg.npz"))
+        rule = dict(optimizer=dict(name="adamw", b1=0.0, b2=0.99), rules=[[".*", dict(peak=1e-3, decay="constant")]])
+        c["optim"] = dict(tokenizer=rule, discriminator=rule)
+        return c | dict(steps=steps, batch=2, save_every=2, ema=0.999, ema_groups=("tokenizer",), metrics=[])
+
+    whole, _ = train.train(gan(4), tmp_path / "whole", **ONE)
+    train.train(gan(2), tmp_path / "parts", **ONE)
+    parts, newest = train.train(gan(4), tmp_path / "parts", **ONE)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, parts.params)
+    jax.tree.map(np.testing.assert_array_equal, whole.extra, parts.extra)
+    assert set(whole.ema) == {"tokenizer"} and set(whole.frozen) == {"perceptual"}
+    assert abs(whole.extra["lecam"]).min() > 0 and newest["train/perceptual"] > 0
+    np.testing.assert_array_equal(whole.frozen["perceptual"]["conv1_1"]["conv"]["bias"], arrays["conv1_1/conv/bias"])
+    np.savez(tmp_path / "vgg.npz", **{n: a + 1 for n, a in arrays.items()})
+    with pytest.raises(UserError, match='"perceptual" of .*vgg.npz at'):
+        train.train(gan(6), tmp_path / "parts", **ONE)
