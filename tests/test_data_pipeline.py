@@ -357,3 +357,8 @@ class Failing(Counting):
         if i == 8:
             raise UserError("record 9 is bad: mend it")
         return super().__getitem__(i)
+
+
+def test_a_negative_number_of_workers_is_named():
+    with pytest.raises(ValueError, match="workers=-1: give 0 .threads of this process. or more"):
+        next(Loader([{"video": np.zeros((2, 4, 4, 3), np.uint8)}] * 4, 2, workers=-1))
