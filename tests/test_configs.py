@@ -8,12 +8,17 @@ import jax
 import numpy as np
 import pytest
 
+from helpers import GOLDEN, Golden
 from magvid.build import build
 from magvid.job import Job, check_config
 from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "defaults"))
+COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
+SHARED = ("__init__", "defaults", "magvit")
+EVERY = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
+CONFIGS = [name for name in EVERY if name.endswith("_sprites")]
+PUBLISHED = [name for name in EVERY if name not in CONFIGS]
 BUDGETS = ("quick", "long")
 
 
@@ -25,7 +30,9 @@ def with_own_tokenizer(name: str, arg: str):
     """A config that refers to a tokenizer's run, with that tokenizer's spec in its place."""
     config = get(name, arg)
     if "run" in config.objective.get("tokenizer", {}):
-        config.objective.tokenizer = get(name.replace("commit", "vq3d"), arg).objective.tokenizer.to_dict()
+        module = importlib.import_module(f"configs.{name}")
+        tokenizer = getattr(module, "TOKENIZER", name.replace("commit", "vq3d"))
+        config.objective.tokenizer = get(tokenizer, arg).objective.tokenizer.to_dict()
     return config
 
 
@@ -77,3 +84,66 @@ def test_batches_divide_over_meshes():
             if "tokenizer" not in config["optim"]:
                 config["optim"]["tokenizer"] = {"optimizer": {"name": "adam"}, "rules": [[".*", None]]}
             assert Job.from_config(config, jax.devices()[:devices]).microbatches() == 1
+
+
+@pytest.mark.parametrize("size", ["B", "L"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_build_at_full_size(name, size):
+    """Plain data, parts that fit each other, and the sizes of the paper; nothing is read from disk."""
+    checked = check_config(with_own_tokenizer(name, f"size={size}"))
+    assert json.loads(json.dumps(checked)) == checked
+    for spec in checked["objective"].values():
+        if isinstance(spec, dict):
+            spec.pop("weights_file", None)
+    objective, source = build(checked["objective"]), checked["data"]["train"]["source"]
+    record = {"video": np.zeros((source["frames"], source["height"], source["width"], 3), np.uint8), "index": 0}
+    for transform in build(tuple(checked["data"]["train"]["transforms"])):
+        record = transform(record, np.random.default_rng(0))
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), {"video": record["video"][None]})
+    assert set(checked["optim"]) <= set(shapes)
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    kind, data = name.split("_")[:2]
+    key = f"{kind}_{data if data == 'bair' else 'ucf101'}_{size}".replace("vq2d_bair", "vq2d_64")
+    if kind != "commit":
+        assert count(shapes["tokenizer"]) == COUNTS[key]["generator"]
+        assert count(shapes["discriminator"]) == COUNTS[key]["discriminator"]
+    task = {"commit_ucf101": "ucf101_CG", "commit_bair": "bair_FP", "commit_bair_mt8": "bair_MT8"}.get(name)
+    if task:
+        assert count(shapes["transformer"]) == COUNTS[f"transformer_{task}_{size}"]["params"]
+
+
+STEPS = {
+    "vq_ucf_B": ("vq3d_ucf101", "B"),
+    "vq_ucf_L": ("vq3d_ucf101", "L"),
+    "vq_bair_B": ("vq3d_bair", "B"),
+    "gvt_ucf_B": ("commit_ucf101", "B"),
+    "gvt_bair_B": ("commit_bair", "B"),
+}
+
+
+@pytest.mark.parametrize("official", STEPS)
+def test_published_schedules_are_the_official_ones(official):
+    config = get(STEPS[official][0], f"size={STEPS[official][1]}")
+    total, warmup = map(int, Golden("lr")[f"{official}:total_warmup"])
+    rules = config.optim["transformer" if official.startswith("gvt") else "tokenizer"].rules
+    assert (config.steps, rules[0][1]["warmup"]) == (total, warmup)
+
+
+@pytest.mark.parametrize("arg, padding, lecam, task", [("", "reflect", 0.1, "OPD"), ("official=1", "zero", 0, "official:OPD")])
+def test_the_paper_by_default_and_the_release_by_name(arg, padding, lecam, task):
+    tokenizer, transformer = get("vq3d_ssv2", arg), get("commit_ssv2", arg)
+    assert tokenizer.objective.tokenizer.encoder.padding == padding and tokenizer.objective.lecam_weight == lecam
+    assert task in transformer.objective.tasks
+
+
+def test_smoke_of_the_published_settings(tmp_path):
+    """The three programs, and what distinguishes the others: class alone, eight tasks, ten tasks with classes."""
+    one, arg = jax.devices()[:1], "smoke=1"
+    for name in ("vq2d_bair", "vq3d_bair", "vq3d_ssv2"):
+        state, metrics = train(get(name, arg), tmp_path / name, devices=one)
+        assert int(state.step) == 2 and all(v == v for v in metrics.values())
+    for name, tokenizer in (("commit_ucf101", "vq3d_ssv2"), ("commit_bair_mt8", "vq3d_bair"), ("commit_ssv2", "vq3d_ssv2")):
+        config = get(name, arg)
+        config.objective.tokenizer.run = str(tmp_path / tokenizer)
+        state, metrics = train(config, tmp_path / name, devices=one)
+        assert int(state.step) == 2 and all(v == v for v in metrics.values())

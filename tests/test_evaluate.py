@@ -25,9 +25,7 @@ def test_skill_and_given_region_of_a_known_generator():
     assert numbers["tasks"]["FP"]["given_psnr"] == pytest.approx(100) and numbers["tasks"]["FP"][
         "given_gap"
     ] == pytest.approx(0)
-    assert "given_psnr" not in numbers["tasks"]["CG"] and numbers["tasks"]["CG"]["skill"] == pytest.approx(
-        0.75, abs=0.01
-    )
+    assert not {"given_psnr", "skill"} & set(numbers["tasks"]["CG"])  # nothing is given: any picture beats black
     assert numbers["reconstruction"]["psnr"] == pytest.approx(100) and "skill" not in numbers["reconstruction"]
     assert (numbers["clips"], numbers["world"], numbers["step"]) == (12, "small", 1)
     json.dumps(numbers, allow_nan=False)
@@ -38,7 +36,7 @@ def test_a_perfect_generator_is_judged_right():
     run = tiny_runs.echo_run(1.0)
     run = dataclasses.replace(run, config={**run.config, "metrics": [judge]})
     numbers = evaluate_run(run, ["CG"], clips=4, trust=True).numbers
-    assert list(numbers["tasks"]) == ["CG"] and numbers["tasks"]["CG"]["skill"] == 1
+    assert list(numbers["tasks"]) == ["CG"] and numbers["tasks"]["CG"]["psnr"] == 100
     assert (
         numbers["tasks"]["CG"]["accuracy"] == numbers["reconstruction"]["accuracy"] > 0.4
     )  # clips of 16x16 are small for the judge

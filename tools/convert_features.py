@@ -22,7 +22,7 @@ from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 from magvid.models.resnet import ResNet50
 from magvid.models.vgg import STAGES, VGG16
 from magvid.types import UserError
-from tools.rules import Rule, rename
+from tools.rules import Rule, check, rename
 
 NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
@@ -78,12 +78,7 @@ def convert(net: str, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     found = rename({n: a for n, a in weights.items() if not re.fullmatch(unused, n)}, rules)
     found = {n: np.ascontiguousarray(_channels_last(a), np.float32) for n, a in found.items()}
     shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1, 224, 224, 3)))["params"], sep="/")
-    if missing := sorted(set(shapes) - set(found)):
-        raise ValueError(f"{len(missing)} parameters of {net} are not in the file, such as {missing[0]}")
-    for name, array in found.items():
-        if name not in shapes or array.shape != shapes[name].shape:
-            want = shapes[name].shape if name in shapes else "no such parameter"
-            raise ValueError(f"{name} has the shape {array.shape}, {net} needs {want}")
+    check(found, {name: x.shape for name, x in shapes.items()})
     return found
 
 

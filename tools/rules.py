@@ -30,3 +30,29 @@ def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, n
             "is this the right tool for the file?"
         )
     return renamed
+
+
+def invert(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules that lead back. Groups of a source regex must not be nested, and appear in order in the replacement."""
+    inverse = []
+    for source, target in rules:
+        parts = re.split(r"(\([^()]*\))", source)  # literal, group, literal, ...
+        groups = parts[1::2]
+        if re.findall(r"\\(\d)", target) != [str(i + 1) for i in range(len(groups))]:
+            raise ValueError(f"the rule {source} -> {target} cannot be inverted")
+        pieces = re.split(r"\\\d", target)
+        regex = "".join(re.escape(p) + g for p, g in zip(pieces, [*groups, ""], strict=True))
+        back = "".join(p if i % 2 == 0 else rf"\{i // 2 + 1}" for i, p in enumerate(parts))
+        inverse.append((regex, back.replace(r"\.", ".")))
+    return inverse
+
+
+def check(found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError that names what `found` lacks, has too much, or has in another shape than `shapes` says."""
+    shape = lambda name: tuple(found[name].shape)
+    wrong = [f"{n} is missing" for n in shapes if n not in found]
+    wrong += [f"{n} is not part of the model" for n in found if n not in shapes]
+    wrong += [f"{n} is {shape(n)} and should be {tuple(shapes[n])}" for n in shapes if n in found and shape(n) != tuple(shapes[n])]
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"the file does not fit the model: {'; '.join(sorted(wrong)[:5])}{more}")

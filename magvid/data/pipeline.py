@@ -41,6 +41,18 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
+class Frames:
+    """The frames of a clip with these numbers, e.g. the four of sixteen that MAGVIT trains its 2D-VQ on."""
+
+    indices: tuple[int, ...]
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        if max(self.indices) >= len(record["video"]):
+            raise ValueError(f"frames {tuple(self.indices)} of a clip of {len(record['video'])} were asked for")
+        return record | {"video": record["video"][list(self.indices)]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Resize:
     """Resizes (anti-aliased) so that the frame covers height x width, and crops: anywhere (`random`) or the centre."""
 

@@ -1,0 +1,12 @@
+"""COMMIT on Kinetics-600 as published: five frames given, decoded with the uniform schedule at temperature 7.5; arguments
+and sources in configs/magvit.py.
+
+    magvid train --config=configs/commit_k600.py:size=B --workdir=runs/commit_k600-B
+"""
+
+from configs import magvit
+
+
+def get_config(arg=None):
+    schedule = dict(factory="magvid.masked.commit:uniform")
+    return magvit.commit("k600", arg, decoding=dict(schedule=schedule, temperature=7.5))

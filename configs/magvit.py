@@ -1,0 +1,210 @@
+"""MAGVIT's published settings: sizes, data sets, schedules (Yu et al., CVPR 2023, appendix; what is marked "code" from
+the official configs). The files vq2d_*, vq3d_* and commit_* name one row each.
+
+Arguments of all: size=B|L|H; smoke=1 takes two steps of a tiny model on sprites; official=1 takes the released code's
+choices where they differ from the paper's: zero instead of reflect padding, no LeCam, shared task tokens with their
+rounded regions. Tokenizers: perceptual=0 trains without the perceptual loss, for which
+`weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0).
+
+Videos are read from folders, one class per sub-folder (see `magvid.data.folder`): data/<name>/train and /validation.
+`--config.microbatch=N` bounds what a device holds of the global batch; the rest is the same on one GPU and on a pod.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+
+class Data(NamedTuple):
+    """clips: of one epoch. vq3d, commit: epochs of (B, L), H as L; vq2d: epochs. tasks: as in the paper's tables."""
+
+    size: int
+    clips: int
+    classes: int
+    vq3d: tuple[int, int]
+    commit: tuple[int, int]
+    tasks: tuple[str, ...]
+    vq2d: int = 1000  # code: UCF-101
+    frames: int = 16
+    stride: int = 1
+    flip: bool = True
+
+
+TEN = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD", "CG", "CFP")
+EIGHT = TEN[:8]
+DATA = {
+    "ucf101": Data(128, 9_537, 101, (500, 2000), (2000, 2000), ("CG",)),
+    "bair": Data(64, 43_264, 0, (400, 800), (400, 800), ("FP",)),
+    "k600": Data(128, 384_000, 0, (45, 180), (180, 360), ("FP5",)),
+    "ssv2": Data(128, 169_000, 174, (135, 400), (720, 1440), TEN, flip=False),
+    "nuscenes": Data(128, 5_400, 0, (1280, 5120), (2560, 10240), ("FP",)),
+    "objectron": Data(128, 14_400, 0, (1000, 2000), (1000, 2000), ("FI",)),
+    "web": Data(128, 12_000_000, 0, (5, 20), (10, 20), EIGHT),
+}
+
+# Of the tokenizers by height and width in pixels.
+LEVELS = {
+    128: dict(multipliers=(1, 2, 2, 4), temporal=(True, True, False)),
+    64: dict(multipliers=(1, 2, 4), temporal=(True, True)),
+}
+DISCRIMINATOR = {128: (2, 4, 4, 4, 4), 64: (2, 4, 4, 4)}
+TOKENIZER = {
+    "B": dict(filters=64, blocks=2, dim=256, codes=1024, remat=0, batch=128),
+    "L": dict(filters=128, blocks=2, dim=256, codes=1024, remat=1, batch=256),
+    "H": dict(filters=128, blocks=4, dim=512, codes=4096, remat=3, batch=256),
+}
+TRANSFORMER = {
+    "B": dict(depth=12, width=768, heads=12),
+    "L": dict(depth=24, width=1024, heads=16),
+    "H": dict(depth=32, width=1280, heads=16),
+}
+BATCH_2D = BATCH_COMMIT = 256
+SMOKE = dict(frames=4, height=16, width=16)
+
+
+def vq3d(name, arg=None):
+    """The 3D-VQ of a data set; it begins as the centrally inflated 2D-VQ in runs/vq2d_<name>-<size>, as published.
+
+    Remove `init` (--config.init=[] in the file) to begin at random.
+    """
+    args, data, size = _args(name, arg, perceptual=True)
+    s = TOKENIZER[args["size"]]
+    config = _tokenizer(data, args, s["batch"], data.vq3d[args["size"] != "B"], _clips(name, data, args), planar=False)
+    if not args["smoke"]:
+        inflate = dict(run=f"runs/vq2d_{name}-{size}", map="magvid.models.vq3d:inflate_central", weights="params")
+        config.init = [inflate]
+    return config
+
+
+def vq2d(name, arg=None):
+    """The 2D-VQ on frames of a data set; published: after ImageNet, whose setting is not."""
+    args, data, _ = _args(name, arg, perceptual=True)
+    frames = dict(target="magvid.data.pipeline:Frames", indices=(0, 1) if args["smoke"] else (3, 6, 10, 13))
+    return _tokenizer(data, args, BATCH_2D, data.vq2d, _clips(name, data, args, [frames]), planar=True)
+
+
+def _tokenizer(data, args, batch, epochs, clips, planar):
+    smoke, s = args["smoke"], TOKENIZER[args["size"]]
+    levels = dict(multipliers=(1, 1), temporal=(True,)) if smoke else LEVELS[data.size]
+    levels = dict(levels, temporal=(False,) * len(levels["temporal"])) if planar else levels
+    where = "magvid.models.vq2d" if planar else "magvid.models.vq3d"
+    norm = "magvid.models.vq2d:FrameNorm" if planar else "magvid.models.layers:GroupNorm"
+    shared = dict(
+        levels,
+        filters=8 if smoke else s["filters"],
+        blocks=1 if smoke else s["blocks"],
+        norm=dict(factory="magvid.models.layers:LayerNorm" if smoke else norm),
+        padding="zero" if args["official"] else "reflect",
+        remat=0 if smoke else s["remat"],
+    )
+    dim, codes = (8, 16) if smoke else (s["dim"], s["codes"])
+    config = ConfigDict(dict(seed=0, batch=4 if smoke else batch, data=clips))
+    per_epoch = max(data.clips // config.batch, 1)
+    config.steps = 2 if smoke else epochs * per_epoch
+    config.objective = dict(
+        target="magvid.objectives.vqgan:VQGAN",
+        tokenizer=dict(
+            target="magvid.models.tokenizer:Tokenizer",
+            encoder=dict(target=f"{where}:Encoder", dim=dim, **shared),
+            quantizer=dict(target="magvid.models.quantizers:VQ", size=codes, dim=dim),
+            decoder=dict(target=f"{where}:Decoder", **shared),
+        ),
+        discriminator=dict(
+            target="magvid.models.discriminator:Discriminator",
+            filters=4 if smoke else s["filters"],
+            multipliers=(1, 2) if smoke else DISCRIMINATOR[data.size],
+            planar=planar,
+        ),
+        lecam_weight=0.0 if args["official"] else 0.1,  # the paper has LeCam, but not its weight
+    )
+    if args["perceptual"] and not smoke:  # logits of frames in [0, 1], not normalised
+        config.objective.perceptual = dict(
+            target="magvid.models.resnet:ResNet50",
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            weights_file="weights/resnet50.npz",
+        )
+    adam = dict(
+        optimizer=dict(name="adam", b1=0.0, b2=0.99, eps=1e-8),
+        rules=[[".*", dict(peak=1e-4, warmup=0 if smoke else per_epoch, decay="cosine")]],
+    )
+    config.optim = dict(tokenizer=adam, discriminator=adam)
+    config.ema, config.ema_groups = 0.999, ("tokenizer",)
+    config.log_every = 1 if smoke else 200
+    config.save_every = 1000
+    config.keep = 5
+    return config
+
+
+def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=None):
+    """The masked transformer of a data set on the tokenizer in runs/<tokenizer>-<size>, default runs/vq3d_<name>-<size>.
+
+    `tasks` and `epochs` in place of the data set's; `decoding` in place of 12 steps, cosine schedule, temperature 4.5.
+    """
+    args, data, size = _args(name, arg)
+    smoke, s = args["smoke"], TRANSFORMER[args["size"]]
+    tasks = tasks or data.tasks
+    if args["official"]:
+        tasks = tuple(f"official:{task}" for task in tasks)
+    several, classes = len(tasks) > 1, 18 if smoke and data.classes else data.classes
+    codes = 16 if smoke else TOKENIZER[args["size"]]["codes"]
+    grid = 2 * 8 * 8 if smoke else 4 * 16 * 16
+    specials = 16 if several else 1
+    length = grid + (2 if several else 1)
+    width, mlp = (16, 32) if smoke else (s["width"], 4 * s["width"])
+    config = ConfigDict(dict(seed=0, batch=4 if smoke else BATCH_COMMIT))
+    view = dict(target="magvid.data.pipeline:MaskedView", tasks=len(tasks))
+    config.data = _clips(name, data, args, [view])
+    per_epoch = max(data.clips // config.batch, 1)
+    config.steps = 2 if smoke else (epochs or data.commit)[args["size"] != "B"] * per_epoch
+    config.objective = dict(
+        target="magvid.objectives.masked:Masked",
+        tokenizer=dict(run=f"runs/{tokenizer or f'vq3d_{name}'}-{size}", weights="ema"),
+        transformer=dict(
+            target="magvid.models.transformer:Transformer",
+            vocab=codes + classes + 1 + specials,
+            length=length,
+            width=width,
+            depth=1 if smoke else s["depth"],
+            heads=2 if smoke else s["heads"],
+            mlp=mlp,
+            dropout=0.1,
+        ),
+        vocab=dict(target="magvid.types:Vocab", codebook=codes, classes=classes, specials=specials),
+        tasks=tasks,
+        decoding=dict(steps=12, temperature=4.5) | (decoding or {}),
+    )
+    config.optim = dict(transformer=defaults.adamw(1e-4, 0 if smoke else 5000, b2=0.96, weight_decay=0.045))
+    config.log_every = 1 if smoke else 200
+    config.save_every = 1000
+    config.keep = 5
+    return config
+
+
+def _args(name, arg, **more):
+    """(arguments, row of DATA, size with which run folders are named)."""
+    args = defaults.parse_arg(arg, size="B", smoke=False, official=False, **more)
+    defaults.choose(TRANSFORMER, args["size"], "size")
+    return args, DATA[name], "smoke" if args["smoke"] else args["size"]
+
+
+def _clips(name, data, args, transforms=()):
+    """Training and evaluation clips: random moments and crops, mirrored where left and right are alike."""
+    if args["smoke"]:
+        source = dict(target="magvid.data.sprites:Sprites", world="small", keys=("video", "label"), **SMOKE)
+        splits = [dict(source, split=split) for split in ("train", "validation")]
+        augment = []
+    else:
+        clip = dict(frames=data.frames, height=data.size, width=data.size, stride=data.stride)
+        source = dict(target="magvid.data.folder:VideoFolder", **clip)
+        splits = [
+            dict(source, path=f"data/{name}/{split}", crop=crop)
+            for split, crop in (("train", "random"), ("validation", "centre"))
+        ]
+        augment = [dict(target="magvid.data.pipeline:Augment", flip=True)] if data.flip else []
+    return dict(
+        train=dict(source=splits[0], transforms=[*augment, *transforms], workers=0 if args["smoke"] else 8),
+        eval=dict(source=splits[1], transforms=list(transforms), limit=4 if args["smoke"] else 256),
+    )

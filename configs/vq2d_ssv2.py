@@ -1,0 +1,10 @@
+"""2D-VQ on Something-Something-v2 as published; arguments and sources in configs/magvit.py.
+
+    magvid train --config=configs/vq2d_ssv2.py:size=B --workdir=runs/vq2d_ssv2-B
+"""
+
+from configs import magvit
+
+
+def get_config(arg=None):
+    return magvit.vq2d("ssv2", arg)
