@@ -8,6 +8,7 @@ the flags are known to be right.
 import dataclasses
 import difflib
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,12 +19,26 @@ from magvid.flags import COMMANDS, guarded, leave, load_config, overview, parse,
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name (default: the process's). Returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    return guarded(f"magvid {argv[0]}" if argv and argv[0] in COMMANDS else "magvid", argv, _dispatch)
+    return guarded(_program(argv), argv, _dispatch)
 
 
 def console() -> None:
-    """The `magvid` script: `main`, then out."""
+    """The `magvid` script: `main`, then out.
+
+    Ctrl-C ends the process at once, where a KeyboardInterrupt may be lost inside of an import; while training, the loop
+    takes it instead, and saves.
+    """
+
+    def interrupted(number, frame):
+        print(f"{_program(sys.argv[1:])}: interrupted", file=sys.stderr)
+        leave(130)
+
+    signal.signal(signal.SIGINT, interrupted)
     leave(main())
+
+
+def _program(argv: Sequence[str]) -> str:
+    return f"magvid {argv[0]}" if argv and argv[0] in COMMANDS else "magvid"
 
 
 def _dispatch(argv: list[str]) -> None:
