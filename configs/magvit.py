@@ -10,38 +10,28 @@ Videos are read from folders, one class per sub-folder (see `magvid.data.folder`
 `--config.microbatch=N` bounds what a device holds of the global batch; the rest is the same on one GPU and on a pod.
 """
 
-from typing import NamedTuple
-
 from ml_collections import ConfigDict
 
 from configs import defaults
 
 
-class Data(NamedTuple):
-    """clips: of one epoch. vq3d, commit: epochs of (B, L), H as L; vq2d: epochs. tasks: as in the paper's tables."""
-
-    size: int
-    clips: int
-    classes: int
-    vq3d: tuple[int, int]
-    commit: tuple[int, int]
-    tasks: tuple[str, ...]
-    vq2d: int = 1000  # code: UCF-101
-    frames: int = 16
-    stride: int = 1
-    flip: bool = True
+def row(size, clips, classes, vq3d, commit, tasks, vq2d=1000, frames=16, stride=1, flip=True):
+    """A data set. size: pixels; clips: of one epoch; vq3d, commit: epochs of (B, L), H as L; vq2d: epochs (code:
+    UCF-101's); tasks: as in the paper's tables; flip: whether left and right may be exchanged.
+    """
+    return ConfigDict(locals())
 
 
 TEN = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD", "CG", "CFP")
 EIGHT = TEN[:8]
 DATA = {
-    "ucf101": Data(128, 9_537, 101, (500, 2000), (2000, 2000), ("CG",)),
-    "bair": Data(64, 43_264, 0, (400, 800), (400, 800), ("FP",)),
-    "k600": Data(128, 384_000, 0, (45, 180), (180, 360), ("FP5",)),
-    "ssv2": Data(128, 169_000, 174, (135, 400), (720, 1440), TEN, flip=False),
-    "nuscenes": Data(128, 5_400, 0, (1280, 5120), (2560, 10240), ("FP",)),
-    "objectron": Data(128, 14_400, 0, (1000, 2000), (1000, 2000), ("FI",)),
-    "web": Data(128, 12_000_000, 0, (5, 20), (10, 20), EIGHT),
+    "ucf101": row(128, 9_537, 101, (500, 2000), (2000, 2000), ("CG",)),
+    "bair": row(64, 43_264, 0, (400, 800), (400, 800), ("FP",)),
+    "k600": row(128, 384_000, 0, (45, 180), (180, 360), ("FP5",)),
+    "ssv2": row(128, 169_000, 174, (135, 400), (720, 1440), TEN, flip=False),
+    "nuscenes": row(128, 5_400, 0, (1280, 5120), (2560, 10240), ("FP",)),
+    "objectron": row(128, 14_400, 0, (1000, 2000), (1000, 2000), ("FI",)),
+    "web": row(128, 12_000_000, 0, (5, 20), (10, 20), EIGHT),
 }
 
 # Of the tokenizers by height and width in pixels.
