@@ -29,6 +29,7 @@ DATA = {
     "bair": row(64, 43_264, 0, (400, 800), (400, 800), ("FP",)),
     "k600": row(128, 384_000, 0, (45, 180), (180, 360), ("FP5",)),
     "ssv2": row(128, 169_000, 174, (135, 400), (720, 1440), TEN, flip=False),
+    # which tasks these three were trained on is not confirmed: compare the paper's table 4
     "nuscenes": row(128, 5_400, 0, (1280, 5120), (2560, 10240), ("FP",)),
     "objectron": row(128, 14_400, 0, (1000, 2000), (1000, 2000), ("FI",)),
     "web": row(128, 12_000_000, 0, (5, 20), (10, 20), EIGHT),
