@@ -4,7 +4,8 @@ the official configs). The files vq2d_*, vq3d_* and commit_* name one row each.
 Arguments of all: size=B|L|H; smoke=1 takes two steps of a tiny model on sprites; official=1 takes the released code's
 choices where they differ from the paper's: zero instead of reflect padding, no LeCam, shared task tokens with their
 rounded regions. Tokenizers: perceptual=0 trains without the perceptual loss, for which
-`weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0).
+`weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0). 3D-VQ:
+inflate=0 begins at random instead of as the 2D-VQ in runs/vq2d_<name>-<size>.
 
 Videos are read from folders, one class per sub-folder (see `magvid.data.folder`): data/<name>/train and /validation.
 `--config.microbatch=N` bounds what a device holds of the global batch; the rest is the same on one GPU and on a pod.
@@ -56,14 +57,12 @@ SMOKE = dict(frames=4, height=16, width=16)
 
 
 def vq3d(name, arg=None):
-    """The 3D-VQ of a data set; it begins as the centrally inflated 2D-VQ in runs/vq2d_<name>-<size>, as published.
-
-    Remove `init` (--config.init=[] in the file) to begin at random.
-    """
-    args, data, size = _args(name, arg, perceptual=True)
+    """The 3D-VQ of a data set; it begins as the centrally inflated 2D-VQ in runs/vq2d_<name>-<size>, as published."""
+    args, data, size = _args(name, arg, perceptual=True, inflate=True)
     s = TOKENIZER[args["size"]]
-    config = _tokenizer(data, args, s["batch"], data.vq3d[args["size"] != "B"], _clips(name, data, args), planar=False)
-    if not args["smoke"]:
+    epochs, clips = data.vq3d[args["size"] != "B"], _clips(name, data, args)
+    config = _tokenizer(data, args, s["batch"], epochs, clips, planar=False)
+    if args["inflate"] and not args["smoke"]:
         inflate = dict(run=f"runs/vq2d_{name}-{size}", map="magvid.models.vq3d:inflate_central", weights="params")
         config.init = [inflate]
     return config
@@ -130,7 +129,8 @@ def _tokenizer(data, args, batch, epochs, clips, planar):
 
 
 def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=None):
-    """The masked transformer of a data set on the tokenizer in runs/<tokenizer>-<size>, default runs/vq3d_<name>-<size>.
+    """The masked transformer of a data set on the tokenizer in runs/<tokenizer>-<size>, by default vq3d_<name>; size H is
+    on the tokenizer of size L.
 
     `tasks` and `epochs` in place of the data set's; `decoding` in place of 12 steps, cosine schedule, temperature 4.5.
     """
@@ -140,7 +140,7 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
     if args["official"]:
         tasks = tuple(f"official:{task}" for task in tasks)
     several, classes = len(tasks) > 1, 18 if smoke and data.classes else data.classes
-    codes = 16 if smoke else TOKENIZER[args["size"]]["codes"]
+    codes = 16 if smoke else 1024  # of size H too: with them it has the paper's 634M parameters
     grid = 2 * 8 * 8 if smoke else 4 * 16 * 16
     specials = 16 if several else 1
     length = grid + (2 if several else 1)
@@ -152,7 +152,7 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
     config.steps = 2 if smoke else (epochs or data.commit)[args["size"] != "B"] * per_epoch
     config.objective = dict(
         target="magvid.objectives.masked:Masked",
-        tokenizer=dict(run=f"runs/{tokenizer or f'vq3d_{name}'}-{size}", weights="ema"),
+        tokenizer=dict(run=f"runs/{tokenizer or f'vq3d_{name}'}-{'L' if size == 'H' else size}"),
         transformer=dict(
             target="magvid.models.transformer:Transformer",
             vocab=codes + classes + 1 + specials,

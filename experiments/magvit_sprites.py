@@ -30,7 +30,7 @@ from experiments.magvit_report import BEST_OF, OPEN, plural, write_report
 from magvid import runs
 from magvid.build import build
 from magvid.data.folder import VideoFolder
-from magvid.evaluate import Evaluation, Example, check_writable, evaluate_run
+from magvid.evaluate import Evaluation, Example, evaluate_run
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 from magvid.masked.tasks import NAMES
 from magvid.train import train
@@ -206,7 +206,7 @@ def main(argv: list[str]) -> None:
     name = f"magvit-{pathlib.Path(options.data).name}" if options.data else f"magvit_sprites-{options.budget}"
     name += "-smoke" if options.smoke else ""
     workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
-    check_writable(workdir, "--workdir")
+    runs.check_writable(workdir, "--workdir")
     stages = Stages(workdir / "seconds.json")
     first, second = stages.run("prepare", make_configs, options, workdir)
     for config, part in ((first, "tokenizer"), (second, "transformer")):

@@ -1,6 +1,5 @@
 """Numbers about a trained run: held-out clips -> generated videos per task -> metrics -> json."""
 
-import os
 import pathlib
 import sys
 import time
@@ -52,7 +51,7 @@ def evaluate_run(
     examples: int = 4,
     trust: bool = False,
     on_progress: Progress | None = None,
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Metrics of `run` on the first `clips` of its `data.eval`.
 
@@ -73,8 +72,7 @@ def evaluate_run(
     if clips < 1 or any(n < 1 for n in samples.values()):
         raise ValueError(f"clips and best_of must be at least 1, got {clips} and {best_of}")
     if clips > len(data.source):
-        if say:
-            say(f"there are only {len(data.source)} held-out clips, {clips} were asked for")
+        say(f"there are only {len(data.source)} held-out clips, {clips} were asked for")
         clips = len(data.source)
     scores = {name: Scores(metrics) for name in ("reconstruction", *model.tasks)}
     shown: dict[str, list[Example]] = {}
@@ -181,18 +179,7 @@ def check_file(out: pathlib.Path) -> None:
     """UserError, before anything slow, where `out` cannot be written."""
     if out.is_dir():
         raise UserError(f"--out={out} is a folder: name a file in it")
-    check_writable(out.parent)
-
-
-def check_writable(folder: pathlib.Path, flag: str = "--out") -> None:
-    """Creates `folder`; UserError, before anything slow, where files cannot be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
+    runs.check_writable(out.parent, "--out")
 
 
 class PrintProgress:

@@ -81,8 +81,8 @@ class Job:
         """`config` as `check_config` gives it; `devices` default to all."""
         resolved, frozen, hashes = runs.resolve(config, trust)
         kept = ("run", "weights", runs.FILE)
-        sources = {g: {k: v for k, v in config["objective"][g].items() if k in kept} for g in hashes}
-        sources = {g: {**sources[g], "hash": h} for g, h in hashes.items()}
+        origin = lambda group: {k: v for k, v in config["objective"][group].items() if k in kept}
+        sources = {g: origin(g) | {"hash": h} for g, h in hashes.items()}
         return cls(
             resolved, build(resolved["objective"]), sharding.make_mesh(config["mesh"], devices), frozen, sources, trust
         )

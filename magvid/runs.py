@@ -222,6 +222,17 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
     return {**config, "objective": objective}, frozen, hashes
 
 
+def check_writable(folder: pathlib.Path, flag: str) -> None:
+    """Creates `folder`; UserError that names `flag`, before anything slow, where files cannot be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
+
+
 @contextlib.contextmanager
 def locked(folder: pathlib.Path):
     """Within, `folder` is this process's to write; UserError where another process has it. A lock of the operating
@@ -257,7 +268,7 @@ def _read_weights(field: str, path: str) -> tuple[Params, str]:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise UserError(
-            f"objective.{field}.{FILE}: there is no file {path}; make it with tools/convert_features.py, or set "
+            f"objective.{field}.{FILE}: there is no file {path}; make it with a tool of tools/convert_*.py, or set "
             f"objective.{field} to None in the config to train without it"
         )
     try:

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magvid import runs
-from magvid.evaluate import check_writable
 from magvid.generator import Clips, Generator
 from magvid.runs import ClipFormat
 from magvid.types import UserError
@@ -68,7 +67,7 @@ def sample_run(
     or ValueError, in one sentence, for a run, video, task, class or folder that does not fit.
     """
     out = pathlib.Path(options.out).expanduser() if options.out else run.path / "samples"
-    check_writable(out)
+    runs.check_writable(out, "--out")
     decoding = dict(steps=options.steps, temperature=options.temperature)
     clip = None if options.video is None else run.clip
     model = Generator.open(
@@ -76,7 +75,8 @@ def sample_run(
     )
     objective = model.programs.objective
     if options.label is not None and not any(getattr(objective, "labelled", ())):
-        raise UserError(f"--label={options.label}: {', '.join(model.tasks) or 'this run'} is not given a class; leave it out")
+        what = ", ".join(model.tasks) or "this run"
+        raise UserError(f"--label={options.label}: {what} is not given a class; leave it out")
     from_class = options.label is not None and all(objective.blind)
     if options.video is None:
         clips = Clips.of(model.config)

@@ -1,7 +1,6 @@
 """The one training loop: prepare, then step, log, save, evaluate. Models, data and objective come from the config."""
 
 import contextlib
-import errno
 import os
 import pathlib
 import signal
@@ -60,7 +59,7 @@ def train(
         stack.callback(loader.close)
         first = next(loader)
         prepared = job.prepare(first)
-        _make_folder(workdir / "checkpoints")  # only now: a config that does not fit leaves no folder behind
+        runs.check_writable(workdir / "checkpoints", "--workdir")  # only now: a config that does not fit leaves no folder behind
         if jax.process_index() == 0:
             stack.enter_context(runs.locked(workdir))
         checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True)
@@ -200,15 +199,6 @@ def _check_workdir(config: dict, workdir: pathlib.Path) -> None:
     if changed := differences(runs.read_config(workdir), config):
         some = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
         raise UserError(f"{workdir} was trained with another {some}: undo the change, or choose another --workdir")
-
-
-def _make_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, "permission denied")
-    except OSError as e:
-        raise UserError(f"cannot write to {folder.parent} ({e.strerror}): choose another --workdir") from None
 
 
 def _describe(workdir: pathlib.Path, config: dict, clip: ClipFormat, begun: bool) -> None:

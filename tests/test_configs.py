@@ -10,7 +10,9 @@ import pytest
 
 from helpers import GOLDEN, Golden
 from magvid.build import build
+from magvid.checkpoints import merge
 from magvid.job import Job, check_config
+from magvid.models.vq3d import inflate_central
 from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -129,11 +131,39 @@ def test_published_schedules_are_the_official_ones(official):
     assert (config.steps, rules[0][1]["warmup"]) == (total, warmup)
 
 
-@pytest.mark.parametrize("arg, padding, lecam, task", [("", "reflect", 0.1, "OPD"), ("official=1", "zero", 0, "official:OPD")])
+@pytest.mark.parametrize(
+    "arg, padding, lecam, task", [("", "reflect", 0.1, "OPD"), ("official=1", "zero", 0, "official:OPD")]
+)
 def test_the_paper_by_default_and_the_release_by_name(arg, padding, lecam, task):
     tokenizer, transformer = get("vq3d_ssv2", arg), get("commit_ssv2", arg)
     assert tokenizer.objective.tokenizer.encoder.padding == padding and tokenizer.objective.lecam_weight == lecam
     assert task in transformer.objective.tasks
+
+
+def test_size_h_and_what_can_be_left_out():
+    config = get("vq3d_ucf101", "size=H,perceptual=0,inflate=0")
+    assert "perceptual" not in config.objective and "init" not in config
+    tokenizer = build(config.objective.to_dict()["tokenizer"])
+    video = np.zeros((1, 16, 128, 128, 3), np.float32)
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    found = jax.eval_shape(tokenizer.init, jax.random.key(0), video)
+    assert count(found) == COUNTS["vq3d_ucf101_H"]["generator"]
+    config = get("commit_ucf101", "size=H")
+    assert config.objective.tokenizer.run == "runs/vq3d_ucf101-L"
+    transformer = build(config.objective.to_dict()["transformer"])
+    found = jax.eval_shape(transformer.init, jax.random.key(0), np.zeros((1, 8), np.int32))
+    assert count(found) == COUNTS["transformer_ucf101_CG_H"]["params"]
+
+
+@pytest.mark.parametrize("name", ["ucf101", "bair"])
+def test_a_published_3d_vq_can_begin_as_its_2d_vq(name):
+    """Every leaf of tokenizer and discriminator fits, as officially."""
+    video = np.zeros((1, 16, *[64 if name == "bair" else 128] * 2, 3), np.float32)
+    parts = {kind: get(f"{kind}_{name}", "perceptual=0").objective.to_dict() for kind in ("vq2d", "vq3d")}
+    for group in ("tokenizer", "discriminator"):
+        init = lambda kind: jax.eval_shape(build(parts[kind][group]).init, jax.random.key(0), video)["params"]
+        flat = jax.tree.map(lambda x: np.broadcast_to(np.float32(1), x.shape), init("vq2d"))
+        merge(inflate_central(flat, init("vq3d")), init("vq3d"), say=pytest.fail)
 
 
 def test_smoke_of_the_published_settings(tmp_path):
@@ -142,7 +172,8 @@ def test_smoke_of_the_published_settings(tmp_path):
     for name in ("vq2d_bair", "vq3d_bair", "vq3d_ssv2"):
         state, metrics = train(get(name, arg), tmp_path / name, devices=one)
         assert int(state.step) == 2 and all(v == v for v in metrics.values())
-    for name, tokenizer in (("commit_ucf101", "vq3d_ssv2"), ("commit_bair_mt8", "vq3d_bair"), ("commit_ssv2", "vq3d_ssv2")):
+    tokenizers = {"commit_ucf101": "vq3d_ssv2", "commit_bair_mt8": "vq3d_bair", "commit_ssv2": "vq3d_ssv2"}
+    for name, tokenizer in tokenizers.items():
         config = get(name, arg)
         config.objective.tokenizer.run = str(tmp_path / tokenizer)
         state, metrics = train(config, tmp_path / name, devices=one)

@@ -100,12 +100,17 @@ def sized(dim=256, size=1024, **shared) -> Tokenizer:
     return Tokenizer(Encoder(dim=dim, **shared), VQ(size, dim), Decoder(**shared))
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_full_sizes_have_the_official_number_of_parameters(name):
-    params = jax.eval_shape(sized(**SIZES[name]).init, jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3)))["params"]
+def check_counts(tokenizer: Tokenizer, name: str):
+    """The parts of `tokenizer` have as many parameters as the official model `name`."""
+    params = jax.eval_shape(tokenizer.init, jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3)))["params"]
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     ours = {"generator": count(params), **{part: count(params[part]) for part in ("encoder", "decoder", "quantizer")}}
     assert ours == {k: v for k, v in COUNTS[name].items() if k != "discriminator"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_full_sizes_have_the_official_number_of_parameters(name):
+    check_counts(sized(**SIZES[name]), name)
 
 
 def test_full_size_has_the_official_names_and_shapes():

@@ -246,8 +246,9 @@ def test_codes_alive_counts_recent_use_and_restart_moves_dead_codes_onto_used_on
     same = tiny().after_step(params, {"code_share": shares}, jax.random.key(3))
     assert same[0] is params
     with pytest.raises(ValueError, match="restart moves codes of a codebook, which FSQ lacks"):
-        shape = dict(filters=4, multipliers=(1,), temporal=())
-        VQGAN(Tokenizer(Encoder(dim=4, **shape), FSQ(), Decoder(**shape)), restart=True)
+        shape = dict(filters=4, multipliers=(1,), temporal=(), norm=LayerNorm)
+        objective = VQGAN(Tokenizer(Encoder(dim=4, **shape), FSQ(), Decoder(**shape)), restart=True)
+        jax.eval_shape(objective.init, jax.random.key(0), {"video": VIDEO})
 
 
 def test_the_share_of_codes_follows_their_use():

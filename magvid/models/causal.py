@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from magvid.models.layers import attention
+from magvid.models.layers import attention, check_sizes
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
 gelu = partial(nn.gelu, approximate=True)
@@ -87,10 +87,7 @@ class CausalTransformer(nn.Module):
         train: bool = False,
     ):
         n = ids.shape[1]
-        if n > self.length:
-            raise ValueError(f"{n} tokens do not fit the transformer's {self.length} learned positions")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        check_sizes(n, self.length, self.width, self.heads)
         x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(1.0), name="words")(ids)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
         x = x + lax.dynamic_slice_in_dim(positions, start, n)

@@ -318,3 +318,11 @@ def attention(
     if dropout is not None:
         probabilities = dropout(probabilities)
     return (probabilities @ v).swapaxes(1, 2)
+
+
+def check_sizes(n: int, length: int, width: int, heads: int) -> None:
+    """ValueError where a transformer of `length` positions cannot take n tokens, or `heads` do not divide its width."""
+    if n > length:
+        raise ValueError(f"{n} tokens do not fit the transformer's {length} learned positions")
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of heads {heads}")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from magvid.models.layers import attention
+from magvid.models.layers import attention, check_sizes
 
 
 def weights_init(key, shape, dtype=jnp.float32) -> Array:
@@ -79,10 +79,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "b n"], *, train: bool = False) -> Float[Array, "b n v"]:
         n = ids.shape[1]
-        if n > self.length:
-            raise ValueError(f"{n} tokens do not fit the transformer's {self.length} learned positions")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        check_sizes(n, self.length, self.width, self.heads)
         words = nn.Embed(self.vocab, self.width, embedding_init=weights_init, name="words")
         positions = self.param("positions", weights_init, (self.length, self.width))
         x = words(ids) + positions[:n]

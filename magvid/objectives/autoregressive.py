@@ -44,12 +44,10 @@ class Autoregressive(TokenObjective):
             {"params": params["transformer"]}, inputs, train=train, rngs={"dropout": key} if train else None
         )
         per_clip = token_cross_entropy(logits, sequence, self.smoothing).mean(axis=1)
-        valid = batch.get("valid", jnp.ones(len(per_clip))).astype(jnp.float32)
-        loss = jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
         grid = ids[0].size
         right = jnp.mean(jnp.argmax(logits[:, -grid:], -1) == sequence[:, -grid:], axis=1)
-        accuracy = jnp.sum(right * valid) / jnp.maximum(jnp.sum(valid), 1)
-        return {"transformer": loss}, ({"loss": loss, "accuracy": accuracy}, extra)
+        loss = self.mean(per_clip, batch)
+        return {"transformer": loss}, ({"loss": loss, "accuracy": self.mean(right, batch)}, extra)
 
     def sample_ids(self, params: Groups, batch: dict, key: Array, **decoding) -> tuple[Int[Array, "b th hh wh"], None]:
         """Ids (b t' h' w'), and no record: every token is final."""

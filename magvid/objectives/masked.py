@@ -35,16 +35,16 @@ class Masked(TokenObjective):
         gamma = mask_ratio(self.schedule, batch["ratio"], ids[0].size)
         scores = jax.random.uniform(score_key, ids.shape)
         hidden = mask_tokens(ids, cond_ids, cond_mask, gamma, scores, self.vocab.mask, self.conditioning)
-        logits = self.logits(params, self.prefix(batch, cond_ids), hidden.inputs, train=train, rngs={"dropout": dropout_key})
+        prefix, rngs = self.prefix(batch, cond_ids), {"dropout": dropout_key}
+        logits = self.logits(params, prefix, hidden.inputs, train=train, rngs=rngs)
         losses = token_cross_entropy(logits, hidden.targets, self.smoothing)
         flat = lambda a: a.reshape(a.shape[0], -1)
         weights = flat(loss_weights(hidden.masked, cond_mask, self.conditioning, self.weights))
         per_clip = weighted_mean(flat(losses), weights)
-        valid = batch.get("valid", jnp.ones(len(per_clip))).astype(jnp.float32)
-        loss = jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
-        right = (jnp.argmax(logits, -1) == hidden.targets) & hidden.masked & (valid[:, None, None, None] > 0)
-        hidden_count = jnp.sum(hidden.masked * valid[:, None, None, None])
-        metrics = {"loss": loss, "masked_accuracy": jnp.sum(right) / jnp.maximum(hidden_count, 1)}
+        loss = self.mean(per_clip, batch)
+        counted = hidden.masked * self.valid(batch)[:, None, None, None]
+        right = jnp.sum((jnp.argmax(logits, -1) == hidden.targets) * counted)
+        metrics = {"loss": loss, "masked_accuracy": right / jnp.maximum(jnp.sum(counted), 1)}
         return {"transformer": loss}, (metrics, extra)
 
     def sample_ids(self, params: Groups, batch: dict, key: Array, **decoding):

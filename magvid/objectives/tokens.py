@@ -123,7 +123,9 @@ class TokenObjective:
         """Where on the flat grid the tokens are that the one task of `Conditioning.prefix` is given."""
         return np.flatnonzero(task_table.latent_masks(self.rows, shape[1:4], self.latent_shape(shape))[0])
 
-    def prefix(self, batch: dict, cond_ids: Int[Array, "b th hh wh"], conditional: bool = True) -> Int[Array, "b prefix"]:
+    def prefix(
+        self, batch: dict, cond_ids: Int[Array, "b th hh wh"], conditional: bool = True
+    ) -> Int[Array, "b prefix"]:
         """[task token if multi-task] [class token] [condition tokens, SEP with `Conditioning.prefix`].
 
         The class is UNCOND unless the task gives it; unconditionally, the condition tokens are [MASK].
@@ -147,6 +149,15 @@ class TokenObjective:
         full = [i for i, task in enumerate(self.rows) if task.region is task_table.nothing]
         task = batch["task"] if conditional or not full else jnp.full_like(batch["task"], full[0])
         return jnp.stack([tokens[task], label], axis=1)
+
+    def mean(self, per_clip: Float[Array, "b"], batch: dict) -> Float[Array, ""]:
+        """Over the examples of a batch that are `valid`."""
+        valid = self.valid(batch)
+        return jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
+
+    def valid(self, batch: dict) -> Float[Array, "b"]:
+        """1, and 0 where batch["valid"] is False: a row that only fills the batch up."""
+        return jnp.asarray(batch.get("valid", jnp.ones(len(batch["task"])))).astype(jnp.float32)
 
     def tokens(self, params: Groups, batch: dict):
         """Target ids, condition ids and the latent condition mask, all (b t' h' w')."""

@@ -1,12 +1,12 @@
 """Training of a video tokenizer: reconstruction, quantizer, perceptual and adversarial losses (MAGVIT, section 3.1)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from magvid import losses
 from magvid.masked import tasks as task_table
@@ -15,8 +15,8 @@ from magvid.types import Groups
 # CG's condition is a black clip, and CFP's is FP's.
 PADDED_TASKS = tuple(task for task in task_table.TASKS if task not in ("CG", "CFP"))
 
-# A code is dead once its running share is below this part of an even share: unused for about 460 steps at decay 0.99.
-DEAD = 0.01
+USAGE_DECAY = 0.99  # of the running share of each code
+DEAD = 0.01  # below this part of an even share a code is dead: unused for about 460 steps
 
 
 def scale(video: UInt8[Array, "b t h w 3"] | Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
@@ -58,26 +58,21 @@ class VQGAN:
     padded: float = 0.0
     padded_tasks: Sequence[str | task_table.Task] = PADDED_TASKS
 
+    alarms = {  # said where a metric stays below its least value; not a field
+        "codes_alive": (0.2, "most codes are unused: raise the quantizer's entropy_weight, or set objective.restart")
+    }
+
     def __post_init__(self):
         if not 0 <= self.padded <= 1:
             raise ValueError(f"padded={self.padded} is a share of the clips: give a number in [0, 1]")
-        if self.restart and not hasattr(self.tokenizer.quantizer, "commitment"):
-            raise ValueError(f"restart moves codes of a codebook, which {type(self.tokenizer.quantizer).__name__} lacks")
-
-    @property
-    def alarms(self) -> Mapping[str, tuple[float, str]]:
-        """{metric: (least value, what to do)}: said where a metric stays below."""
-        return {
-            "codes_alive": (
-                0.2,
-                "most codes are unused: raise the quantizer's entropy_weight, or set objective.restart",
-            )
-        }
 
     def init(self, key: Array, batch: dict) -> Groups:
         keys = jax.random.split(key, 3)
         video = scale(batch["video"])
         groups = {"tokenizer": self.tokenizer.init(key, video, train=True)["params"]}
+        if self.restart and "codebook" not in groups["tokenizer"].get("quantizer", {}):
+            name = type(self.tokenizer.quantizer).__name__
+            raise ValueError(f"restart moves codes of a codebook, which {name} lacks: leave it out")
         if self.discriminator:
             groups["discriminator"] = self.discriminator.init(keys[1], video)["params"]
         if self.perceptual:
@@ -104,7 +99,8 @@ class VQGAN:
         metrics = {"mse": mse, "psnr": psnr(reconstruction, video), **quantized.metrics}
         total = {"tokenizer": self.reconstruction * mse + quantized.loss}
         if train:
-            extra = {**extra, "code_share": 0.99 * extra["code_share"] + 0.01 * share(quantized.ids, extra)}
+            now = share(quantized.ids, self.tokenizer.quantizer.size)
+            extra = {**extra, "code_share": USAGE_DECAY * extra["code_share"] + (1 - USAGE_DECAY) * now}
             metrics["codes_alive"] = jnp.mean(~dead(extra["code_share"]))
         if self.perceptual:
             metrics["perceptual"] = self.perceptual_loss(params, reconstruction, video)
@@ -170,12 +166,12 @@ class VQGAN:
         return jnp.clip(reconstruction, 0.0, 1.0)
 
 
-def share(ids: Int[Array, "..."], extra: dict) -> Float[Array, "k"]:
-    """How often each code occurs among `ids`; sums to 1."""
-    return jnp.zeros_like(extra["code_share"]).at[ids.reshape(-1)].add(1 / ids.size)
+def share(ids: Int[Array, "..."], size: int) -> Float[Array, "k"]:
+    """How often each of `size` codes occurs among `ids`; sums to 1."""
+    return jnp.zeros(size).at[ids.reshape(-1)].add(1 / ids.size)
 
 
-def dead(code_share: Float[Array, "k"]):
+def dead(code_share: Float[Array, "k"]) -> Bool[Array, "k"]:
     """Codes whose running share is next to nothing."""
     return code_share < DEAD / len(code_share)
 
