@@ -131,8 +131,14 @@ class Job:
         places = sharding.state_shardings(like, config["sharding"], self.mesh)
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
         frozen = jax.device_put(frozen, places.frozen)
-        make = jax.jit(init, out_shardings=places)
+        # LLVM takes seconds to optimise each shape's random numbers, which are drawn once
+        options = {"xla_backend_optimization_level": 1} if self.on_cpu else {}
+        make = jax.jit(init, out_shardings=places, compiler_options=options)
         return Prepared(optimisers, lambda: make(given, frozen), like.replace(frozen=frozen))
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.mesh.devices.flat[0].platform == "cpu"
 
     def microbatches(self) -> int:
         """Into how many equal parts a batch is cut so that a device holds at most `microbatch` examples at a time."""
@@ -150,7 +156,7 @@ class Job:
             self.objective,
             prepared.optimisers,
             microbatches=self.microbatches(),
-            unroll=self.mesh.devices.flat[0].platform == "cpu",
+            unroll=self.on_cpu,
             ema=self.config["ema"],
             dtype=self.config["dtype"],
         )

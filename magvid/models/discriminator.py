@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from magvid.models.layers import Conv, Identity, average_pool
+from magvid.models.layers import Conv, Identity, average_pool, space_to_depth
 
 xavier = nn.initializers.xavier_uniform()
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
@@ -61,7 +61,8 @@ class Discriminator(nn.Module):
     """Video (b t h w 3) -> logits (b 1) that it is real; `planar`: of each frame, (b t 1).
 
     Defaults are MAGVIT-B at 128x128 (L: filters 128; at 64x64 multipliers (2, 4, 4, 4)). The size of the video is part
-    of the weights. `remat` recomputes the first blocks in the backward pass.
+    of the weights. `remat` recomputes the first blocks in the backward pass. `patch` (t h w), not in the paper, folds
+    pixels into channels before the first convolution, as `vq3d.Encoder`'s does.
     """
 
     filters: int = 64
@@ -69,6 +70,7 @@ class Discriminator(nn.Module):
     norm: Callable = Identity
     pool: Callable = average_pool
     planar: bool = False
+    patch: Sequence[int] = (1, 1, 1)
     remat: int = 0
     dtype: type | str | None = None
 
@@ -77,7 +79,7 @@ class Discriminator(nn.Module):
         conv = partial(Conv, planar=self.planar, kernel_init=xavier, dtype=self.dtype)
         dense = partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
         parts = dict(norm=self.norm, pool=self.pool, planar=self.planar, dtype=self.dtype)
-        x = leaky_relu(conv(self.filters)(video))
+        x = leaky_relu(conv(self.filters)(space_to_depth(video, self.patch)))
         for i, multiplier in enumerate(self.multipliers):
             block = nn.remat(ResBlock) if i < self.remat else ResBlock
             x = block(self.filters * multiplier, name=f"ResBlock_{i}", **parts)(x)

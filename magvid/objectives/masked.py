@@ -19,7 +19,8 @@ class Masked(TokenObjective):
     """batch: that of `TokenObjective`, and "ratio": float (b,) in [0, 1).
 
     `weights` are those of L_mask, L_refine and L_recons. `guidance` adds g * (conditional - unconditional) to the logits
-    when sampling. `decoding` are arguments of `masked.decode.decode`.
+    when sampling. `decoding` are arguments of `masked.decode.decode`; its `conditioning`, by default that of training,
+    may be MaskGIT's for a model of COMMIT.
     """
 
     conditioning: Conditioning = COMMIT
@@ -58,10 +59,8 @@ class Masked(TokenObjective):
                 return logits
             return logits + self.guidance * (logits - self.logits(params, uncond_prefix, uncond))
 
-        options = {**self.decoding, **decoding}
-        return decode(
-            model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, conditioning=self.conditioning, **options
-        )
+        options = {"conditioning": self.conditioning, **self.decoding, **decoding}
+        return decode(model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, **options)
 
     def logits(
         self, params: Groups, prefix, inputs: Int[Array, "b th hh wh"], *, train=False, rngs=None

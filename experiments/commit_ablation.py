@@ -1,0 +1,324 @@
+"""What COMMIT, its loss terms, its decoding, 3D tokens and inflation are worth: MAGVIT's tables 5 to 7 on sprites.
+
+    python experiments/commit_ablation.py [--seeds=3] [--clips=200] [--jobs=N] [--workdir=FOLDER]
+
+Every arm has the same budget (configs/ablation.py), every seed a tokenizer of its own; scores are means over seeds with
+95 % intervals (Student's t), of held-out test clips. An interrupted experiment goes on when the same command is given
+again. Results: WORKDIR/table.md, WORKDIR/scores.json and WORKDIR/*.png.
+"""
+
+import concurrent.futures
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the configs live beside this folder
+
+import numpy as np
+
+from configs import ablation
+from magvid.flags import Flag, Program, guarded, leave, parse, program_help
+
+PROGRAM = Program(
+    "python experiments/commit_ablation.py",
+    "Train and score every arm of the ablation, or go on with that; write tables and pictures.",
+    [
+        Flag("seeds", "int", 3, "N", "runs of every arm", 1),
+        Flag("clips", "int", 200, "N", "held-out clips to score on", 1),
+        Flag("jobs", "int", 0, "N", "arms at the same time; default: one for each core, or 1 on an accelerator", 0),
+        Flag("workdir", "str", None, "FOLDER", "where everything is written; default: runs/ablation"),
+        Flag("smoke", "bool", False, "", "two steps of tiny models: for tests"),
+    ],
+    [""],
+)
+
+TOKENIZERS = {  # row of the table: (name of the run, argument of the config)
+    "2D-VQ": ("vq2d", "part=vq2d"),
+    "3D-VQ, from scratch": ("vq3d-none", "part=vq3d,begin=none"),
+    "3D-VQ, average inflation": ("vq3d-average", "part=vq3d,begin=average"),
+    "3D-VQ, central inflation": ("vq3d-central", "part=vq3d,begin=central"),
+}
+ARMS = {  # row of the table: (row of the config, how it is decoded where not as it was trained)
+    "latent masking, MTM decoding (MaskGIT)": ("latent", None),
+    "the same on 2D tokens": ("maskgit_2d", None),
+    "prefix condition": ("prefix", None),
+    "autoregressive": ("ar", None),
+    "COMMIT, L_mask": ("commit_mask", None),
+    "COMMIT, L_mask + L_recons": ("commit_mask_recons", None),
+    "COMMIT, L_mask + L_recons + L_refine": ("commit", None),
+    "the same, MTM decoding": ("commit", "latent"),
+    "untrained": ("untrained", None),
+}
+COPY = "copy of the padded condition"
+SINGLE = ("prefix", "ar", "maskgit_2d")  # trained on the one task only
+SETS = {"CFP": ("CFP",), "MT8": ablation.EIGHT}
+
+
+def runs_of(seed: int, smoke: bool, root: str) -> list[dict[str, str]]:
+    """[{name of the run: argument of its config}, ...]: all of one stage can be trained at the same time."""
+    common = f"seed={seed},smoke={int(smoke)},root={root}"
+    first = {f"{name}-{seed}": f"{arg},{common}" for name, arg in TOKENIZERS.values()}
+    needed = {f"vq2d-{seed}": first.pop(f"vq2d-{seed}")}
+    last = {}
+    for tasks in SETS:
+        for row in dict.fromkeys(row for row, _ in ARMS.values()):
+            if tasks == "CFP" or row not in SINGLE:
+                last[f"{row}-{tasks}-{seed}"] = f"part=transformer,row={row},tasks={tasks},{common}"
+    return [needed, first, last]
+
+
+def config_of(arg: str):
+    """The config of an arm; row=untrained is COMMIT after one step at a rate of 0."""
+    if "row=untrained" not in arg:
+        return ablation.get_config(arg)
+    config = ablation.get_config(arg.replace("row=untrained", "row=commit"))
+    config.steps = config.optim.transformer.rules[0][1]["warmup"] = 1
+    return config
+
+
+# One arm, in a process of its own ------------------------------------------------------------------------------------
+
+
+def start_worker(cores: Sequence[int]) -> None:
+    """One thread of computation in each process: two small programs beside each other outrun one on two threads."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cores[multiprocessing.current_process()._identity[0] % len(cores)]})
+    import jax
+    from absl import logging
+
+    logging.set_verbosity(logging.WARNING)
+    jax.devices()  # makes the pool of threads
+    os.sched_setaffinity(0, everywhere)
+
+
+def train_and_score(name: str, arg: str, workdir: str, clips: int) -> tuple[str, dict]:
+    """(name, {decoding: numbers}) of one run; what is done already is not done again."""
+    from magvid import runs
+    from magvid.train import train
+
+    folder = pathlib.Path(workdir) / name
+    config = config_of(arg)
+    if not (folder / "done.json").exists():
+        train(config, folder)
+    run = runs.open_run(folder)
+    wanted = dict(hash=run.hash, clips=clips)
+    kept = folder / "done.json"
+    if kept.exists() and (done := json.loads(kept.read_text()))["made of"] == wanted:
+        return name, done["scores"]
+    scores = {"": score(run, clips, folder)}
+    if name.startswith("vq"):
+        scores["codes"] = code_usage(run, clips)
+    for row, decoding in ARMS.values():
+        if decoding and name.startswith(f"{row}-"):
+            run.config["objective"]["decoding"]["conditioning"] = dict(
+                target="magvid.masked.commit:Conditioning", **ablation.CONDITIONING[decoding][0]
+            )
+            scores[decoding] = score(run, clips, folder, suffix=f"-{decoding}")
+    runs.write_json(kept, {"made of": wanted, "scores": scores})
+    return name, scores
+
+
+def score(run, clips: int, folder: pathlib.Path, suffix: str = "") -> dict:
+    """{"reconstruction": {...}, task: {...}} of magvid's evaluation; keeps the first clips that were generated."""
+    from magvid.evaluate import evaluate_run
+
+    found = evaluate_run(run, clips=clips, batch=min(clips, 40))
+    shown = {task: np.stack([e.generated for e in some]) for task, some in found.examples.items()}
+    shown |= {f"real/{task}": np.stack([e.real for e in some]) for task, some in found.examples.items()}
+    given = {t: some for t, some in found.examples.items() if some[0].condition is not None}
+    shown |= {f"condition/{task}": np.stack([e.condition for e in some]) for task, some in given.items()}
+    np.savez_compressed(folder / f"examples{suffix}.npz", **shown)
+    return {"reconstruction": found.numbers["reconstruction"], **found.numbers["tasks"]}
+
+
+def code_usage(run, clips: int) -> dict[str, float]:
+    """Share of the codebook that occurs in the clips, and perplexity 2^H of how often each code does."""
+    import jax
+
+    from magvid.generator import Clips, Generator
+    from magvid.objectives.vqgan import scale
+
+    model = Generator.open(run, batch=min(clips, 40))
+    tokenizer = model.programs.objective.tokenizer
+    encode = jax.jit(lambda p, v: tokenizer.apply({"params": p["tokenizer"]}, scale(v), method="encode_ids"))
+    counts = np.zeros(tokenizer.quantizer.size)
+    for rows in Clips.of(model.config).batches(0, clips, model.batch):
+        counts += np.bincount(np.asarray(encode(model.params, rows["video"])).ravel(), minlength=len(counts))
+    share = counts[counts > 0] / counts.sum()
+    return {"usage": float(np.mean(counts > 0)), "perplexity": float(np.exp(-np.sum(share * np.log(share))))}
+
+
+def copy_scores(workdir: pathlib.Path, clips: int, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Scores of the padded conditions themselves."""
+    from magvid import runs
+    from magvid.build import build
+    from magvid.evaluate import METRICS, Scores
+    from magvid.generator import Clips, Generator
+
+    name = "commit-CFP-0" if tasks == ("CFP",) else "commit-MT8-0"
+    model = Generator.open(runs.open_run(workdir / name), batch=min(clips, 40))
+    metrics = [*METRICS, *build(tuple(model.config["metrics"]))]
+    found = {task: Scores(metrics) for task in tasks}
+    for rows in Clips.of(model.config).batches(0, clips, model.batch):
+        reconstruction = model.reconstruct(rows)
+        for i, task in enumerate(model.tasks):
+            condition, given = model.condition({**rows, "task": np.full(len(rows["video"]), i, np.int32)})
+            videos = dict(video=condition, condition=condition, given=given, reconstruction=reconstruction)
+            found[task].add({**rows, "target": rows["video"], **videos})
+    return {task: scores.result() for task, scores in found.items()}
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of the 95 % interval by Student's t); nan for one value."""
+    from scipy import stats
+
+    n = len(values)
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(np.mean(values)), float(half)
+
+
+def cell(values: Sequence[float] | None, digits: int = 2) -> str:
+    if not values or any(v is None for v in values):
+        return "–"
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def tokenizer_table(scores: Mapping[str, Mapping], seeds: range) -> str:
+    rows = []
+    for title, (name, _) in TOKENIZERS.items():
+        of = [scores[f"{name}-{s}"] for s in seeds]
+        pick = lambda part, key: [o[part].get(key) for o in of]
+        reconstruction = [o[""]["reconstruction"] for o in of]
+        psnr, right = ([r.get(k) for r in reconstruction] for k in ("psnr", "accuracy"))
+        usage, perplexity = pick("codes", "usage"), pick("codes", "perplexity")
+        rows.append([title, cell(psnr), cell([100 * u for u in usage], 0), cell(perplexity, 0), cell(right)])
+    return markdown(["tokenizer", "PSNR, dB", "codes used, %", "perplexity", "shape and action read right"], rows)
+
+
+def arm_table(scores: Mapping[str, Mapping], copies: Mapping[str, Mapping], seeds: range) -> str:
+    rows = []
+    for title, (row, decoding) in ARMS.items():
+        columns = []
+        for tasks in SETS:
+            if f"{row}-{tasks}-0" not in scores:
+                columns += ["–"] * (3 if tasks == "CFP" else 2)
+                continue
+            of = [scores[f"{row}-{tasks}-{s}"][decoding or ""] for s in seeds]
+            columns += arm_cells(of, tasks)
+        rows.append([title, *columns])
+    rows.append([COPY, *arm_cells([copies["CFP"]], "CFP"), *arm_cells([copies["MT8"]], "MT8")])
+    header = ["arm", "CFP: skill", "CFP: shape and action right", "CFP: given frame, dB below the tokenizer"]
+    return markdown([*header, "MT8: mean skill", "MT8: given pixels, dB below"], rows)
+
+
+def arm_cells(of: Sequence[Mapping], tasks: str) -> list[str]:
+    mean = lambda o, key: float(np.mean([o[t][key] for t in SETS[tasks]]))
+    skill, gap = ([mean(o, key) for o in of] for key in ("skill", "given_gap"))
+    right = [cell([o["CFP"].get("accuracy") for o in of])] if tasks == "CFP" else []
+    return [cell(skill), *right, cell(gap)]
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def picture(workdir: pathlib.Path, tasks: str, task: str, out: pathlib.Path, clip: int = 0) -> None:
+    """Frames of one clip: the condition, what each arm of seed 0 makes of it, and the real one."""
+    from PIL import Image
+
+    from magvid.sample import labelled_grid
+
+    found, real = {}, {}
+    for title, (row, decoding) in ARMS.items():
+        file = workdir / f"{row}-{tasks}-0" / f"examples{f'-{decoding}' if decoding else ''}.npz"
+        if file.exists():
+            with np.load(file) as arrays:
+                found[title] = arrays[task][clip]
+                real = {"given (padded)": arrays[f"condition/{task}"][clip], "real": arrays[f"real/{task}"][clip]}
+    rows = {**real, **found}
+    frames = range(ablation.CLIP["frames"])
+    grid = labelled_grid([[v[t : t + 1] for t in frames] for v in rows.values()], [f"frame {t}" for t in frames], list(rows))
+    Image.fromarray(grid[0]).save(out)
+
+
+def reconstructions(workdir: pathlib.Path, out: pathlib.Path, clip: int = 1) -> None:
+    """Frames of one clip as each tokenizer of seed 0 reconstructs them."""
+    from PIL import Image
+
+    from magvid.sample import labelled_grid
+
+    rows = {}
+    for title, (name, _) in TOKENIZERS.items():
+        with np.load(workdir / f"{name}-0" / "examples.npz") as arrays:
+            rows = {"real": arrays["real/reconstruction"][clip], **rows, title: arrays["reconstruction"][clip]}
+    frames = range(ablation.CLIP["frames"])
+    grid = labelled_grid([[v[t : t + 1] for t in frames] for v in rows.values()], [f"frame {t}" for t in frames], list(rows))
+    Image.fromarray(grid[0]).save(out)
+
+
+# All -----------------------------------------------------------------------------------------------------------------
+
+
+def run_all(options, workdir: pathlib.Path, say: Callable[[str], None]) -> dict[str, dict]:
+    """{name of the run: its scores}."""
+    seeds = range(options.seeds)
+    stages = [dict(), dict(), dict()]
+    for seed in seeds:
+        for stage, more in zip(stages, runs_of(seed, options.smoke, str(workdir)), strict=True):
+            stage.update(more)
+    cores = sorted(os.sched_getaffinity(0))
+    jobs = options.jobs or len(cores)
+    scores, total = {}, sum(map(len, stages))
+    with concurrent.futures.ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), start_worker, (cores,)
+    ) as pool:
+        for stage in stages:
+            work = [pool.submit(train_and_score, n, arg, str(workdir), options.clips) for n, arg in stage.items()]
+            for future in concurrent.futures.as_completed(work):
+                name, found = future.result()
+                scores[name] = found
+                say(f"{len(scores)} of {total}: {name}")
+    return scores
+
+
+def main(argv: list[str]) -> None:
+    if {"--help", "-h"} & set(argv):
+        print(program_help(PROGRAM))
+        return
+    options = parse(PROGRAM, argv, need="")
+    from magvid import runs
+    from magvid.types import UserError
+
+    workdir = pathlib.Path(options.workdir or ROOT / "runs" / ("ablation-smoke" if options.smoke else "ablation"))
+    workdir = workdir.expanduser().absolute()
+    runs.check_writable(workdir, "--workdir")
+    if "," in str(workdir):  # it is part of a config's argument
+        raise UserError(f"--workdir={workdir} has a comma: choose another folder")
+    scores = run_all(options, workdir, lambda text: print(text, flush=True))
+    copies = {name: copy_scores(workdir, options.clips, tasks) for name, tasks in SETS.items()}
+    runs.write_json(workdir / "scores.json", {"scores": scores, "copy": copies})
+    seeds = range(options.seeds)
+    tables = f"{tokenizer_table(scores, seeds)}\n\n{arm_table(scores, copies, seeds)}\n"
+    (workdir / "table.md").write_text(tables)
+    picture(workdir, "CFP", "CFP", workdir / "cfp.png")
+    for task in ("OPC", "FI"):
+        picture(workdir, "MT8", task, workdir / f"mt8_{task.lower()}.png")
+    reconstructions(workdir, workdir / "tokenizers.png")
+    print(f"{tables}\nwrote {workdir / 'table.md'}, scores.json and pictures")
+
+
+if __name__ == "__main__":
+    leave(guarded("commit_ablation", sys.argv[1:], main))
