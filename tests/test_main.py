@@ -31,8 +31,8 @@ def places(tmp_path_factory):
 
 
 BAD = {
-    "": "give a command: train, sample or evaluate",
-    "frobnicate": 'no command "frobnicate"; choose of train, sample, evaluate',
+    "": "give a command, one of train, encode, sample, evaluate",
+    "frobnicate": 'no command "frobnicate"; choose of train, encode, sample, evaluate',
     "tran": "did you mean train?",
     "train": "--config is missing",
     "train --config={tiny}": "--workdir is missing",
@@ -58,6 +58,14 @@ BAD = {
     "train --config={tiny} --workdir={there}/new --config.objective.tokenizer.encoder.filters=0": "filters=0",
     "train --config={tiny} --workdir={there}/new --config.objective.tokenizer.quantizer.size=-4": "size=-4",
     "train --config={tiny} --workdir={there}/new --config.optim.tokenizer.rules[0][1].peak=nan": "rules[0][1].peak is nan",
+    "train --config={tiny}:masked,{vq} --workdir={there}/new --config.data.train.cache={there}/empty": "no tokens in {there}",
+    "train --config={tiny} --workdir={there}/new --config.data.train.cache={there}/empty": "VQGAN learns from videos",
+    "encode --config={tiny}:masked,{vq}": "--out is missing",
+    "encode --config={tiny} --out={there}/new": "VQGAN learns from videos: there are no tokens to keep",
+    "encode --config={tiny}:masked --out={there}/new": "tokens can be kept where the tokenizer is frozen",
+    "encode --config={tiny}:masked,{vq} --out={there}/file": "cannot write to {there}/file",
+    "encode --config={tiny}:masked,{vq} --out={there}/new --rows=0": "--rows=0: 0 is not a positive integer",
+    "encode --config={tiny}:masked,{vq} --out={there}/new --split=test": '--split="test" is unknown: use train or eval',
     "sample": "--run is missing",
     "sample --run={run} --stpes=3": "there is no flag --stpes, did you mean --steps?",
     "sample --run={run} --number=abc": '--number must be a whole number, got "abc"',
