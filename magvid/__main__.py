@@ -127,10 +127,11 @@ def open_config(command: str, spec: str, argv: list[str]) -> dict:
     from magvid import job
 
     with config.unlocked():
-        config.update({name: value for name, value in job.DEFAULTS.items() if name not in config})
+        missing = {name: value for name, value in job.DEFAULTS.items() if name not in config}
+        config.update({k: placeholder(str) if v is None else v for k, v in missing.items()})  # None alone has no type
         for section in (config.get("data") or {}).values():
             if hasattr(section, "keys") and section.get("cache") is None:
-                section.cache = placeholder(str)  # a plain None has no type that a flag could have
+                section.cache = placeholder(str)
     return parse(COMMANDS[command], argv, config=config).config.to_dict()
 
 

@@ -2,6 +2,9 @@
 
 Every process makes every n-th shard on its own devices, so that nothing waits for another process until the end. What is
 complete is kept: the same command goes on after an interruption, and makes anew what is missing or damaged.
+
+The tokens are those that training would compute, up to rounding: a device that computes a batch of another size, or another
+device, in another order may choose the other one of two codes that are equally near.
 """
 
 import contextlib
@@ -56,7 +59,8 @@ def encode(
     objective, source = build(resolved["objective"]), build(config["data"][split]["source"])
     wanted = describe_tokens(resolved, objective, sources, split, source)
     tokenizer = _tokenizer(objective, frozen, wanted)
-    made = dict(config=config, magvid=magvid.__version__, jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
+    made = dict(magvid=magvid.__version__, jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
+    made |= dict(device=jax.devices()[0].device_kind, config=config)
     wanted = dataclasses.replace(wanted, made=made, **({"rows_per_shard": rows} if rows else {}))
     runs.check_writable(out, "--out")
     with contextlib.ExitStack() as stack:

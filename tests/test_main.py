@@ -9,7 +9,7 @@ import tiny_runs
 
 import magvid
 from magvid import evaluate, runs
-from magvid.__main__ import main
+from magvid.__main__ import main, open_config
 from magvid.flags import COMMANDS, overview, program_help
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -144,6 +144,12 @@ def test_train_from_another_folder_with_overrides(tmp_path, monkeypatch, capsys)
     config = runs.open_run("out").config
     assert config["steps"] == 1 and config["ema"] == 0.5 and config["data"]["train"]["source"]["split"] == "test"
     assert "trained: out" in capsys.readouterr().out
+
+
+def test_a_field_without_a_value_may_be_given_one():
+    argv = ["--config.compile_cache=a", "--config.data.train.cache=b"]
+    config = open_config("train", str(tiny_runs.TINY), argv)
+    assert (config["compile_cache"], config["data"]["train"]["cache"], config["data"]["eval"]["cache"]) == ("a", "b", None)
 
 
 def raising(error):
