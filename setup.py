@@ -20,6 +20,7 @@ CORE = [
     "jaxtyping>=0.3",  # shapes in signatures
     "rich>=13",  # progress bar and tables (Flax needs it too)
     "grain>=0.2.16,<0.3",  # data loading: sharded, shuffled, exactly resumable
+    "array_record>=0.8.1; sys_platform != 'win32'",  # shards of the token cache: random access, checksums (grain's own format)
     "av>=14",  # all video files: decoding and encoding, FFmpeg included
     "pillow>=10",  # PNG and GIF
     "tensorboardX>=2.6.4",  # TensorBoard event files without TensorFlow

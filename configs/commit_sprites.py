@@ -4,7 +4,8 @@
         --config.objective.tokenizer.run=runs/sprites/tokenizer
 
 The budgets are those of vq3d_sprites.py. Frame prediction comes twice: from one frame, and from five (same task token).
-smoke=1 takes seconds, on a tokenizer trained with smoke=1.
+smoke=1 takes seconds, on a tokenizer trained with smoke=1. clips=20000 trains on the first so many of the 2^20 clips, so
+that their tokens can be kept (`magvid encode`).
 """
 
 from configs import defaults, vq3d_sprites
@@ -20,11 +21,13 @@ BUDGETS = {
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", smoke=False)
+    args = defaults.parse_arg(arg, budget="quick", smoke=False, clips=0)
     b = defaults.choose(BUDGETS, args["budget"], "budget")
     smoke = args["smoke"]
     tokens = vq3d_sprites.BUDGETS[args["budget"]]
-    config = vq3d_sprites.get_config(arg)  # the same clips
+    config = vq3d_sprites.get_config(f"budget={args['budget']},smoke={int(smoke)}")  # the same clips
+    if args["clips"]:
+        config.data.train.source = defaults.views(config.data.train.source, clips=args["clips"])
     config.steps = 2 if smoke else b["steps"]
     config.batch = 4 if smoke else b["batch"]
     config.objective = defaults.masked(

@@ -76,3 +76,8 @@ def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropou
         tasks=tasks,
         decoding=dict(steps=12, temperature=4.5) | decoding,
     )
+
+
+def views(source, views=1, clips=0, transforms=()):
+    """`views` fixed views of each of the first `clips` clips (0: of all): their tokens can be kept by `magvid encode`."""
+    return dict(target="magvid.data.views:Views", source=source, views=views, clips=clips, transforms=transforms)

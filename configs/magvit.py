@@ -5,7 +5,8 @@ Arguments of all: size=B|L|H; smoke=1 takes two steps of a tiny model on sprites
 choices where they differ from the paper's: zero instead of reflect padding, no LeCam, shared task tokens with their
 rounded regions. Tokenizers: perceptual=0 trains without the perceptual loss, for which
 `weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0). 3D-VQ:
-inflate=0 begins at random instead of as the 2D-VQ in runs/vq2d_<name>-<size>.
+inflate=0 begins at random instead of as the 2D-VQ in runs/vq2d_<name>-<size>. Transformers: views=8 trains on so many
+fixed random views of each clip instead of new ones in every epoch, so that their tokens can be kept (`magvid encode`).
 
 Videos are read from folders, one class per sub-folder (see `magvid.data.folder`): data/<name>/train and /validation.
 `--config.microbatch=N` bounds what a device holds of the global batch; the rest is the same on one GPU and on a pod.
@@ -134,7 +135,7 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
 
     `tasks` and `epochs` in place of the data set's; `decoding` in place of 12 steps, cosine schedule, temperature 4.5.
     """
-    args, data, size = _args(name, arg)
+    args, data, size = _args(name, arg, views=0)
     smoke, s = args["smoke"], TRANSFORMER[args["size"]]
     tasks = tasks or data.tasks
     if args["official"]:
@@ -195,6 +196,8 @@ def _clips(name, data, args, transforms=()):
             for split, crop in (("train", "random"), ("validation", "centre"))
         ]
         augment = [dict(target="magvid.data.pipeline:Augment", flip=True)] if data.flip else []
+    if args.get("views"):
+        splits[0], augment = defaults.views(splits[0], args["views"], transforms=augment), []
     return dict(
         train=dict(source=splits[0], transforms=[*augment, *transforms], workers=0 if args["smoke"] else 8),
         eval=dict(source=splits[1], transforms=list(transforms), limit=4 if args["smoke"] else 256),

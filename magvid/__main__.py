@@ -1,4 +1,4 @@
-"""The command line: `magvid train | sample | evaluate`; what flags they have is in flags.py.
+"""The command line: `magvid train | encode | sample | evaluate`; what flags they have is in flags.py.
 
 Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
 Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
@@ -43,7 +43,7 @@ def _program(argv: Sequence[str]) -> str:
 
 def _dispatch(argv: list[str]) -> None:
     if not argv:
-        raise ValueError("give a command: train, sample or evaluate; `magvid --help` explains them")
+        raise ValueError(f"give a command, one of {', '.join(COMMANDS)}; `magvid --help` explains them")
     command, *rest = argv
     if command in ("--help", "-h", "help"):
         print(overview())
@@ -58,7 +58,7 @@ def _dispatch(argv: list[str]) -> None:
     elif {"--help", "-h", "--helpfull", "--helpshort"} & set(rest):
         print(program_help(COMMANDS[command]))
     else:
-        {"train": _train, "sample": _sample, "evaluate": _evaluate}[command](rest)
+        {"train": _train, "encode": _encode, "sample": _sample, "evaluate": _evaluate}[command](rest)
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
@@ -66,15 +66,24 @@ def _dispatch(argv: list[str]) -> None:
 
 def _train(argv: list[str]) -> None:
     flags = parse(COMMANDS["train"], argv, "config workdir")
-    config = load_config(flags.config)
-    from magvid import generator, job, train
+    config = open_config("train", flags.config, argv)
+    from magvid import generator, train
 
-    with config.unlocked():  # a field that has its default may be named as well
-        config.update({name: value for name, value in job.DEFAULTS.items() if name not in config})
-    config = parse(COMMANDS["train"], argv, config=config).config.to_dict()
     _, newest = train.train(config, flags.workdir, evaluate=generator.Preview(config), trust=flags.trust)
     losses = "  ".join(f"{k} {v:.4g}" for k, v in newest.items() if k.startswith(("train/loss/", "eval/loss/")))
     print(f"trained: {flags.workdir}  {losses}")
+
+
+def _encode(argv: list[str]) -> None:
+    flags = parse(COMMANDS["encode"], argv, "config out")
+    config = open_config("encode", flags.config, argv)
+    from magvid import encode, evaluate
+
+    options = dict(split=flags.split, rows=flags.rows, batch=flags.batch, trust=flags.trust)
+    record = encode.encode(config, flags.out, **options, on_progress=evaluate.PrintProgress())
+    clips, views, tasks = record.data["clips"], record.data["views"], len(record.tasks)
+    print(f"encoded: {clips} clips x {views} views x {tasks} tasks, {sum(record.sizes) / 1e6:.1f} MB in {flags.out}")
+    print(f"to train on them, add --config.data.{flags.split}.cache={flags.out}")
 
 
 def _sample(argv: list[str]) -> None:
@@ -108,6 +117,22 @@ def _evaluate(argv: list[str]) -> None:
     runs.write_json(out, result.numbers)
     print(evaluate.table(result.numbers))
     print(out)
+
+
+def open_config(command: str, spec: str, argv: list[str]) -> dict:
+    """The config of a file with the overrides of `--config.field=value`; fields that are left out may be named as well."""
+    config = load_config(spec)
+    from ml_collections.config_dict import placeholder
+
+    from magvid import job
+
+    with config.unlocked():
+        missing = {name: value for name, value in job.DEFAULTS.items() if name not in config}
+        config.update({k: placeholder(str) if v is None else v for k, v in missing.items()})  # None alone has no type
+        for section in (config.get("data") or {}).values():
+            if hasattr(section, "keys") and section.get("cache") is None:
+                section.cache = placeholder(str)
+    return parse(COMMANDS[command], argv, config=config).config.to_dict()
 
 
 def _open_run(command: str, argv: list[str]):

@@ -41,12 +41,14 @@ RUN = [
 ]
 TRUST = Flag("trust", "bool", False, "", "let the config of a run name code outside of magvid")
 
+CONFIG = Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config")
+
 COMMANDS = {
     "train": Program(
         "magvid train",
         "Train what a config describes, or go on with a run that was interrupted.",
         [
-            Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config"),
+            CONFIG,
             Flag("workdir", "str", None, "FOLDER", "the run folder: new, or one to go on with"),
             TRUST,
         ],
@@ -55,6 +57,23 @@ COMMANDS = {
             "--config=configs/vq3d_sprites.py --workdir=runs/vq --config.steps=20000",
         ],
         "--config.batch=16",
+    ),
+    "encode": Program(
+        "magvid encode",
+        "Encode a data set with the frozen tokenizer of a config, once: training reads the tokens instead of the videos.",
+        [
+            CONFIG,
+            Flag("out", "str", None, "FOLDER", "where to write: new, or one to go on with"),
+            Flag("split", "str", "train", "train|eval", "which data of the config"),
+            Flag("rows", "int", None, "N", "rows of a shard, a clip and view each; default: 4096, or as those there", 1),
+            Flag("batch", "int", None, "N", "clips at a time; default: as in training", 1),
+            TRUST,
+        ],
+        [
+            "--config=configs/commit_sprites.py:clips=20000 --out=runs/tokens",
+            "--config=configs/commit_ucf101.py:views=8 --out=runs/tokens --rows=2048",
+        ],
+        "--config.data.train.workers=4",
     ),
     "sample": Program(
         "magvid sample",
@@ -257,7 +276,7 @@ def program_help(program: Program) -> str:
     rows = [(f"--{f.name}" + (f"={f.shown}" if f.shown else ""), f.help + _default(f)) for f in program.flags]
     if program.field:
         what = "change a field of the " + (
-            "config" if program.name == "magvid train" else "run's config that its weights allow"
+            "config" if CONFIG in program.flags else "run's config that its weights allow"
         )
         rows.append(("--config.FIELD=VALUE", f"{what}, e.g. {program.field}; of a list one entry: --config.a.b[0]=VALUE"))
     rows.append(("--debug", "show the traceback of an error"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from magvid import optim, runs, sharding, state
 from magvid.build import build
 from magvid.checkpoints import merge
 from magvid.data import pipeline
+from magvid.data.tokens import TokenCache
 from magvid.optim import Optimiser
+from magvid.provenance import describe_tokens, on_tokens
 from magvid.state import Objective, TrainState
 from magvid.types import Groups, UserError
 
@@ -79,34 +82,57 @@ class Job:
         cls, config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None, trust: bool = False
     ) -> "Job":
         """`config` as `check_config` gives it; `devices` default to all."""
-        resolved, frozen, hashes = runs.resolve(config, trust)
-        kept = ("run", "weights", runs.FILE)
-        origin = lambda group: {k: v for k, v in config["objective"][group].items() if k in kept}
-        sources = {g: origin(g) | {"hash": h} for g, h in hashes.items()}
-        return cls(
-            resolved, build(resolved["objective"]), sharding.make_mesh(config["mesh"], devices), frozen, sources, trust
-        )
+        resolved, frozen, sources = resolve(config, trust)
+        objective = on_tokens(build(resolved["objective"]), config["data"])
+        return cls(resolved, objective, sharding.make_mesh(config["mesh"], devices), frozen, sources, trust)
+
+    @functools.cached_property
+    def training_data(self) -> tuple[Any, tuple]:
+        """(source, transforms)."""
+        return self._open("train")
+
+    @functools.cached_property
+    def held_out_data(self) -> tuple[Any, tuple]:
+        return self._open("eval")
+
+    def _open(self, split: str) -> tuple[Any, tuple]:
+        """(source, transforms) of `config.data.<split>`, with tokens in place of videos where it has a `cache`."""
+        data = self.config["data"][split]
+        source, transforms = build(data["source"]), build(tuple(data.get("transforms", ())))
+        if not data.get("cache"):
+            return source, transforms
+        wanted = describe_tokens(self.config, self.objective, self.sources, split, source)
+        cache = TokenCache(source, data["cache"], wanted)
+        return cache, (*transforms, cache.lookup)
 
     def loader(self) -> pipeline.Loader:
         """Endless training batches, this process's rows."""
-        data = self.config["data"]["train"]
+        data = self.config["data"]
+        if (data.get("eval") or {}).get("cache"):
+            self.held_out_data  # tokens that do not fit are an error now, not at the first evaluation
+        source, transforms = self.training_data
         return pipeline.Loader(
-            build(data["source"]),
+            source,
             self.config["batch"],
             seed=self.config["seed"],
-            transforms=build(tuple(data.get("transforms", ()))),
-            workers=data.get("workers", 0),
+            transforms=transforms,
+            workers=data["train"].get("workers", 0),
             **_process(),
         )
+
+    def clip_shape(self, batch: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """(t h w) of the clips of a batch, also of one of their tokens."""
+        return tuple(batch["video"].shape[1:4]) if "video" in batch else self.objective.clip
 
     def held_out(self) -> Iterator[dict[str, np.ndarray]]:
         """One finite pass over the evaluation data, without a last batch that is not full (unless it is alone)."""
         data = self.config["data"].get("eval")
         if not data:
             return
-        source, batch, limit = build(data["source"]), data.get("batch") or self.config["batch"], data.get("limit")
+        source, transforms = self.held_out_data
+        batch, limit = data.get("batch") or self.config["batch"], data.get("limit")
         full = (len(source) if limit is None else min(limit, len(source))) // batch  # a count that all processes share
-        batches = pipeline.epoch(source, batch, build(tuple(data.get("transforms", ()))), limit=limit, **_process())
+        batches = pipeline.epoch(source, batch, transforms, limit=limit, **_process())
         yield from itertools.islice(batches, max(full, 1))
 
     def prepare(self, batch: Mapping[str, np.ndarray]) -> Prepared:
@@ -187,6 +213,16 @@ class Job:
         return tuple(averaged or trained) if self.config["ema"] else ()
 
 
+def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Groups, dict[str, dict]]:
+    """(config with the specs of other runs in place of references, frozen weights, their origin {"run", "weights",
+    "hash"}), the last two per group.
+    """
+    resolved, frozen, hashes = runs.resolve(config, trust)
+    kept = ("run", "weights", runs.FILE)
+    origin = lambda group: {k: v for k, v in config["objective"][group].items() if k in kept}
+    return resolved, frozen, {g: origin(g) | {"hash": h} for g, h in hashes.items()}
+
+
 def check_config(config: Mapping[str, Any]) -> dict:
     """A plain, complete copy of `config` (a dict or ConfigDict).
 
@@ -236,7 +272,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     found = []
     for key in sorted({**old, **new}):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if a == b or name in MAY_CHANGE or (name.startswith("data.") and key == "workers"):
+        if a == b or name in MAY_CHANGE or (name.startswith("data.") and key in ("workers", "cache")):
             continue
         both = isinstance(a, Mapping) and isinstance(b, Mapping)
         found += differences(a, b, f"{name}.") if both else [f"{name} ({json.dumps(a)} -> {json.dumps(b)})"]

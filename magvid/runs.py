@@ -234,9 +234,9 @@ def check_writable(folder: pathlib.Path, flag: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path):
+def locked(folder: pathlib.Path, doing: str = "trained", flag: str = "--workdir"):
     """Within, `folder` is this process's to write; UserError where another process has it. A lock of the operating
-    system, which a process that dies gives back.
+    system, which a process that dies gives back. `doing`, `flag`: words of the error.
     """
     try:
         import fcntl
@@ -249,8 +249,8 @@ def locked(folder: pathlib.Path):
         except BlockingIOError:
             file.seek(0)
             raise UserError(
-                f"{folder} is being trained by another process ({file.read().strip()}): wait for it, stop it, or choose "
-                "another --workdir"
+                f"{folder} is being {doing} by another process ({file.read().strip()}): wait for it, stop it, or choose "
+                f"another {flag}"
             ) from None
         except OSError:  # a file system without locks
             pass

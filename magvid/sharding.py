@@ -120,13 +120,15 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def checksums(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """{"item/name": checksum} over all processes."""
-    sums = {f"{item}/{name}": checksum(x) for item, flat in arrays.items() for name, x in flat.items()}
-    if jax.process_count() > 1:
+    """{"item/name": checksum}. Of a jax.Array every process has a part; a NumPy array is whole on each."""
+    flat = {f"{item}/{name}": x for item, tree in arrays.items() for name, x in tree.items()}
+    sums = {name: checksum(x) for name, x in flat.items()}
+    parts = {name: sums[name] for name, x in flat.items() if isinstance(x, jax.Array)}
+    if jax.process_count() > 1 and parts:
         from jax.experimental import multihost_utils
 
-        parts = multihost_utils.process_allgather(np.array(list(sums.values()), np.uint32))
-        sums = {n: int(v) for n, v in zip(sums, parts.sum(0, dtype=np.uint32), strict=True)}
+        gathered = multihost_utils.process_allgather(np.array(list(parts.values()), np.uint32))
+        sums |= {n: int(v) for n, v in zip(parts, gathered.sum(0, dtype=np.uint32), strict=True)}
     return sums
 
 

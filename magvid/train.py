@@ -65,7 +65,7 @@ def train(
         checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True)
         stack.push(_unless_interrupted(checkpoints.close))
         begun = bool(checkpoints.steps())
-        _describe(workdir, config, ClipFormat.of(loader.source, first["video"].shape[1:]), begun)
+        _describe(workdir, config, ClipFormat.of(loader.source, job.clip_shape(first)), begun)
         if begun:
             train_state, step = _resume(checkpoints, loader, prepared, job.sources)
             waiting = []

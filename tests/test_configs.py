@@ -167,6 +167,16 @@ def test_a_published_3d_vq_can_begin_as_its_2d_vq(name):
         merge(inflate_central(flat, init("vq3d")), init("vq3d"), say=pytest.fail)
 
 
+def test_views_that_can_be_kept_are_an_argument():
+    """The augmentation goes into the views, and the rest of the config stays."""
+    plain, kept = (check_config(get("commit_ucf101", arg))["data"]["train"] for arg in ("", "views=8"))
+    source = kept.pop("source")
+    assert source["source"] == plain.pop("source") and source["views"] == 8
+    assert source["transforms"] + kept.pop("transforms") == plain.pop("transforms") and kept == plain
+    first = build(get("commit_sprites", "clips=50").to_dict()["data"]["train"]["source"])
+    assert len(first) == 50 and first.num_classes == 18
+
+
 def test_smoke_of_the_published_settings(tmp_path):
     """The three programs, and what distinguishes the others: class alone, eight tasks, ten tasks with classes."""
     one, arg = jax.devices()[:1], "smoke=1"

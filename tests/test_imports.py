@@ -14,9 +14,9 @@ MODULES = sorted(
     for folder in ("magvid", "configs", "experiments", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
 )
-DRIVERS = {"train", "generator", "evaluate", "sample", "job", "flags"}
-MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline", "video", "types"}
-MACHINERY |= {"metrics.frames"}
+DRIVERS = {"train", "encode", "provenance", "generator", "evaluate", "sample", "job", "flags"}
+MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline"}
+MACHINERY |= {"data.tokens", "data.views", "metrics.frames", "video", "types"}
 
 # module or package -> what it may import of magvid (a prefix allows its whole package)
 ARROWS = {
@@ -37,8 +37,10 @@ ARROWS = {
     "runs": {"types", "build", "state", "checkpoints"},
     "curves": set(),
     "report": {"curves", "video", "types"},
-    "job": MACHINERY,
+    "provenance": MACHINERY,
+    "job": MACHINERY | {"provenance"},
     "train": MACHINERY | {"job"},
+    "encode": MACHINERY | {"job", "provenance"},
     "generator": MACHINERY | {"job"},
     "evaluate": MACHINERY | {"job", "generator"},
     "sample": MACHINERY | {"job", "generator", "evaluate"},

@@ -9,7 +9,7 @@ import tiny_runs
 
 import magvid
 from magvid import evaluate, runs
-from magvid.__main__ import main
+from magvid.__main__ import main, open_config
 from magvid.flags import COMMANDS, overview, program_help
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,8 +31,8 @@ def places(tmp_path_factory):
 
 
 BAD = {
-    "": "give a command: train, sample or evaluate",
-    "frobnicate": 'no command "frobnicate"; choose of train, sample, evaluate',
+    "": "give a command, one of train, encode, sample, evaluate",
+    "frobnicate": 'no command "frobnicate"; choose of train, encode, sample, evaluate',
     "tran": "did you mean train?",
     "train": "--config is missing",
     "train --config={tiny}": "--workdir is missing",
@@ -58,6 +58,14 @@ BAD = {
     "train --config={tiny} --workdir={there}/new --config.objective.tokenizer.encoder.filters=0": "filters=0",
     "train --config={tiny} --workdir={there}/new --config.objective.tokenizer.quantizer.size=-4": "size=-4",
     "train --config={tiny} --workdir={there}/new --config.optim.tokenizer.rules[0][1].peak=nan": "rules[0][1].peak is nan",
+    "train --config={tiny}:masked,{vq} --workdir={there}/new --config.data.train.cache={there}/empty": "no tokens in {there}",
+    "train --config={tiny} --workdir={there}/new --config.data.train.cache={there}/empty": "VQGAN learns from videos",
+    "encode --config={tiny}:masked,{vq}": "--out is missing",
+    "encode --config={tiny} --out={there}/new": "VQGAN learns from videos: there are no tokens to keep",
+    "encode --config={tiny}:masked --out={there}/new": "tokens can be kept where the tokenizer is frozen",
+    "encode --config={tiny}:masked,{vq} --out={there}/file": "cannot write to {there}/file",
+    "encode --config={tiny}:masked,{vq} --out={there}/new --rows=0": "--rows=0: 0 is not a positive integer",
+    "encode --config={tiny}:masked,{vq} --out={there}/new --split=test": '--split="test" is unknown: use train or eval',
     "sample": "--run is missing",
     "sample --run={run} --stpes=3": "there is no flag --stpes, did you mean --steps?",
     "sample --run={run} --number=abc": '--number must be a whole number, got "abc"',
@@ -136,6 +144,12 @@ def test_train_from_another_folder_with_overrides(tmp_path, monkeypatch, capsys)
     config = runs.open_run("out").config
     assert config["steps"] == 1 and config["ema"] == 0.5 and config["data"]["train"]["source"]["split"] == "test"
     assert "trained: out" in capsys.readouterr().out
+
+
+def test_a_field_without_a_value_may_be_given_one():
+    argv = ["--config.compile_cache=a", "--config.data.train.cache=b"]
+    config = open_config("train", str(tiny_runs.TINY), argv)
+    assert (config["compile_cache"], config["data"]["train"]["cache"], config["data"]["eval"]["cache"]) == ("a", "b", None)
 
 
 def raising(error):

@@ -6,8 +6,10 @@ import shlex
 
 import pytest
 import tiny_runs
+from test_flags import NEEDS
 
-from magvid.flags import COMMANDS, load_config, parse
+from magvid.__main__ import open_config
+from magvid.flags import COMMANDS, parse
 from magvid.job import DEFAULTS, REQUIRED
 from magvid.video import read_video
 
@@ -40,9 +42,9 @@ def test_there_are_commands_of_each_kind():
 def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, command, *argv = shlex.split(line, comments=True)
-    values = parse(COMMANDS[command], argv, "config workdir" if command == "train" else "run")
-    if command == "train":
-        parse(COMMANDS[command], argv, config=load_config(values.config))
+    values = parse(COMMANDS[command], argv, NEEDS.get(command, "run"))
+    if command in NEEDS:
+        open_config(command, values.config, argv)
 
 
 def test_fields_and_files_in_the_text_exist():

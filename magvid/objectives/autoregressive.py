@@ -51,7 +51,7 @@ class Autoregressive(TokenObjective):
 
     def sample_ids(self, params: Groups, batch: dict, key: Array, **decoding) -> tuple[Int[Array, "b th hh wh"], None]:
         """Ids (b t' h' w'), and no record: every token is final."""
-        b, latent = len(batch["task"]), self.latent_shape(batch["video"].shape)
+        b, latent = len(batch["task"]), self.latent_shape(self.video_shape(batch))
         cond_ids = jnp.zeros((b, *latent), jnp.int32)
         if self.conditioning.prefix:
             cond_ids, _ = self.condition(params, batch)

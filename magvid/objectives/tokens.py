@@ -1,6 +1,7 @@
 """What all objectives on the tokens of a frozen tokenizer share: tasks, conditions, prefixes, reconstruction."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -23,6 +24,9 @@ ALL_TASKS = tuple(task_table.TASKS)
 class TokenObjective:
     """batch: {"video": uint8 (b t h w 3), "label": int (b,), "task": int (b,) index into `tasks`}.
 
+    For the loss, "ids" and "cond_ids" (b t' h' w') may stand in place of "video": the tokens of a cache, of clips of the
+    size `clip` (t h w); the tokenizer is not run then.
+
     Groups: "tokenizer" (frozen) and "transformer". `decoding` are arguments of the function that samples tokens. A
     subclass has `loss` and `sample_ids`.
     """
@@ -33,6 +37,7 @@ class TokenObjective:
     tasks: Sequence[str | task_table.Task] = ALL_TASKS
     conditioning: Conditioning
     decoding: Mapping = dataclasses.field(default_factory=dict)
+    clip: tuple[int, int, int] | None = None
 
     def __post_init__(self):
         if self.tokenizer.quantizer.size != self.vocab.codebook:
@@ -52,12 +57,12 @@ class TokenObjective:
 
     def init(self, key: Array, batch: dict) -> Groups:
         keys = jax.random.split(key)
-        clip = scale(batch["video"][:1])
-        tokenizer = self.tokenizer.init(keys[0], clip, train=True)["params"]
-        n = int(np.prod(self.latent_shape(clip.shape))) + self.prefix_length(clip.shape)
+        shape = self.video_shape(batch)
+        tokenizer = self.tokenizer.init(keys[0], jnp.zeros((1, *shape[1:])), train=True)["params"]
+        n = int(np.prod(self.latent_shape(shape))) + self.prefix_length(shape)
         if n != self.transformer.length:
             raise ValueError(
-                f"transformer.length={self.transformer.length}, but clips of {clip.shape[1:4]} (t h w) make {n} tokens "
+                f"transformer.length={self.transformer.length}, but clips of {shape[1:4]} (t h w) make {n} tokens "
                 "with the prefix"
             )
         transformer = self.transformer.init(keys[1], jnp.zeros((1, n), jnp.int32))["params"]
@@ -76,6 +81,17 @@ class TokenObjective:
             if task_table.find_task(task).token not in known:
                 raise ValueError(f"task {task} was not trained: this model has {', '.join(map(str, self.tasks))}")
         return dataclasses.replace(self, tasks=tuple(tasks))
+
+    def with_clip(self, clip: Sequence[int]) -> "TokenObjective":
+        """The same for batches of tokens of clips of this size (t h w)."""
+        return dataclasses.replace(self, clip=tuple(clip))
+
+    def conditions(self, clip: Sequence[int]) -> list[dict[str, str]]:
+        """Per task {"name", "given", "pad"}: what decides the condition ids of clips (t h w), for the record of a cache."""
+        masks = task_table.pixel_masks(self.rows, tuple(clip))
+        given = [hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:12] for mask in masks]
+        pads = [f"{row.pad.__module__}:{getattr(row.pad, '__qualname__', row.pad)}" for row in self.rows]
+        return [dict(name=str(t), given=g, pad=p) for t, g, p in zip(self.tasks, given, pads, strict=True)]
 
     @property
     def classes(self) -> int:
@@ -106,6 +122,14 @@ class TokenObjective:
         ids = self.encode(params, scale(batch["video"]))
         return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="ids_to_video")
 
+    def video_shape(self, batch: dict) -> tuple[int, ...]:
+        """(b t h w 3) of the clips of a batch, also of one of their tokens."""
+        if "video" in batch:
+            return batch["video"].shape
+        if self.clip is None:
+            raise ValueError('a batch without "video" needs the size of its clips: `with_clip`')
+        return (len(batch["task"]), *self.clip, 3)
+
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t' h' w') of a video of `shape` (b t h w 3)."""
         module = self.tokenizer
@@ -133,7 +157,7 @@ class TokenObjective:
         start = self.prefix_start(batch, conditional)
         if not self.conditioning.prefix:
             return start
-        given = cond_ids.reshape(len(cond_ids), -1)[:, self.prefix_positions(batch["video"].shape)]
+        given = cond_ids.reshape(len(cond_ids), -1)[:, self.prefix_positions(self.video_shape(batch))]
         given = given if conditional else jnp.full_like(given, self.vocab.mask)
         return jnp.concatenate([start, given, jnp.full_like(start[:, :1], self.vocab.sep)], axis=1)
 
@@ -161,14 +185,21 @@ class TokenObjective:
 
     def tokens(self, params: Groups, batch: dict):
         """Target ids, condition ids and the latent condition mask, all (b t' h' w')."""
-        ids = self.encode(params, scale(batch["video"]))
-        return ids, *self.condition(params, batch)
+        return self.ids(params, batch), *self.condition(params, batch)
 
-    def condition(self, params: Groups, batch: dict):
-        video = scale(batch["video"])
-        masks = task_table.latent_masks(self.rows, video.shape[1:4], self.latent_shape(video.shape))
-        cond_ids = self.encode(params, task_table.condition_videos(self.rows, video, batch["task"]))
-        return cond_ids, jnp.asarray(masks)[batch["task"]]
+    def ids(self, params: Groups, batch: dict) -> Int[Array, "b th hh wh"]:
+        if "ids" in batch:
+            return batch["ids"].astype(jnp.int32)
+        return self.encode(params, scale(batch["video"]))
+
+    def condition(self, params: Groups, batch: dict) -> tuple[Int[Array, "b th hh wh"], Bool[Array, "b th hh wh"]]:
+        """Condition ids, and where they hold for the task of each example."""
+        shape = self.video_shape(batch)
+        masks = jnp.asarray(task_table.latent_masks(self.rows, shape[1:4], self.latent_shape(shape)))[batch["task"]]
+        if "cond_ids" in batch:
+            return batch["cond_ids"].astype(jnp.int32), masks
+        videos = task_table.condition_videos(self.rows, scale(batch["video"]), batch["task"])
+        return self.encode(params, videos), masks
 
     def encode(self, params: Groups, video: Float[Array, "b t h w 3"]) -> Int[Array, "b th hh wh"]:
         return lax.stop_gradient(self.tokenizer.apply({"params": params["tokenizer"]}, video, method="encode_ids"))
