@@ -21,7 +21,7 @@ CORE = [
     "rich>=13",  # progress bar and tables (Flax needs it too)
     "grain>=0.2.16,<0.3",  # data loading: sharded, shuffled, exactly resumable
     "av>=14",  # all video files: decoding and encoding, FFmpeg included
-    "pillow>=10",  # PNG and GIF
+    "pillow>=10.1",  # PNG and GIF
     "tensorboardX>=2.6.4",  # TensorBoard event files without TensorFlow
 ]
 

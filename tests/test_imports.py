@@ -37,11 +37,12 @@ ARROWS = {
     "runs": {"types", "build", "state", "checkpoints"},
     "curves": set(),
     "report": {"curves", "video", "types"},
+    "pictures": {"masked.tasks", "video", "types"},
     "job": MACHINERY,
     "train": MACHINERY | {"job"},
     "generator": MACHINERY | {"job"},
     "evaluate": MACHINERY | {"job", "generator"},
-    "sample": MACHINERY | {"job", "generator", "evaluate"},
+    "sample": MACHINERY | {"job", "generator", "pictures"},
     "flags": set(),
     "__main__": MACHINERY | DRIVERS | {"report"},
 }
