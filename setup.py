@@ -22,7 +22,7 @@ CORE = [
     "grain>=0.2.16,<0.3",  # data loading: sharded, shuffled, exactly resumable
     "array_record>=0.8.1; sys_platform != 'win32'",  # shards of the token cache: random access, checksums (grain's own format)
     "av>=14",  # all video files: decoding and encoding, FFmpeg included
-    "pillow>=10",  # PNG and GIF
+    "pillow>=10.1",  # PNG and GIF
     "tensorboardX>=2.6.4",  # TensorBoard event files without TensorFlow
 ]
 

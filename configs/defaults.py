@@ -61,7 +61,7 @@ def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1
     )
 
 
-def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropout=0.0, **decoding):
+def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropout=0.0, overlap=1, **decoding):
     """COMMIT on a trained tokenizer; `latent` is the grid (t', h', w'); `tokenizer` a spec, or dict(run=...,
     weights=...).
     """
@@ -75,6 +75,7 @@ def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropou
         vocab=vocab,
         tasks=tasks,
         decoding=dict(steps=12, temperature=4.5) | decoding,
+        overlap=overlap,
     )
 
 

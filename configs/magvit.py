@@ -167,6 +167,7 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
         vocab=dict(target="magvid.types:Vocab", codebook=codes, classes=classes, specials=specials),
         tasks=tasks,
         decoding=dict(steps=12, temperature=4.5) | (decoding or {}),
+        overlap=5 if "FP5" in data.tasks else 1,
     )
     config.optim = dict(transformer=defaults.adamw(1e-4, 0 if smoke else 5000, b2=0.96, weight_decay=0.045))
     config.log_every = 1 if smoke else 200

@@ -239,7 +239,7 @@ def picture(workdir: pathlib.Path, tasks: str, task: str, out: pathlib.Path, cli
     """Frames of one clip: the condition, what each arm of seed 0 makes of it, and the real one."""
     from PIL import Image
 
-    from magvid.sample import labelled_grid
+    from magvid.pictures import labelled_grid
 
     found, real = {}, {}
     for title, (row, decoding) in ARMS.items():
@@ -258,7 +258,7 @@ def reconstructions(workdir: pathlib.Path, out: pathlib.Path, clip: int = 1) -> 
     """Frames of one clip as each tokenizer of seed 0 reconstructs them."""
     from PIL import Image
 
-    from magvid.sample import labelled_grid
+    from magvid.pictures import labelled_grid
 
     rows = {}
     for title, (name, _) in TOKENIZERS.items():

@@ -99,15 +99,32 @@ COMMANDS = {
             Flag("index", "int", 0, "N", "the first evaluation clip; of a class alone: the first sample", 0),
             Flag("number", "int", None, "N", "evaluation clips, or samples for the video; default: 4", 1),
             Flag("label", "str", None, "ID|NAME", "the class to generate; default: the clip's own"),
+            Flag(
+                "size", "str", None, "HxW", "cut and resize the video to it (tokenizers: any); default: the run's clips'"
+            ),
+            Flag(
+                "frames", "int", None, "N", "length: of FP and CFP any, window by window; of a tokenizer's video any", 1
+            ),
+            Flag("overlap", "int", None, "N", "frames that the windows share; default: as the run's config", 1),
             Flag("steps", "int", None, "N", "decoding steps; default: as the run's config", 1),
             Flag("temperature", "float", None, "T", "of the decoding; default: as the run's config", 0),
+            Flag(
+                "schedule", "str", None, "NAME", "of masking: cosine uniform power2 logarithmic exponential; default: as above"
+            ),
+            Flag("guidance", "float", None, "G", "classifier-free; see objective.condition_drop; default: as above", 0),
+            Flag("intermediates", "bool", False, "", "also draw the decoding steps, a picture per sample"),
             SEED,
             Flag("out", "str", None, "FOLDER", "where to write; default: RUN/samples"),
             Flag("format", "str", "mp4", "mp4|gif|webm", "of the files"),
             Flag("scale", "int", 0, "N", "enlarge N times; default: to at least 128 pixels; 1: as they are", 0),
             TRUST,
         ],
-        ["--run=runs/magvit --task=FP --number=8", "--run=runs/magvit --task=CFP --video=a.mp4 --label=3 --out=out"],
+        [
+            "--run=runs/magvit --task=FP --number=8",
+            "--run=runs/magvit --task=CFP --video=a.mp4 --label=3 --out=out",
+            "--run=runs/magvit --task=FP5 --frames=64 --overlap=5",
+            "--run=runs/vq --video=a.mp4 --size=96x160 --frames=40",
+        ],
         "--config.objective.decoding.steps=24",
     ),
     "evaluate": Program(

@@ -1,8 +1,10 @@
 """A trained run that generates, and the held-out clips that it is shown; `sample` and `evaluate` are made of it.
 
 It names no model, data set or objective: the run's config does. An objective with tasks has `tasks`, `labelled`,
-`blind`, `classes`, `with_tasks`, `with_decoding`, `condition_video` and `reconstruct` (see objectives/masked.py); of one without
-them `sample` is taken for the reconstruction.
+`blind`, `predicts`, `classes`, `overlap`, `with_tasks`, `with_decoding`, `continuation`, `condition_video` and
+`reconstruct` (see objectives/tokens.py); of one without them `sample` is taken for the reconstruction. It may have
+`for_sampling` (the same without what only losses need), `check_size` (where the weights fit one size of clips) and
+`decoding_steps`.
 """
 
 import dataclasses
@@ -20,8 +22,8 @@ from magvid.data import pipeline
 from magvid.job import check_config
 from magvid.runs import ClipFormat
 from magvid.state import Objective
-from magvid.types import Groups, UserError
-from magvid.video import to_uint8
+from magvid.types import DecodingSteps, Groups, UserError
+from magvid.video import crossfade, to_uint8, windows
 
 Rows = Mapping[str, np.ndarray]  # a batch on the host
 # What `sample` may read: other entries need not reach the device.
@@ -39,13 +41,26 @@ class Programs:
         self.generate = jax.jit(self._generate)
         self.reconstruct = jax.jit(objective.reconstruct if self.tasks else self._only_sample)
         self.condition = jax.jit(lambda params, rows: objective.condition_video(rows))
+        self._continuations: dict[int, Programs] = {}
+        self.steps = jax.jit(lambda params, *rest: self._by_row(objective.decoding_steps, params, *rest))
 
-    def _generate(self, params: Groups, rows, seed, draw):
-        """Row by row with a key of its own, so that a clip's sample does not depend on its neighbours."""
+    def continuation(self, overlap: int) -> "Programs":
+        """Of the objective that goes on from the first `overlap` frames; made once."""
+        if overlap not in self._continuations:
+            self._continuations[overlap] = Programs(self.objective.continuation(overlap))
+        return self._continuations[overlap]
+
+    def _generate(self, params: Groups, rows, seed, *draw):
+        return self._by_row(self.objective.sample, params, rows, seed, *draw)
+
+    @staticmethod
+    def _by_row(sample: Callable, params: Groups, rows, seed, *draw):
+        """Each row with a key of its own, of (seed, its index, the numbers in `draw`), so that a clip's sample does not
+        depend on its neighbours."""
 
         def one(row, index):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), draw)
-            return self.objective.sample(params, jax.tree.map(lambda x: x[None], row), key)[0]
+            key = functools.reduce(jax.random.fold_in, (index, *draw), jax.random.key(seed))
+            return jax.tree.map(lambda x: x[0], sample(params, jax.tree.map(lambda x: x[None], row), key))
 
         return jax.vmap(one)(rows, rows["index"])
 
@@ -79,13 +94,11 @@ class Generator:
     ) -> "Generator":
         """tasks, decoding: in place of the run's. clip: of the videos to come; None takes that of the evaluation clips.
 
-        UserError where the weights are not those of the config's model."""
-        try:
-            check_config(run.config)
-        except UserError as error:
-            raise UserError(f"{run.path} does not hold a run of `magvid train`: {error}") from error
+        UserError where the weights are not those of the config's model; ValueError where they do not fit the clips."""
+        _check(run)
         config, params = runs.load(run, weights, trust)
         objective = build(config["objective"])
+        objective = objective.for_sampling() if hasattr(objective, "for_sampling") else objective
         options = {k: v for k, v in (decoding or {}).items() if v is not None}
         if (tasks is not None or options) and not hasattr(objective, "tasks"):
             raise UserError(
@@ -95,6 +108,8 @@ class Generator:
         objective = objective.with_decoding(**options) if options else objective
         mesh = sharding.make_mesh({"data": -1})
         first = Clips.of(config).first() if clip is None else _blank(clip)
+        if run.trained_clip and hasattr(objective, "check_size"):
+            objective.check_size(first["video"].shape[1:4], run.trained_clip.shape)
         params = _fit(run, params, objective, first)
         params = jax.device_put(params, sharding.shardings(params, config["sharding"], mesh))
         shards = sharding.data_shards(mesh)
@@ -107,6 +122,41 @@ class Generator:
     def generate(self, rows: Rows, seed: int = 0, draw: int = 0) -> UInt8[np.ndarray, "b t h w 3"]:
         """Sample number `draw` of each row, a function of (seed, row's `index`, draw)."""
         return to_uint8(self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw)))
+
+    def extend(
+        self, rows: Rows, frames: int, overlap: int | None = None, seed: int = 0, draw: int = 0
+    ) -> UInt8[np.ndarray, "b frames h w 3"]:
+        """Videos of any number of frames by frame prediction, over and over.
+
+        Each next window is predicted from the last `overlap` frames of the video so far (None: the objective's own), and
+        fades in over them (see `video.crossfade`). The first window is that of `generate`; of the last one only what is
+        needed is kept. UserError for a row whose task gives other pixels than first frames; ValueError for an overlap
+        that the clips, or the model, cannot take.
+        """
+        objective = self.programs.objective
+        if others := sorted({self.tasks[i] for i in np.unique(rows["task"]) if not objective.predicts[i]}):
+            raise UserError(f"task {', '.join(others)} cannot go on beyond a clip: only frame prediction (FP, CFP) can")
+        overlap, clip = objective.overlap if overlap is None else overlap, rows["video"].shape[1]
+        if frames < 1:
+            raise ValueError(f"a video of {frames} frames was asked for: give at least 1")
+        count, following = windows(frames, clip, overlap), self.programs.continuation(overlap)
+        done, window = [], self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw))
+        for i in range(1, count):
+            done.append(to_uint8(window[:, :-overlap]))
+            tail, given = window[:, -overlap:], np.zeros_like(rows["video"])
+            given[:, :overlap] = to_uint8(tail)
+            place = np.uint32(seed), np.uint32(draw), np.uint32(i)
+            window = crossfade(tail, self._run(following.generate, {**rows, "video": given}, *place))
+        return np.concatenate([*done, to_uint8(window)], axis=1)[:, :frames]
+
+    def steps(self, rows: Rows, seed: int = 0, draw: int = 0) -> DecodingSteps:
+        """How `generate` with the same arguments decodes, as numpy arrays. UserError where nothing is decoded in
+        parallel.
+        """
+        if not hasattr(self.programs.objective, "decoding_steps"):
+            name = type(self.programs.objective).__name__
+            raise UserError(f"{name} has no steps of parallel decoding to show: only a masked transformer has")
+        return self._run(self.programs.steps, rows, np.uint32(seed), np.uint32(draw))
 
     def reconstruct(self, rows: Rows) -> UInt8[np.ndarray, "b t h w 3"]:
         return to_uint8(self._run(self.programs.reconstruct, rows))
@@ -124,6 +174,19 @@ class Generator:
             with jax.set_mesh(self.mesh):
                 parts.append(jax.device_get(program(self.params, sharding.global_batch(part, self.mesh), *arguments)))
         return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
+
+
+def clip_format(run: runs.Run) -> ClipFormat:
+    """Of the clips that a run is shown: as its folder says, or where that does not, as its evaluation clips are."""
+    _check(run)
+    return run.clip or Clips.of(run.config).format
+
+
+def _check(run: runs.Run) -> None:
+    try:
+        check_config(run.config)
+    except UserError as error:
+        raise UserError(f"{run.path} does not hold a run of `magvid train`: {error}") from error
 
 
 def _blank(clip: ClipFormat) -> dict[str, np.ndarray]:

@@ -40,6 +40,10 @@ class ClipFormat:
     fps: float | None = None  # at this rate; None: the file's own
     classes: tuple[str, ...] = ()  # names by number
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
+
     @classmethod
     def of(cls, source: Any, shape: Sequence[int]) -> "ClipFormat":
         """Of a source whose clips have `shape` (t h w 3)."""
@@ -73,13 +77,15 @@ class Run:
         return Checkpoints(self.path / "checkpoints")
 
     @functools.cached_property
+    def trained_clip(self) -> ClipFormat | None:
+        """As the training data had it; None where the folder does not say."""
+        return ClipFormat.read(self.path / DATA) if (self.path / DATA).is_file() else None
+
+    @property
     def clip(self) -> ClipFormat | None:
-        """As the training data had it; None where the folder does not say, or `config` has other data than the
-        folder's.
-        """
-        if not (self.path / DATA).is_file() or read_config(self.path).get("data") != self.config.get("data"):
-            return None
-        return ClipFormat.read(self.path / DATA)
+        """`trained_clip`, or None where `config` has other data than the folder's."""
+        same = self.trained_clip and read_config(self.path).get("data") == self.config.get("data")
+        return self.trained_clip if same else None
 
     @functools.cached_property
     def step(self) -> int:

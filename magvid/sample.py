@@ -3,20 +3,22 @@
 import dataclasses
 import difflib
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from magvid import runs
-from magvid.generator import Clips, Generator
+from magvid.generator import Clips, Generator, clip_format
+from magvid.pictures import labelled_grid, steps_picture
 from magvid.runs import ClipFormat
 from magvid.types import UserError
-from magvid.video import grid, read_video, resize_crop, upscale, write_video
+from magvid.video import read_video, resize_crop, upscale, write_image, write_video
 
 FORMATS = ("mp4", "gif", "webm")
 VISIBLE = 128  # pixels: smaller videos are enlarged to at least this height
-GRID_CELL = 96
 NUMBER = 4
 
 
@@ -31,8 +33,14 @@ class Options:
     index: int = 0  # the first evaluation clip
     number: int | None = None  # of evaluation clips, or of samples for the file; None: 4, or what clips there are
     label: str | None = None  # id or name of a class
+    size: str | None = None  # "HxW" pixels to which the file is cut and resized
+    frames: int | None = None  # of the result
+    overlap: int | None = None  # frames that the windows of a long video share
     steps: int | None = None
     temperature: float | None = None
+    schedule: str | None = None
+    guidance: float | None = None
+    intermediates: bool = False  # draw the decoding steps
     seed: int = 0
     out: str | None = None  # folder
     format: str = "mp4"
@@ -44,16 +52,38 @@ class Options:
         if self.tasks is not None and not self.tasks:
             raise ValueError("no task is named: give names such as FP,FI, or leave it out for all")
         ranges = dict(
-            seed=(0, 2**32 - 1), number=(1, 1000), scale=(0, 64), fps=(0.01, 1000), start=(0, 1e6), temperature=(0, 1e6)
+            seed=(0, 2**32 - 1),
+            number=(1, 1000),
+            scale=(0, 64),
+            fps=(0.01, 1000),
+            start=(0, 1e6),
+            temperature=(0, 1e6),
+            guidance=(0, 1000),
+            frames=(1, 10000),
         )
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails as well
                 raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
-        if self.video is None and (self.start or self.fps is not None):
-            raise ValueError("--start and --fps say how a file is read: give one with --video")
+        if self.video is None and (self.start or self.fps is not None or self.size is not None):
+            raise ValueError("--start, --fps and --size say how a file is read: give one with --video")
+        if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
+            raise ValueError(f'--size={self.size}: give height and width in pixels, such as 64x96')
+        if self.overlap is not None and self.frames is None:
+            raise ValueError("--overlap is of the windows of a long video: say its length with --frames")
+        if self.intermediates and self.frames is not None:
+            raise ValueError("--intermediates shows how one clip is decoded: leave out --frames")
         if self.video is not None and self.index:
             raise ValueError("--index counts evaluation clips, and --video takes the place of them: give one of both")
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("steps", "temperature", "schedule", "guidance")}
+
+    def sized(self, clip: ClipFormat) -> ClipFormat:
+        """The format at the wanted height and width."""
+        height, width = map(int, self.size.split("x")) if self.size else (clip.height, clip.width)
+        return dataclasses.replace(clip, height=height, width=width)
 
 
 def sample_run(
@@ -62,91 +92,178 @@ def sample_run(
     """Writes <out>/<task>_<clip>_seed<seed>.<format> for each task and clip, and a grid; returns the paths, grid last.
 
     The grid's columns are condition (padded), generated and real; where nothing but a class is given, generated alone,
-    and as many samples as are asked for. A run without tasks gives reconstructions. A video is
-    read as the run folder's data.json says, so that the data set itself may be gone. UserError
-    or ValueError, in one sentence, for a run, video, task, class or folder that does not fit.
+    and as many samples as are asked for. A run without tasks gives reconstructions, of a file at any `size` and number
+    of `frames`. Longer or shorter videos than the run's clips come from frame prediction, over and over: what of them is
+    beyond the real clip has white beside it. `intermediates` adds <task>_<clip>_seed<seed>_steps.png. A video is read as
+    the run folder's data.json says, so that the data set itself may be gone. UserError or ValueError, in one sentence,
+    for a run, video, task, class, size or folder that does not fit.
     """
     out = pathlib.Path(options.out).expanduser() if options.out else run.path / "samples"
     runs.check_writable(out, "--out")
-    decoding = dict(steps=options.steps, temperature=options.temperature)
-    clip = None if options.video is None else run.clip
+    clip = None if options.video is None else options.sized(clip_format(run))
     model = Generator.open(
-        run, options.tasks, decoding=decoding, batch=options.number or NUMBER, weights=weights, clip=clip, trust=trust
+        run,
+        options.tasks,
+        decoding=options.decoding,
+        batch=options.number or NUMBER,
+        weights=weights,
+        clip=clip,
+        trust=trust,
     )
-    objective = model.programs.objective
-    if options.label is not None and not any(getattr(objective, "labelled", ())):
-        what = ", ".join(model.tasks) or "this run"
-        raise UserError(f"--label={options.label}: {what} is not given a class; leave it out")
-    from_class = options.label is not None and all(objective.blind)
+    _check_fit(model, options)
+    from_class = options.label is not None and all(model.programs.objective.blind)
     if options.video is None:
         clips = Clips.of(model.config)
-        classes, (rows, names, fps) = clips.classes, _from_clips(clips, options, from_class)
+        shown, classes = _from_clips(clips, options, from_class), clips.classes
     else:
-        clip = clip or Clips.of(model.config).format
-        classes, (rows, names, fps) = clip.classes, _from_video(clip, options)
+        shown, classes = _from_video(clip, options, long=bool(model.tasks)), clip.classes
     if options.label is not None:
-        rows["label"] = np.full_like(rows["label"], find_class(options.label, classes, objective.classes))
-    made = {}  # task -> {column: videos (n t h w 3)}
+        label = find_class(options.label, classes, model.programs.objective.classes)
+        shown.rows["label"] = np.full_like(shown.rows["label"], label)
     if not model.tasks:
-        made["reconstruction"] = {"reconstruction": model.reconstruct(rows), "real": rows["video"]}
+        made = {"reconstruction": {"reconstruction": model.reconstruct(shown.rows), "real": shown.real}}
+        return _write(out, made, shown, options)
+    tasks = _chosen(model, options, run)
+    pictures = _write_steps(out, model, tasks, shown, options) if options.intermediates else []
+    made = {task: _generate(model, i, shown, options, from_class) for i, task in tasks.items()}
+    return [*pictures, *_write(out, made, shown, options)]
+
+
+def _check_fit(model: Generator, options: Options) -> None:
+    """UserError for a flag that would do nothing."""
+    objective, what = model.programs.objective, ", ".join(model.tasks) or "this run"
+    if options.label is not None and not any(getattr(objective, "labelled", ())):
+        raise UserError(f"--label={options.label}: {what} is not given a class; leave it out")
+    if model.tasks or (options.video is not None and not options.intermediates and options.overlap is None):
+        return
+    if options.intermediates:
+        raise UserError("--intermediates: a tokenizer reconstructs at once, without decoding steps; leave it out")
+    if options.overlap is not None:
+        raise UserError(f"--overlap={options.overlap}: a tokenizer reads a video as a whole, whatever its length")
+    if options.frames is not None:
+        raise UserError(
+            f"--frames={options.frames}: evaluation clips have the length that the config says "
+            "(--config.data.eval.source.frames=N, or of data.train); for a file give --video"
+        )
+
+
+def _chosen(model: Generator, options: Options, run: runs.Run) -> dict[int, str]:
+    """The tasks that can be done, by number; says which of the run's are left out, or raises where they were named."""
+    objective, chosen = model.programs.objective, {}
     for i, task in enumerate(model.tasks):
+        lacks = None
         if options.video is not None and options.label is None and objective.labelled[i]:
-            if options.tasks is not None:
-                raise UserError(f"task {task} needs a class: give --label, by number or by name")
-            print(f"{task} is left out: it needs a class (--label)")
-            continue
-        task_rows = {**rows, "task": np.full(len(names), i, np.int32)}
-        generated = model.generate(task_rows, options.seed)
-        made[task] = {"condition": model.condition(task_rows)[0], "generated": generated, "real": rows["video"]}
-        made[task] = {"generated": generated} if from_class else made[task]
-    if not made:
-        raise UserError(f"every task of {run.path} needs a class: give --label, by number or by name")
-    return _write(out, made, names, options, fps)
+            lacks = "needs a class: give --label, by number or by name"
+        elif options.frames is not None and not objective.predicts[i]:
+            lacks = "makes clips of one length: --frames is for frame prediction, FP or CFP"
+        if lacks is None:
+            chosen[i] = task
+        elif options.tasks is not None:
+            raise UserError(f"task {task} {lacks}")
+        else:
+            print(f"{task} is left out: it {lacks}")
+    if not chosen:
+        raise UserError(f"none of the tasks of {run.path} is left: {', '.join(model.tasks)}")
+    return chosen
+
+
+def _generate(
+    model: Generator, task: int, shown: "Shown", options: Options, alone: bool
+) -> dict[str, UInt8[np.ndarray, "n t h w 3"]]:
+    """{column: videos of one length} of a task."""
+    rows = shown.of(task)
+    if options.frames is None:
+        generated = model.generate(rows, options.seed)
+    else:
+        generated = model.extend(rows, options.frames, options.overlap, options.seed)
+    if alone:
+        return {"generated": generated}
+    condition, frames = model.condition(rows)[0], generated.shape[1]
+    beyond = [(0, 0), (0, max(0, frames - condition.shape[1])), *[(0, 0)] * 3]
+    condition = np.pad(condition, beyond, mode="edge")[:, :frames]  # as its own frames are padded
+    beyond[1] = (0, max(0, frames - shown.real.shape[1]))
+    real = np.pad(shown.real, beyond, constant_values=255)[:, :frames]
+    return {"condition": condition, "generated": generated, "real": real}
+
+
+def _write_steps(out: pathlib.Path, model: Generator, tasks: Mapping[int, str], shown: "Shown", options: Options):
+    """A picture of the decoding steps for each task and clip."""
+    paths = []
+    for i, task in tasks.items():
+        steps = model.steps(shown.of(i), options.seed)
+        for j, name in enumerate(shown.names):
+            paths.append(out / f"{_stem(task, name, options)}_steps.png")
+            one = type(steps)(*(part[j] for part in steps))
+            write_image(paths[-1], steps_picture(one, f"{task} {name}, seed {options.seed}"))
+    return paths
+
+
+def _stem(task: str, name: str, options: Options) -> str:
+    return f"{task.replace(':', '-')}_{name}_seed{options.seed}"
 
 
 def _write(
-    out: pathlib.Path, made: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str], options: Options, fps: float
+    out: pathlib.Path, made: Mapping[str, Mapping[str, np.ndarray]], shown: "Shown", options: Options
 ) -> list[pathlib.Path]:
     paths, rows, labels = [], [], []
     for task, videos in made.items():
         generated = videos.get("generated", videos.get("reconstruction"))
-        for i, name in enumerate(names):
-            paths.append(out / f"{task.replace(':', '-')}_{name}_seed{options.seed}.{options.format}")
-            write_video(paths[-1], upscale(generated[i], options.scale or -(-VISIBLE // generated.shape[2])), fps)
+        for i, name in enumerate(shown.names):
+            paths.append(out / f"{_stem(task, name, options)}.{options.format}")
+            write_video(paths[-1], upscale(generated[i], options.scale or -(-VISIBLE // generated.shape[2])), shown.fps)
             rows.append([v[i] for v in videos.values()])
             labels.append(f"{task} {name}")
     columns = list(next(iter(made.values())))
     short = next(iter(made)) if len(made) == 1 else f"{len(made)}tasks"
-    paths.append(out / f"grid_{short.replace(':', '-')}_{names[0]}_seed{options.seed}.{options.format}")
-    write_video(paths[-1], labelled_grid(rows, columns, labels), fps)
+    paths.append(out / f"grid_{_stem(short, shown.names[0], options)}.{options.format}")
+    write_video(paths[-1], labelled_grid(rows, columns, labels), shown.fps)
     return paths
 
 
 # Conditions ---------------------------------------------------------------------------------------------------------
 
 
-def _from_clips(clips: Clips, options: Options, endless: bool) -> tuple[dict[str, np.ndarray], list[str], float]:
-    """(rows, their names, frames per second) of evaluation clips; `endless`: their pictures do not matter."""
+class Shown(NamedTuple):
+    """What the model is shown: rows with clips of its own size, their names, frames per second, and the real videos (n t
+    h w 3), which may be longer.
+    """
+
+    rows: dict[str, np.ndarray]
+    names: list[str]
+    fps: float
+    real: UInt8[np.ndarray, "n t h w 3"]
+
+    def of(self, task: int) -> dict[str, np.ndarray]:
+        return {**self.rows, "task": np.full(len(self.names), task, np.int32)}
+
+
+def _from_clips(clips: Clips, options: Options, endless: bool) -> Shown:
+    """Evaluation clips; `endless`: their pictures do not matter."""
     if endless:
         index = np.arange(options.index, options.index + (options.number or NUMBER))
         rows = {k: np.repeat(v, len(index), axis=0) for k, v in clips.first().items()} | {"index": index}
-        return rows, [f"{i:05d}" for i in index], 8.0
-    count = options.number or max(1, min(NUMBER, len(clips.source) - options.index))
-    rows = next(clips.batches(options.index, count, count))
-    return rows, [f"{i:05d}" for i in rows["index"]], 8.0
+    else:
+        count = options.number or max(1, min(NUMBER, len(clips.source) - options.index))
+        rows = next(clips.batches(options.index, count, count))
+    return Shown(rows, [f"{i:05d}" for i in rows["index"]], 8.0, rows["video"])
 
 
-def _from_video(clip: ClipFormat, options: Options) -> tuple[dict[str, np.ndarray], list[str], float]:
-    """The beginning of a file, cut to the size of the run's clips, `number` times. Says what was done to it."""
-    t, height, width, stride = clip.frames, clip.height, clip.width, clip.stride
-    need = (t - 1) * stride + 1
+def _from_video(clip: ClipFormat, options: Options, long: bool) -> Shown:
+    """The beginning of a file, cut to the size of the clips, `number` times. Says what was done to it.
+
+    `long`: what is shown are the first frames of `options.frames`; otherwise all of these.
+    """
+    height, width, stride = clip.height, clip.width, clip.stride
+    t = clip.frames if long else options.frames or clip.frames
+    needed = (t - 1) * stride + 1
+    wanted = max(needed, ((options.frames or t) - 1) * stride + 1)
     path = pathlib.Path(options.video).expanduser()
     if not path.is_file():
         raise UserError(f"there is no video {options.video}")
-    video, fps = read_video(path, options.fps or clip.fps, need, options.start)
-    if len(video) < need:
+    video, fps = read_video(path, options.fps or clip.fps, wanted, options.start)
+    if len(video) < needed:
         raise UserError(
-            f"{options.video} is too short: {len(video)} frames from {options.start:g} s on, this run needs {need}; "
+            f"{options.video} is too short: {len(video)} frames from {options.start:g} s on, this run needs {needed}; "
             "take a longer one or another --fps"
         )
     resized = resize_crop(video[::stride], height, width)
@@ -156,8 +273,9 @@ def _from_video(clip: ClipFormat, options: Options) -> tuple[dict[str, np.ndarra
         f"{w}x{h} pixels centre-cropped and resized to {width}x{height}"
     )
     count = options.number or NUMBER
-    rows = {"video": np.stack([resized] * count), "label": np.zeros(count, np.int32), "index": np.arange(count)}
-    return rows, [f"{path.stem}_{i:02d}" for i in range(count)], fps / stride
+    real = np.stack([resized] * count)
+    rows = {"video": real[:, :t], "label": np.zeros(count, np.int32), "index": np.arange(count)}
+    return Shown(rows, [f"{path.stem}_{i:02d}" for i in range(count)], fps / stride, real)
 
 
 def find_class(label: str, names: Sequence[str], count: int = 0) -> int:
@@ -185,41 +303,3 @@ def find_class(label: str, names: Sequence[str], count: int = 0) -> int:
         else "give its number"
     )
     raise ValueError(f'there is no class "{label}"; {hint}')
-
-
-# Grid ---------------------------------------------------------------------------------------------------------------
-
-
-def labelled_grid(
-    rows: Sequence[Sequence[UInt8[np.ndarray, "t h w 3"]]], columns: Sequence[str], labels: Sequence[str]
-) -> UInt8[np.ndarray, "t H W 3"]:
-    """Videos in rows and columns on white, with names of the columns above and of the rows at the left."""
-    flat = np.stack([video for row in rows for video in row])
-    h = flat.shape[2]
-    scale = max(1, -(-GRID_CELL // h))
-    body = grid(flat, columns=len(columns), gap=4, scale=scale)
-    cell_h, cell_w = h * scale + 4, flat.shape[3] * scale + 4
-    left = max(_text(label).shape[1] for label in labels) + 8
-    canvas = np.full((len(body), body.shape[1] + 20, body.shape[2] + left, 3), 255, np.uint8)
-    canvas[:, 20:, left:] = body
-    for i, name in enumerate(columns):
-        _paste(canvas, _text(name), 4, left + i * cell_w)
-    for i, name in enumerate(labels):
-        _paste(canvas, _text(name), 20 + i * cell_h + cell_h // 2 - 8, 4)
-    return canvas
-
-
-def _text(text: str) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise UserError("the grid's labels need Pillow, which is not installed: pip install pillow") from error
-    width = int(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text)) + 1
-    image = Image.new("RGB", (width, 14), "white")
-    ImageDraw.Draw(image).text((0, 0), text, fill="black")
-    return np.asarray(image)
-
-
-def _paste(canvas: np.ndarray, image: np.ndarray, y: int, x: int) -> None:
-    h, w = image.shape[0], min(image.shape[1], canvas.shape[2] - x)
-    canvas[:, y : y + h, x : x + w] = image[:, :w]

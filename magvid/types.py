@@ -10,9 +10,10 @@ its `vrange`);
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Params = dict  # nested {name: ... Array}, as Flax returns it
 Groups = dict[str, Params]  # {"tokenizer": params, "transformer": params, ...}
@@ -32,6 +33,20 @@ class Quantized:
     codes: Float[Array, "b th hh wh d"]  # straight-through in training: gradient flows to z
     loss: Float[Array, ""]  # sum of the quantizer's own losses (0 at evaluation)
     metrics: dict  # name -> scalar
+
+
+class DecodingSteps(NamedTuple):
+    """The steps of parallel decoding for display: what the model saw, sampled and hid again.
+
+    Videos are in [0, 1]. Where `masked`, the model saw [MASK], and `seen` shows what it sampled there: cover it.
+    """
+
+    seen: Float[Array, "b steps t h w 3"]
+    sampled: Float[Array, "b steps t h w 3"]
+    unknown: Bool[Array, "b steps th hh wh"]  # sampled in this step; the other tokens are kept
+    masked: Bool[Array, "b steps th hh wh"]  # seen as [MASK]
+    condition: Bool[Array, "b steps th hh wh"]  # seen as a condition token
+    hidden: Bool[Array, "b steps th hh wh"]  # sampled anew in the next step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,6 +171,18 @@ def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fp
         partial.unlink(missing_ok=True)
 
 
+def write_image(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes .png; the file appears under its name only when it is complete."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    try:
+        _pillow().fromarray(image).save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def encode_mp4(video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> bytes:
     """The bytes of an H.264 mp4, for embedding in a page."""
     with tempfile.TemporaryDirectory() as folder:  # a file, because putting the index first needs a second pass
@@ -236,6 +248,27 @@ def grid(
         top, left = i // columns * (h + gap), i % columns * (w + gap)
         canvas[:, top : top + h, left : left + w] = video
     return canvas
+
+
+def windows(frames: int, clip: int, overlap: int) -> int:
+    """How many windows of `clip` frames, each of which repeats the last `overlap` frames before it, make a video of
+    `frames` or more. ValueError for an overlap outside 1 .. clip - 1.
+    """
+    if not 0 < overlap < clip:
+        raise ValueError(f"overlap={overlap}: windows of {clip} frames can overlap by 1 to {clip - 1}")
+    return 1 + max(0, -(-(frames - clip) // (clip - overlap)))
+
+
+def crossfade(
+    tail: Float[np.ndarray, "*b o h w c"], window: Float[np.ndarray, "*b t h w c"]
+) -> Float[np.ndarray, "*b t h w c"]:
+    """`window`, whose first o frames fade in over the o frames of `tail`, which show the same moments: with weights 0,
+    1/o, ..., (o - 1)/o (as the official MAGVIT joins windows). So a single frame stays as it is in `tail`.
+    """
+    o = tail.shape[-4]
+    weight = (np.arange(o, dtype=np.float32) / o)[:, None, None, None]
+    faded = tail + weight * (window[..., :o, :, :, :] - tail)
+    return np.concatenate([faded, window[..., o:, :, :, :]], axis=-4)
 
 
 def resize_crop(

@@ -64,6 +64,17 @@ def test_schedules_fall_from_one_to_zero(name):
     assert gamma[0] == 1 and abs(gamma[-1]) < 1e-6 and (jnp.diff(gamma) < 0).all()
 
 
+def test_schedules_by_name():
+    r = jnp.linspace(0.1, 0.9, 5)
+    for name, schedule in commit.SCHEDULES.items():
+        assert commit.find_schedule(name) is schedule
+    for exponent in ("2", "0.5", "2.5"):
+        np.testing.assert_array_equal(commit.find_schedule(f"power{exponent}")(r, 9), 1 - r ** float(exponent))
+    for name in ("square", "power0", "power-1", ""):
+        with pytest.raises(ValueError, match=f'no mask schedule "{name}"; choose of cosine, .* power<exponent>'):
+            commit.find_schedule(name)
+
+
 def random_case(seed=0):
     rng = np.random.default_rng(seed)
     ids, cond_ids = rng.integers(0, 50, (2, 2, 2, 4, 6), dtype=np.int32)

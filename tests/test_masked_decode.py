@@ -158,7 +158,10 @@ def test_samplers_stay_in_their_set():
         decode.categorical(logits, key, 0, temperature=0)
 
 
-def test_steps_must_be_positive():
+def test_steps_are_positive_and_temperatures_not_negative():
     model, cond_ids, region = setup_case()
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         decode.decode(model, cond_ids, region, jax.random.key(0), mask_id=9, steps=0)
+    for temperature in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature of decoding is at least 0"):
+            decode.decode(model, cond_ids, region, jax.random.key(0), mask_id=9, temperature=temperature)

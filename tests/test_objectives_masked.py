@@ -11,7 +11,13 @@ import pytest
 
 from helpers import Golden, flatten, nest
 from magvid import optim
-from magvid.masked.commit import COMMIT, PREFIX, mask_tokens
+from magvid.masked.commit import (
+    COMMIT,
+    FIXED_CONDITION,
+    PREFIX,
+    mask_tokens,
+    uniform,
+)
 from magvid.models.layers import GroupNorm
 from magvid.models.quantizers import VQ
 from magvid.models.tokenizer import Tokenizer
@@ -183,6 +189,119 @@ def test_guidance_of_zero_is_no_guidance():
     assert (ids(0.0) != ids(5.0)).any()
 
 
+def test_the_unconditional_pass_is_that_of_training_whatever_tasks_are_chosen():
+    """It has the token of full generation, also where that task is not asked for."""
+    every, some = tiny(), tiny().with_tasks(["FI", "FP5"]).with_tasks(["FP5"])
+    batch = batch_of(2, tasks=1)
+    assert some.tasks == ("FP5",) and some.trained_tasks == ALL_TASKS
+    ids = jnp.zeros((2, 2, 4, 6), jnp.int32)
+    full = every.prefix(batch | {"task": np.full(2, ALL_TASKS.index("CG"))}, ids)[:, 0]
+    np.testing.assert_array_equal(some.prefix(batch, ids, False)[:, 0], full)
+    np.testing.assert_array_equal(every.prefix(batch, ids, False), some.prefix(batch, ids, False))
+    assert (some.prefix(batch, ids) != some.prefix(batch, ids, False)).any()
+
+
+def test_dropped_conditions_train_the_unconditional_pass(monkeypatch):
+    """With every condition dropped, the loss is that of the tokens and the prefix that guidance subtracts; with some,
+    it lies between where the drawn share puts it.
+    """
+    one = batch_of(1, tasks=1)
+    batch = {k: np.repeat(v, 64, axis=0) for k, v in one.items()} | {"task": np.zeros(64, int)}
+    plain = tiny(tasks=("CFP", "CG"))
+    plain = dataclasses.replace(plain, transformer=plain.transformer.clone(dropout=0.0))
+    params = jax.jit(plain.init)(jax.random.key(0), batch)
+    params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
+    # The same tokens are hidden in every row, so that rows differ by what is dropped alone.
+    draw = jax.random.uniform
+    alike = lambda key, shape: jnp.broadcast_to(draw(key, shape[1:]), shape)
+
+    def loss(share, train=True):
+        objective = dataclasses.replace(plain, condition_drop=share)
+        return jax.jit(lambda b: objective.loss(params, {}, b, jax.random.key(1), 0, train)[0]["transformer"])
+
+    @jax.jit
+    def expected(b):
+        ids, cond_ids, cond_mask = plain.tokens(params, b)
+        scores = jax.random.uniform(jax.random.split(jax.random.key(1))[0], ids.shape)
+        gamma = jnp.cos(jnp.pi / 2 * b["ratio"])
+        hidden = mask_tokens(ids, cond_ids, cond_mask, gamma, scores, plain.vocab.mask, COMMIT)
+        logits = plain.logits(params, plain.prefix(b, cond_ids, conditional=False), hidden.uncond)
+        return token_cross_entropy(logits, hidden.targets, plain.smoothing).mean()
+
+    monkeypatch.setattr(jax.random, "uniform", alike)
+    some, everything, none = (loss(share) for share in (0.25, 1.0, 0.0))
+    np.testing.assert_allclose(everything(batch), expected(batch), rtol=1e-5)
+    assert everything(batch) == everything(batch | {"label": (batch["label"] + 1) % 4})
+    assert abs(none(batch) - everything(batch)) > 1e-3
+    np.testing.assert_allclose(loss(1.0, train=False)(batch), none(batch), rtol=1e-5)  # training only
+    drawn = jax.random.bernoulli(jax.random.fold_in(jax.random.key(1), 2), 0.25, (64, 1)).mean()
+    assert 0.1 < drawn < 0.4
+    between = none(batch) + drawn * (everything(batch) - none(batch))
+    np.testing.assert_allclose(some(batch), between, rtol=1e-4)
+
+
+def test_decoding_steps_end_at_the_sample():
+    objective, batch = tiny(tasks=("FP", "CG"), decoding=dict(steps=4)), batch_of(2, tasks=2)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
+    for conditioning in (COMMIT, FIXED_CONDITION):
+        this = dataclasses.replace(objective, conditioning=conditioning)
+        steps = jax.jit(this.decoding_steps)(params, batch, jax.random.key(2))
+        if conditioning == COMMIT:
+            video = jax.jit(this.sample)(params, batch, jax.random.key(2))
+            np.testing.assert_allclose(steps.sampled[:, -1], video, atol=1e-5)
+        assert steps.seen.shape == (2, 4, 4, 8, 12, 3) and steps.masked.shape == (2, 4, 2, 4, 6)
+        np.testing.assert_array_equal(steps.unknown[:, 1:], steps.hidden[:, :-1])
+        assert not steps.hidden[:, -1].any()
+        region = np.zeros((2, 4, 2, 4, 6), bool)
+        region[0, :, 0] = True  # FP gives the first latent frame, CG nothing
+        shown = region & steps.unknown if conditioning == COMMIT else region
+        np.testing.assert_array_equal(steps.condition, shown)
+        fixed = bool(conditioning.fixed)
+        np.testing.assert_array_equal(steps.unknown[:, 0], ~(region[:, 0] & fixed))
+        np.testing.assert_array_equal(steps.masked, steps.unknown & ~steps.condition)
+
+
+def test_continuation_is_frame_prediction_from_the_overlap():
+    objective = tiny(tasks=("FP", "CFP", "OPC", "official:FP"))
+    assert objective.predicts == (True, True, False, True)
+    longer = objective.continuation(3)
+    frames = [row.region((4, 8, 12)).any((1, 2)).sum() for row in longer.rows]
+    assert frames == [3, 3, 4, 3]
+    assert [row.token for row in longer.rows] == [row.token for row in objective.rows]
+    assert longer.rows[1].class_cond and longer.rows[2] is objective.rows[2]
+    prefixed = tiny(Vocab(7, 4, 1), ("FP",), more=25, conditioning=PREFIX)
+    assert prefixed.continuation(1).rows == prefixed.rows
+    with pytest.raises(ValueError, match="overlap=2: task FP of this model takes the tokens of 1 frames .* overlap=1"):
+        prefixed.continuation(2)
+
+
+def test_learned_positions_take_one_grid():
+    objective = tiny()
+    objective.check_size((4, 8, 12), (4, 8, 12))
+    objective.check_size((3, 7, 11), (4, 8, 12))  # rounded up to the same cells
+    with pytest.raises(ValueError, match="4x12x8 .* make 2x6x4 tokens, .* 2x4x6: it takes clips of 4x8x12 only"):
+        objective.check_size((4, 12, 8), (4, 8, 12))  # as many tokens, at other places
+
+
+def test_nonsense_is_refused():
+    for options, message in {
+        ("guidance", -1.0): "guidance=-1.0: give a weight of at least 0",
+        ("guidance", float("nan")): "guidance=nan",
+        ("condition_drop", 1.5): "condition_drop=1.5",
+        ("smoothing", 1.0): "smoothing=1.0",
+        ("overlap", 0): "overlap=0",
+        ("decoding", (("stepz", 3),)): "decoding has no stepz: it takes steps, temperature, schedule",
+    }.items():
+        name, value = options
+        with pytest.raises(ValueError, match=message):
+            tiny(**{name: dict(value) if name == "decoding" else value})
+    with pytest.raises(ValueError, match='no mask schedule "cosin"; choose of cosine'):
+        tiny().with_decoding(schedule="cosin")
+    changed = tiny().with_decoding(schedule="uniform", guidance=2.0, steps=3)
+    assert changed.decoding == dict(schedule=uniform, steps=3) and changed.guidance == 2.0
+
+
 def test_mismatches_are_named():
     with pytest.raises(ValueError, match="vocab.codebook=9, but the tokenizer has 7 codes"):
         dataclasses.replace(tiny(), vocab=Vocab(9, 4))
@@ -190,7 +309,7 @@ def test_mismatches_are_named():
         dataclasses.replace(tiny(), vocab=Vocab(7, 5))
     with pytest.raises(ValueError, match="10 tasks need task tokens"):
         tiny(Vocab(7, 4, 1))
-    with pytest.raises(ValueError, match=r"transformer.length=42, but clips of \(4, 8, 12\) \(t h w\) make 50 tokens"):
+    with pytest.raises(ValueError, match=r"transformer.length=42, but clips of 4x8x12 \(t h w\) make 50 tokens .*length=50"):
         jax.eval_shape(tiny(grid=(2, 4, 5)).init, jax.random.key(0), batch_of())
     with pytest.raises(ValueError, match="special token number 3 is outside 1..1"):
         Vocab(7, 4, 1).special(3)

@@ -260,3 +260,19 @@ def test_the_share_of_codes_follows_their_use():
     ids = objective.tokenizer.apply({"params": params["tokenizer"]}, jnp.asarray(VIDEO, jnp.float32) / 255, method="encode_ids")
     expected = 0.99 / 7 + 0.01 * np.bincount(np.ravel(ids), minlength=7) / ids.size
     np.testing.assert_allclose(extra["code_share"], expected, rtol=1e-5)
+
+
+def test_clips_of_any_size_are_reconstructed_and_trained_on():
+    """Sizes that the latent grid does not divide come back as they were."""
+    discriminator = Discriminator(filters=4, multipliers=(1, 2))
+    objective = tiny(discriminator=discriminator)
+    params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
+    for shape in ((2, 3, 9, 5, 3), (1, 8, 4, 20, 3)):
+        batch = {"video": np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)}
+        assert jax.jit(objective.sample, static_argnums=2)(params, batch, None).shape == shape
+        fresh = objective.init(jax.random.key(0), batch)  # the discriminator's weights are of one size
+        (losses, _) = jax.eval_shape(
+            lambda p, b: objective.loss(p, objective.init_extra(), b, jax.random.key(0), 0, True), fresh, batch
+        )
+        assert set(losses) == {"tokenizer", "discriminator"}
+    assert set(jax.eval_shape(objective.for_sampling().init, jax.random.key(0), batch)) == {"tokenizer"}

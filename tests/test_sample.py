@@ -9,7 +9,7 @@ import tiny_runs
 from magvid.__main__ import main
 from magvid.data.sprites import Sprites
 from magvid.runs import open_run
-from magvid.sample import Options, find_class, labelled_grid, sample_run
+from magvid.sample import Options, find_class, sample_run
 from magvid.types import UserError
 from magvid.video import read_video, write_video
 
@@ -122,11 +122,18 @@ def test_a_class_alone_needs_no_clips(tmp_path):
 def test_flags_that_would_do_nothing_are_refused(tmp_path, clip):
     with pytest.raises(UserError, match="--label=3: FP is not given a class; leave it out"):
         sample_run(tiny_runs.echo_run(labels=True), Options(tasks=("FP",), label="3", out=str(tmp_path)), trust=True)
-    for bad in (dict(start=1.0), dict(fps=9.0)):
+    for bad in (dict(start=1.0), dict(fps=9.0), dict(size="16x24")):
         with pytest.raises(ValueError, match="give one with --video"):
             Options(**bad)
     with pytest.raises(ValueError, match="--index counts evaluation clips"):
         Options(video=str(clip), index=1)
+    with pytest.raises(ValueError, match="say its length with --frames"):
+        Options(overlap=3)
+    with pytest.raises(ValueError, match="leave out --frames"):
+        Options(intermediates=True, frames=20)
+    for size in ("16", "16x", "0x16", "16x-3", "axb"):
+        with pytest.raises(ValueError, match=f"--size={size}: give height and width"):
+            Options(video=str(clip), size=size)
 
 
 def test_a_tokenizer_reconstructs(tmp_path, clip):
@@ -135,6 +142,59 @@ def test_a_tokenizer_reconstructs(tmp_path, clip):
     assert [p.name for p in paths] == ["reconstruction_clip_00_seed0.mp4", "grid_reconstruction_clip_00_seed0.mp4"]
     with pytest.raises(UserError, match="it is a VQGAN, which only reconstructs"):
         sample_run(run, Options(out=str(tmp_path), tasks=["FP"]))
+
+
+def test_a_tokenizer_takes_a_file_at_any_size_and_length(tmp_path, clip, capsys):
+    run = open_run(tiny_runs.tokenizer_run())
+    options = Options(out=str(tmp_path), video=str(clip), number=1, size="20x36", frames=12, scale=1, format="gif")
+    video = read_video(sample_run(run, options)[0])[0]
+    assert video.shape == (12, 20, 36, 3) and "12 frames" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a video of 8x21x36 cannot be cut into patches of 4x4x4: give multiples"):
+        sample_run(run, dataclasses.replace(options, size="21x36"))
+    with pytest.raises(ValueError, match="a video of 10x20x36 cannot be cut"):
+        sample_run(run, dataclasses.replace(options, frames=10))
+    with pytest.raises(UserError, match="too short: 12 frames from 0 s on, this run needs 16"):
+        sample_run(run, dataclasses.replace(options, frames=16))
+    with pytest.raises(UserError, match="--frames=9: evaluation clips .*data.eval.source.frames=N"):
+        sample_run(run, Options(out=str(tmp_path), frames=9))
+    with pytest.raises(UserError, match="--overlap=2: a tokenizer reads a video as a whole"):
+        sample_run(run, dataclasses.replace(options, overlap=2))
+    with pytest.raises(UserError, match="--intermediates: a tokenizer reconstructs at once"):
+        sample_run(run, Options(out=str(tmp_path), intermediates=True))
+
+
+def test_long_videos_with_the_real_one_as_far_as_it_goes(tmp_path, clip):
+    """The file has 12 frames, the model 8: the grid shows 12 real ones and then white."""
+    run = tiny_runs.echo_run(0.0)
+    options = Options(tasks=("FP",), video=str(clip), frames=18, number=1, out=str(tmp_path), scale=1, format="gif")
+    paths = sample_run(run, options, trust=True)
+    video, grid = (read_video(path)[0] for path in paths)
+    assert video.shape == (18, 16, 16, 3) and len(grid) == 18
+    real = grid[:, 20:116, -96:]
+    assert (real[12:] == 255).all() and all((frame != 255).any() for frame in real[:12])
+    condition = grid[:, 20:116, -296:-200]
+    assert (condition == condition[:1]).all() and (condition != 255).any()  # its padding goes on
+    short = sample_run(run, dataclasses.replace(options, frames=5, overlap=7), trust=True)
+    assert [len(read_video(path)[0]) for path in short] == [5, 5]
+
+
+def test_of_all_tasks_frame_prediction_goes_on(tmp_path, capsys):
+    run = tiny_runs.echo_run(0.0)
+    options = Options(frames=11, number=1, out=str(tmp_path))
+    assert [p.name for p in sample_run(run, options, trust=True)] == ["FP_00000_seed0.mp4", "grid_FP_00000_seed0.mp4"]
+    assert "CG is left out: it makes clips of one length" in capsys.readouterr().out
+    with pytest.raises(UserError, match="task CG makes clips of one length: --frames is for frame prediction"):
+        sample_run(run, dataclasses.replace(options, tasks=("FP", "CG")), trust=True)
+    with pytest.raises(ValueError, match="overlap=8: windows of 8 frames"):
+        sample_run(run, dataclasses.replace(options, overlap=8), trust=True)
+
+
+def test_intermediates_are_a_picture_per_sample(tmp_path):
+    command = ["sample", f"--run={tiny_runs.masked_run()}", "--task=FP,CG", "--number=2", "--intermediates"]
+    assert main([*command, f"--out={tmp_path}", "--steps=4", "--schedule=uniform", "--guidance=1.5"]) == 0
+    pictures = sorted(p.name for p in tmp_path.glob("*.png"))
+    assert pictures == [f"{t}_0000{i}_seed0_steps.png" for t in ("CG", "FP") for i in (0, 1)]
+    assert len(list(tmp_path.glob("*.mp4"))) == 5
 
 
 @pytest.mark.parametrize(
@@ -154,7 +214,8 @@ def test_bad_videos(tmp_path, clip, options, message):
 
 @pytest.mark.parametrize(
     "bad",
-    [dict(seed=-1), dict(number=0), dict(number=2000), dict(temperature=float("nan")), dict(fps=0.0), dict(scale=100)],
+    [dict(seed=-1), dict(number=0), dict(number=2000), dict(temperature=float("nan")), dict(fps=0.0), dict(scale=100),
+     dict(guidance=float("nan")), dict(frames=0), dict(frames=10**6)],
 )
 def test_numbers_out_of_range_are_named(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must lie between"):
@@ -183,16 +244,3 @@ def test_classes_by_number_or_name():
         find_class("0", ())
     with pytest.raises(ValueError, match="give its number"):
         find_class("disc", (), 10)
-
-
-def test_grid_holds_the_videos_under_their_names():
-    videos = [[np.full((3, 96, 96, 3), 10 * (2 * r + c), np.uint8) for c in range(2)] for r in range(2)]
-    canvas = labelled_grid(videos, ["condition", "real"], ["a", "bb"])
-    left = canvas.shape[2] - (2 * 96 + 4)
-    for r in range(2):
-        for c in range(2):
-            assert (
-                canvas[:, 20 + 100 * r : 116 + 100 * r, left + 100 * c : left + 96 + 100 * c] == 10 * (2 * r + c)
-            ).all()
-    assert canvas.shape[:2] == (3, 20 + 2 * 96 + 4)
-    assert (canvas[:, :20, left : left + 60] < 128).any() and (canvas[:, 40:100, : left - 4] < 128).any()

@@ -202,3 +202,35 @@ def test_resize_crop():
     grey = video.resize_crop(checker, 8, 8)
     assert abs(grey[:, 1:-1, 1:-1].astype(int) - 127).max() <= 2  # without anti-aliasing it would be black or white
     assert video.resize_crop(clip, 40, 12).shape == (2, 40, 12, 3)
+
+
+@pytest.mark.parametrize("overlap", [1, 3, 7])
+@pytest.mark.parametrize("frames", [1, 7, 8, 9, 16, 64])
+def test_windows_cover_the_frames_and_no_more_are_made(frames, overlap):
+    """Laid out one by one."""
+    end, count = 8, 1
+    while end < frames:
+        end, count = end + 8 - overlap, count + 1
+    assert video.windows(frames, 8, overlap) == count
+
+
+def test_windows_that_do_not_go_on_are_refused():
+    for overlap in (0, 8, -1):
+        with pytest.raises(ValueError, match=f"overlap={overlap}: windows of 8 frames can overlap by 1 to 7"):
+            video.windows(64, 8, overlap)
+
+
+def test_crossfade_has_the_official_weights():
+    tail, window = np.full((2, 4, 2, 3, 3), 1.0, np.float32), np.full((2, 6, 2, 3, 3), 0.2, np.float32)
+    joined = video.crossfade(tail, window)
+    np.testing.assert_allclose(joined[0, :, 0, 0, 0], [1, 0.8, 0.6, 0.4, 0.2, 0.2], rtol=1e-6)
+    assert joined.shape == window.shape and (joined == joined[:, :, :1, :1, :1]).all()
+    np.testing.assert_array_equal(video.crossfade(tail[:, :1], window)[0, :, 0, 0, 0], np.float32([1, *[0.2] * 5]))
+    np.testing.assert_array_equal(video.crossfade(tail[0], window[0]), joined[0])
+
+
+def test_an_image_comes_back(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    video.write_image(tmp_path / "new" / "image.png", image)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "image.png")), image)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["image.png"]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from magvid.__main__ import main
-from magvid.masked.tasks import condition_videos, find_task, nothing, pixel_masks
+from magvid.masked.tasks import FirstFrames, condition_videos, find_task, nothing, pixel_masks
 from magvid.objectives.vqgan import scale
 from magvid.runs import Run, open_run
 from magvid.train import train
@@ -46,6 +46,7 @@ class Echo:
     noise: float = 0.0
     classes: int = 18
     labels: bool = False
+    overlap: int = 2
 
     @property
     def labelled(self):
@@ -69,6 +70,14 @@ class Echo:
         given = jnp.asarray(pixel_masks(rows, video.shape[1:4]))[batch["task"]]
         return condition_videos(rows, video, batch["task"]), given[..., None]
 
+    @property
+    def predicts(self):
+        return tuple(isinstance(find_task(t).region, FirstFrames) for t in self.tasks)
+
+    def continuation(self, overlap):
+        kind = lambda t: t.rstrip("0123456789")
+        return self.with_tasks(f"{kind(t)}{overlap}" if p else t for t, p in zip(self.tasks, self.predicts, strict=True))
+
     def reconstruct(self, params, batch):
         return scale(batch["video"])
 
@@ -80,6 +89,22 @@ class Echo:
             + self.noise * jax.random.normal(key, condition.shape)
         )
         return jnp.clip(video, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp(Echo):
+    """Generates what every frame of its world is: one grey level above the frame before it, whatever is given first.
+    `flicker` adds to frame i of a window i levels, and a random number below `noise` to its last frame.
+    """
+
+    tasks: tuple = ("FP", "CG")
+    flicker: int = 0
+
+    def sample(self, params, batch, key):
+        condition, _ = self.condition_video(batch)
+        i = jnp.arange(condition.shape[1])[:, None, None, None]
+        last = jnp.floor(self.noise * jax.random.uniform(key)) * (i == condition.shape[1] - 1)
+        return condition[:, :1] + (i * (1 + self.flicker) + last) / 255
 
 
 @functools.cache

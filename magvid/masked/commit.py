@@ -4,7 +4,9 @@ is compared with.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -35,6 +37,19 @@ def exponential(r: Array, total: int) -> Array:
 def polynomial(r: Array, total: int, coefficients: tuple[float, ...] = (-1.0, 0.0, 1.0)) -> Array:
     """Highest power first, e.g. (-1, 0, 1) is 1 - r^2."""
     return jnp.polyval(jnp.asarray(coefficients), r)
+
+
+SCHEDULES = {f.__name__: f for f in (cosine, uniform, power, logarithmic, exponential)}
+
+
+def find_schedule(name: str) -> Callable:
+    """A schedule by name, "power" with its exponent: "cosine", "uniform", "power3", "power0.5". ValueError lists them."""
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    if match := re.fullmatch(r"power(\d+\.?\d*)", name):
+        if exponent := float(match[1]):
+            return partial(power, exponent=exponent)
+    raise ValueError(f'there is no mask schedule "{name}"; choose of {", ".join(SCHEDULES)}, power<exponent>')
 
 
 def mask_ratio(schedule: Callable, r: Array, total: int) -> Array:

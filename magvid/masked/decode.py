@@ -88,6 +88,8 @@ def decode(
     """
     if steps < 1:
         raise ValueError(f"decoding needs at least 1 step, got {steps}")
+    if not temperature >= 0:  # NaN fails as well
+        raise ValueError(f"the temperature of decoding is at least 0, got {temperature}")
     b, total = cond_ids.shape[0], cond_ids[0].size
     start = jnp.full_like(cond_ids, mask_id)
     if conditioning.refine or conditioning.fixed:

@@ -205,14 +205,22 @@ def any_pool(mask: Mask, latent: Shape) -> Mask:
     Each axis shrinks by the smallest power of two that gives ceil(n / factor) cells, as the encoder's downsampling
     does.
     """
-    for axis, cells in enumerate(latent):
-        n, factor = mask.shape[axis], 1
-        while -(-n // factor) > cells:
-            factor *= 2
-        if -(-n // factor) != cells:
-            raise ValueError(f"no power of two shrinks {n} pixels to {cells} latent cells along axis {'thw'[axis]}")
-        mask = np.logical_or.reduceat(mask, np.arange(0, n, factor), axis=axis)
+    for axis, size in enumerate(cell_size(mask.shape, latent)):
+        mask = np.logical_or.reduceat(mask, np.arange(0, mask.shape[axis], size), axis=axis)
     return mask
+
+
+def cell_size(shape: Shape, latent: Shape) -> Shape:
+    """Pixels (t h w) of a latent cell: each the smallest power of two that shrinks the pixels to the cells, rounded up."""
+    sizes = []
+    for axis, n, cells in zip("thw", shape, latent, strict=True):
+        size = 1
+        while -(-n // size) > cells:
+            size *= 2
+        if -(-n // size) != cells:
+            raise ValueError(f"no power of two shrinks {n} pixels to {cells} latent cells along axis {axis}")
+        sizes.append(size)
+    return tuple(sizes)
 
 
 def pixel_masks(tasks: Sequence[Task], shape: Shape) -> Bool[np.ndarray, "tasks t h w"]:

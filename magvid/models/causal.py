@@ -87,7 +87,7 @@ class CausalTransformer(nn.Module):
         train: bool = False,
     ):
         n = ids.shape[1]
-        check_sizes(n, self.length, self.width, self.heads)
+        check_sizes(n, self.length, self.width, self.heads, self.dropout)
         x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(1.0), name="words")(ids)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
         x = x + lax.dynamic_slice_in_dim(positions, start, n)

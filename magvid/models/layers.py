@@ -284,7 +284,7 @@ def space_to_depth(x: Float[Array, "b t h w c"], patch: Sequence[int]) -> Float[
     b, t, h, w, c = x.shape
     pt, ph, pw = patch
     if t % pt or h % ph or w % pw:
-        raise ValueError(f"a video of {t}x{h}x{w} cannot be cut into patches of {pt}x{ph}x{pw}")
+        raise ValueError(f"a video of {t}x{h}x{w} cannot be cut into patches of {pt}x{ph}x{pw}: give multiples")
     x = x.reshape(b, t // pt, pt, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
     return x.reshape(b, t // pt, h // ph, w // pw, pt * ph * pw * c)
 
@@ -320,9 +320,12 @@ def attention(
     return (probabilities @ v).swapaxes(1, 2)
 
 
-def check_sizes(n: int, length: int, width: int, heads: int) -> None:
-    """ValueError where a transformer of `length` positions cannot take n tokens, or `heads` do not divide its width."""
+def check_sizes(n: int, length: int, width: int, heads: int, dropout: float) -> None:
+    """ValueError where a transformer of `length` positions cannot take n tokens, `heads` do not divide its width, or
+    `dropout` is no share."""
     if n > length:
         raise ValueError(f"{n} tokens do not fit the transformer's {length} learned positions")
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} is the share of activations that are set to 0: give a number in [0, 1)")

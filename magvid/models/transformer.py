@@ -79,7 +79,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "b n"], *, train: bool = False) -> Float[Array, "b n v"]:
         n = ids.shape[1]
-        check_sizes(n, self.length, self.width, self.heads)
+        check_sizes(n, self.length, self.width, self.heads, self.dropout)
         words = nn.Embed(self.vocab, self.width, embedding_init=weights_init, name="words")
         positions = self.param("positions", weights_init, (self.length, self.width))
         x = words(ids) + positions[:n]

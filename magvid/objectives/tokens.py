@@ -13,8 +13,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from magvid.masked import tasks as task_table
-from magvid.masked.commit import Conditioning
-from magvid.objectives.vqgan import scale
+from magvid.masked.commit import Conditioning, find_schedule
+from magvid.objectives.vqgan import cut, scale
 from magvid.types import Groups, Vocab
 
 ALL_TASKS = tuple(task_table.TASKS)
@@ -27,7 +27,8 @@ class TokenObjective:
     For the loss, "ids" and "cond_ids" (b t' h' w') may stand in place of "video": the tokens of a cache, of clips of the
     size `clip` (t h w); the tokenizer is not run then.
 
-    Groups: "tokenizer" (frozen) and "transformer". `decoding` are arguments of the function that samples tokens. A
+    Groups: "tokenizer" (frozen) and "transformer". `decoding` are arguments of the function that samples tokens;
+    `overlap` is the number of frames at the end of a window that the next window of a long video is predicted from. A
     subclass has `loss` and `sample_ids`.
     """
 
@@ -38,8 +39,12 @@ class TokenObjective:
     conditioning: Conditioning
     decoding: Mapping = dataclasses.field(default_factory=dict)
     clip: tuple[int, int, int] | None = None
+    overlap: int = 1
+    trained_tasks: Sequence[str | task_table.Task] | None = None  # of `with_tasks`: those that it chose from
 
     def __post_init__(self):
+        if self.overlap < 1:
+            raise ValueError(f"overlap={self.overlap}: the windows of a long video share at least 1 frame")
         if self.tokenizer.quantizer.size != self.vocab.codebook:
             raise ValueError(
                 f"vocab.codebook={self.vocab.codebook}, but the tokenizer has {self.tokenizer.quantizer.size} codes"
@@ -62,25 +67,23 @@ class TokenObjective:
         n = int(np.prod(self.latent_shape(shape))) + self.prefix_length(shape)
         if n != self.transformer.length:
             raise ValueError(
-                f"transformer.length={self.transformer.length}, but clips of {shape[1:4]} (t h w) make {n} tokens "
-                "with the prefix"
+                f"transformer.length={self.transformer.length}, but clips of {by(shape[1:4])} (t h w) make {n} tokens "
+                f"with the prefix: its positions are learned, so set transformer.length={n} and train with that"
             )
         transformer = self.transformer.init(keys[1], jnp.zeros((1, n), jnp.int32))["params"]
         return {"tokenizer": tokenizer, "transformer": transformer}
 
     def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
         """Generate from the condition of each example's task. batch["video"] is read where the task gives pixels."""
-        return self.tokenizer.apply(
-            {"params": params["tokenizer"]}, self.sample_ids(params, batch, key)[0], method="ids_to_video"
-        )
+        return cut(self.decode(params, self.sample_ids(params, batch, key)[0]), batch["video"])
 
-    def with_tasks(self, tasks: Sequence[str | task_table.Task]) -> "Masked":
+    def with_tasks(self, tasks: Sequence[str | task_table.Task]) -> "TokenObjective":
         """The same for these tasks; ValueError for one whose token was not trained ("FP5" has that of "FP")."""
         known = {row.token for row in self.rows}
         for task in tasks:
             if task_table.find_task(task).token not in known:
                 raise ValueError(f"task {task} was not trained: this model has {', '.join(map(str, self.tasks))}")
-        return dataclasses.replace(self, tasks=tuple(tasks))
+        return dataclasses.replace(self, tasks=tuple(tasks), trained_tasks=self.trained_tasks or self.tasks)
 
     def with_clip(self, clip: Sequence[int]) -> "TokenObjective":
         """The same for batches of tokens of clips of this size (t h w)."""
@@ -107,8 +110,42 @@ class TokenObjective:
         """Which of the tasks are given no pixel."""
         return tuple(row.region is task_table.nothing for row in self.rows)
 
-    def with_decoding(self, **options) -> "Masked":
-        """The same with other arguments of `masked.decode.decode`, e.g. steps and temperature."""
+    @property
+    def predicts(self) -> tuple[bool, ...]:
+        """Which of the tasks are given the first frames, so that they can go on where a clip ends."""
+        return tuple(isinstance(row.region, task_table.FirstFrames) for row in self.rows)
+
+    def continuation(self, overlap: int) -> "TokenObjective":
+        """The same, frame prediction being from `overlap` frames: what makes the next window of a long video.
+
+        ValueError for a task whose condition has room for its own number of frames only.
+        """
+        rows = list(self.rows)
+        for i in np.flatnonzero(self.predicts):
+            frames = rows[i].region.frames
+            if frames == overlap:
+                continue
+            if self.conditioning.prefix or rows[i].latent_mask:
+                raise ValueError(
+                    f"overlap={overlap}: task {self.tasks[i]} of this model takes the tokens of {frames} frames and no "
+                    f"others as its condition: use overlap={frames}"
+                )
+            rows[i] = dataclasses.replace(rows[i], region=task_table.FirstFrames(overlap))
+        return dataclasses.replace(self, tasks=tuple(rows))
+
+    def check_size(self, shape: tuple[int, int, int], trained: tuple[int, int, int]) -> None:
+        """ValueError where clips of `shape` (t h w) do not give the grid of tokens of the `trained` ones."""
+        here, there = (self.latent_shape((1, *size, 3)) for size in (shape, trained))
+        if here != there:
+            raise ValueError(
+                f"clips of {by(shape)} (t h w) make {by(here)} tokens, but this transformer has learned positions of "
+                f"{by(there)}: it takes clips of {by(trained)} only; train one on clips of the other size"
+            )
+
+    def with_decoding(self, **options) -> "TokenObjective":
+        """The same with other arguments of the function that samples tokens, e.g. steps; a schedule may be a name."""
+        if isinstance(options.get("schedule"), str):
+            options["schedule"] = find_schedule(options["schedule"])
         return dataclasses.replace(self, decoding={**self.decoding, **options})
 
     def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
@@ -119,8 +156,7 @@ class TokenObjective:
 
     def reconstruct(self, params: Groups, batch: dict) -> Float[Array, "b t h w 3"]:
         """batch["video"] through the tokenizer and back: the best that tokens can express."""
-        ids = self.encode(params, scale(batch["video"]))
-        return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="ids_to_video")
+        return cut(self.decode(params, self.encode(params, scale(batch["video"]))), batch["video"])
 
     def video_shape(self, batch: dict) -> tuple[int, ...]:
         """(b t h w 3) of the clips of a batch, also of one of their tokens."""
@@ -169,10 +205,12 @@ class TokenObjective:
             label = jnp.where(gives_class & conditional, self.vocab.class_id(batch["label"]), uncond)
         if self.vocab.specials == 1:
             return label[:, None]
-        tokens = jnp.asarray([self.vocab.special(task.token) for task in self.rows])
-        full = [i for i, task in enumerate(self.rows) if task.region is task_table.nothing]
-        task = batch["task"] if conditional or not full else jnp.full_like(batch["task"], full[0])
-        return jnp.stack([tokens[task], label], axis=1)
+        task = jnp.asarray([self.vocab.special(task.token) for task in self.rows])[batch["task"]]
+        trained = map(task_table.find_task, self.trained_tasks or self.tasks)
+        full = [self.vocab.special(row.token) for row in trained if row.region is task_table.nothing]
+        if full and not conditional:
+            task = jnp.full_like(task, full[0])
+        return jnp.stack([task, label], axis=1)
 
     def mean(self, per_clip: Float[Array, "b"], batch: dict) -> Float[Array, ""]:
         """Over the examples of a batch that are `valid`."""
@@ -203,3 +241,12 @@ class TokenObjective:
 
     def encode(self, params: Groups, video: Float[Array, "b t h w 3"]) -> Int[Array, "b th hh wh"]:
         return lax.stop_gradient(self.tokenizer.apply({"params": params["tokenizer"]}, video, method="encode_ids"))
+
+    def decode(self, params: Groups, ids: Int[Array, "b th hh wh"]) -> Float[Array, "b t h w 3"]:
+        """In [0, 1]; of whole latent cells, so that its size may be above the clip's."""
+        return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="ids_to_video")
+
+
+def by(sizes: Sequence[int]) -> str:
+    """(4, 8, 12) -> "4x8x12"."""
+    return "x".join(map(str, sizes))

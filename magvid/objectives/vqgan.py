@@ -24,6 +24,12 @@ def scale(video: UInt8[Array, "b t h w 3"] | Float[Array, "b t h w 3"]) -> Float
     return video.astype(jnp.float32) / 255 if video.dtype == jnp.uint8 else video
 
 
+def cut(video: Float[Array, "b t2 h2 w2 c"], like: Array) -> Float[Array, "b t h w c"]:
+    """`video` at the size of `like` (b t h w c): without what rounding up to whole latent cells added at the end."""
+    t, h, w = like.shape[1:4]
+    return video[:, :t, :h, :w]
+
+
 @dataclasses.dataclass(frozen=True)
 class VQGAN:
     """batch: {"video": uint8 (b t h w 3)}; groups "tokenizer", "discriminator" and "perceptual" (frozen) where given.
@@ -95,6 +101,7 @@ class VQGAN:
         reconstruction, quantized = self.tokenizer.apply(
             {"params": params["tokenizer"]}, video.astype(compute), train=train
         )
+        reconstruction = cut(reconstruction, video)
         mse = jnp.mean((reconstruction - video) ** 2)
         metrics = {"mse": mse, "psnr": psnr(reconstruction, video), **quantized.metrics}
         total = {"tokenizer": self.reconstruction * mse + quantized.loss}
@@ -163,7 +170,13 @@ class VQGAN:
     def sample(self, params: Groups, batch: dict, key: Array | None) -> Float[Array, "b t h w 3"]:
         """The reconstruction of batch["video"], clipped to [0, 1]."""
         reconstruction, _ = self.tokenizer.apply({"params": params["tokenizer"]}, scale(batch["video"]))
-        return jnp.clip(reconstruction, 0.0, 1.0)
+        return jnp.clip(cut(reconstruction, batch["video"]), 0.0, 1.0)
+
+    def for_sampling(self) -> "VQGAN":
+        """The same without the networks that only losses need: a discriminator's weights fit one size of clips, the
+        tokenizer's fit any.
+        """
+        return dataclasses.replace(self, discriminator=None, perceptual=None)
 
 
 def share(ids: Int[Array, "..."], size: int) -> Float[Array, "k"]:
