@@ -14,7 +14,7 @@ from magvid.runs import ClipFormat
 from magvid.types import UserError
 from magvid.video import grid, read_video, resize_crop, upscale, write_video
 
-FORMATS = ("mp4", "gif", "webm")
+FORMATS = ("mp4", "gif", "webm", "png")
 VISIBLE = 128  # pixels: smaller videos are enlarged to at least this height
 GRID_CELL = 96
 NUMBER = 4
@@ -35,7 +35,7 @@ class Options:
     temperature: float | None = None
     seed: int = 0
     out: str | None = None  # folder
-    format: str = "mp4"
+    format: str = "mp4"  # png: of videos of one frame
     scale: int = 0  # factor of enlargement; 0: to a visible size
 
     def __post_init__(self):
@@ -63,13 +63,14 @@ def sample_run(
 
     The grid's columns are condition (padded), generated and real; where nothing but a class is given, generated alone,
     and as many samples as are asked for. A run without tasks gives reconstructions. A video is
-    read as the run folder's data.json says, so that the data set itself may be gone. UserError
-    or ValueError, in one sentence, for a run, video, task, class or folder that does not fit.
+    read, and the size of what comes of a class alone taken, as the run folder's data.json says, so that the data set
+    itself may be gone. UserError or ValueError, in one sentence, for a run, video, task, class or folder that does not
+    fit.
     """
     out = pathlib.Path(options.out).expanduser() if options.out else run.path / "samples"
     runs.check_writable(out, "--out")
     decoding = dict(steps=options.steps, temperature=options.temperature)
-    clip = None if options.video is None else run.clip
+    clip = None if options.video is None and options.label is None else run.clip
     model = Generator.open(
         run, options.tasks, decoding=decoding, batch=options.number or NUMBER, weights=weights, clip=clip, trust=trust
     )
@@ -78,12 +79,12 @@ def sample_run(
         what = ", ".join(model.tasks) or "this run"
         raise UserError(f"--label={options.label}: {what} is not given a class; leave it out")
     from_class = options.label is not None and all(objective.blind)
-    if options.video is None:
+    if options.video is None and not from_class:
         clips = Clips.of(model.config)
-        classes, (rows, names, fps) = clips.classes, _from_clips(clips, options, from_class)
+        classes, (rows, names, fps) = clips.classes, _from_clips(clips, options)
     else:
         clip = clip or Clips.of(model.config).format
-        classes, (rows, names, fps) = clip.classes, _from_video(clip, options)
+        classes, (rows, names, fps) = clip.classes, (_from_class if from_class else _from_video)(clip, options)
     if options.label is not None:
         rows["label"] = np.full_like(rows["label"], find_class(options.label, classes, objective.classes))
     made = {}  # task -> {column: videos (n t h w 3)}
@@ -125,12 +126,15 @@ def _write(
 # Conditions ---------------------------------------------------------------------------------------------------------
 
 
-def _from_clips(clips: Clips, options: Options, endless: bool) -> tuple[dict[str, np.ndarray], list[str], float]:
-    """(rows, their names, frames per second) of evaluation clips; `endless`: their pictures do not matter."""
-    if endless:
-        index = np.arange(options.index, options.index + (options.number or NUMBER))
-        rows = {k: np.repeat(v, len(index), axis=0) for k, v in clips.first().items()} | {"index": index}
-        return rows, [f"{i:05d}" for i in index], 8.0
+def _from_class(clip: ClipFormat, options: Options) -> tuple[dict[str, np.ndarray], list[str], float]:
+    """(rows, their names, frames per second) where no picture is given."""
+    index = np.arange(options.index, options.index + (options.number or NUMBER))
+    video = np.zeros((len(index), clip.frames, clip.height, clip.width, 3), np.uint8)
+    return {"video": video, "label": np.zeros(len(index), np.int32), "index": index}, [f"{i:05d}" for i in index], 8.0
+
+
+def _from_clips(clips: Clips, options: Options) -> tuple[dict[str, np.ndarray], list[str], float]:
+    """The same of evaluation clips."""
     count = options.number or max(1, min(NUMBER, len(clips.source) - options.index))
     rows = next(clips.batches(options.index, count, count))
     return rows, [f"{i:05d}" for i in rows["index"]], 8.0
