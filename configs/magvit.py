@@ -5,7 +5,8 @@ Arguments of all: size=B|L|H; smoke=1 takes two steps of a tiny model on sprites
 choices where they differ from the paper's: zero instead of reflect padding, no LeCam, shared task tokens with their
 rounded regions. Tokenizers: perceptual=0 trains without the perceptual loss, for which
 `weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0). 3D-VQ:
-inflate=0 begins at random instead of as the 2D-VQ in runs/vq2d_<name>-<size>.
+inflate=0 begins at random instead of as the 2D-VQ in runs/vq2d_<name>-<size>. init=FOLDER begins with the weights of a
+run of the same model, such as a converted checkpoint (tools/convert_magvit.py).
 
 Videos are read from folders, one class per sub-folder (see `magvid.data.folder`): data/<name>/train and /validation.
 `--config.microbatch=N` bounds what a device holds of the global batch; the rest is the same on one GPU and on a pod.
@@ -62,7 +63,7 @@ def vq3d(name, arg=None):
     s = TOKENIZER[args["size"]]
     epochs, clips = data.vq3d[args["size"] != "B"], _clips(name, data, args)
     config = _tokenizer(data, args, s["batch"], epochs, clips, planar=False)
-    if args["inflate"] and not args["smoke"]:
+    if args["inflate"] and not args["smoke"] and not args["init"]:
         inflate = dict(run=f"runs/vq2d_{name}-{size}", map="magvid.models.vq3d:inflate_central", weights="params")
         config.init = [inflate]
     return config
@@ -125,6 +126,8 @@ def _tokenizer(data, args, batch, epochs, clips, planar):
     config.log_every = 1 if smoke else 200
     config.save_every = 1000
     config.keep = 5
+    if args["init"]:
+        config.init = [dict(run=args["init"], weights="params")]
     return config
 
 
@@ -171,12 +174,14 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
     config.log_every = 1 if smoke else 200
     config.save_every = 1000
     config.keep = 5
+    if args["init"]:
+        config.init = [dict(run=args["init"], weights="params")]
     return config
 
 
 def _args(name, arg, **more):
     """(arguments, row of DATA, size with which run folders are named)."""
-    args = defaults.parse_arg(arg, size="B", smoke=False, official=False, **more)
+    args = defaults.parse_arg(arg, size="B", smoke=False, official=False, init="", **more)
     defaults.choose(TRANSFORMER, args["size"], "size")
     return args, DATA[name], "smoke" if args["smoke"] else args["size"]
 
