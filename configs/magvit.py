@@ -7,6 +7,8 @@ rounded regions. Tokenizers: perceptual=0 trains without the perceptual loss, fo
 `weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0). 3D-VQ:
 inflate=0 begins at random instead of as the 2D-VQ in runs/vq2d_<name>-<size>. Transformers: views=8 trains on so many
 fixed random views of each clip instead of new ones in every epoch, so that their tokens can be kept (`magvid encode`).
+All: init=FOLDER begins with the weights of a run of the same model, such as a converted checkpoint
+(tools/convert_magvit.py).
 
 Videos are read from folders, one class per sub-folder (see `magvid.data.folder`): data/<name>/train and /validation.
 `--config.microbatch=N` bounds what a device holds of the global batch; the rest is the same on one GPU and on a pod.
@@ -63,7 +65,7 @@ def vq3d(name, arg=None):
     s = TOKENIZER[args["size"]]
     epochs, clips = data.vq3d[args["size"] != "B"], _clips(name, data, args)
     config = _tokenizer(data, args, s["batch"], epochs, clips, planar=False)
-    if args["inflate"] and not args["smoke"]:
+    if args["inflate"] and not args["smoke"] and not args["init"]:
         inflate = dict(run=f"runs/vq2d_{name}-{size}", map="magvid.models.vq3d:inflate_central", weights="params")
         config.init = [inflate]
     return config
@@ -126,6 +128,8 @@ def _tokenizer(data, args, batch, epochs, clips, planar):
     config.log_every = 1 if smoke else 200
     config.save_every = 1000
     config.keep = 5
+    if args["init"]:
+        config.init = [dict(run=args["init"], weights="params")]
     return config
 
 
@@ -173,12 +177,14 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
     config.log_every = 1 if smoke else 200
     config.save_every = 1000
     config.keep = 5
+    if args["init"]:
+        config.init = [dict(run=args["init"], weights="params")]
     return config
 
 
 def _args(name, arg, **more):
     """(arguments, row of DATA, size with which run folders are named)."""
-    args = defaults.parse_arg(arg, size="B", smoke=False, official=False, **more)
+    args = defaults.parse_arg(arg, size="B", smoke=False, official=False, init="", **more)
     defaults.choose(TRANSFORMER, args["size"], "size")
     return args, DATA[name], "smoke" if args["smoke"] else args["size"]
 

@@ -115,7 +115,7 @@ COMMANDS = {
             Flag("intermediates", "bool", False, "", "also draw the decoding steps, a picture per sample"),
             SEED,
             Flag("out", "str", None, "FOLDER", "where to write; default: RUN/samples"),
-            Flag("format", "str", "mp4", "mp4|gif|webm", "of the files"),
+            Flag("format", "str", "mp4", "mp4|gif|webm|png", "of the files; png: of images, videos of one frame"),
             Flag("scale", "int", 0, "N", "enlarge N times; default: to at least 128 pixels; 1: as they are", 0),
             TRUST,
         ],
@@ -293,7 +293,7 @@ def program_help(program: Program) -> str:
     rows = [(f"--{f.name}" + (f"={f.shown}" if f.shown else ""), f.help + _default(f)) for f in program.flags]
     if program.field:
         what = "change a field of the " + (
-            "config" if CONFIG in program.flags else "run's config that its weights allow"
+            "config" if any(f.name == "config" for f in program.flags) else "run's config that its weights allow"
         )
         rows.append(("--config.FIELD=VALUE", f"{what}, e.g. {program.field}; of a list one entry: --config.a.b[0]=VALUE"))
     rows.append(("--debug", "show the traceback of an error"))

@@ -17,7 +17,7 @@ from magvid.runs import ClipFormat
 from magvid.types import UserError
 from magvid.video import read_video, resize_crop, upscale, write_image, write_video
 
-FORMATS = ("mp4", "gif", "webm")
+FORMATS = ("mp4", "gif", "webm", "png")
 VISIBLE = 128  # pixels: smaller videos are enlarged to at least this height
 NUMBER = 4
 
@@ -43,7 +43,7 @@ class Options:
     intermediates: bool = False  # draw the decoding steps
     seed: int = 0
     out: str | None = None  # folder
-    format: str = "mp4"
+    format: str = "mp4"  # png: of videos of one frame
     scale: int = 0  # factor of enlargement; 0: to a visible size
 
     def __post_init__(self):
@@ -94,13 +94,18 @@ def sample_run(
     The grid's columns are condition (padded), generated and real; where nothing but a class is given, generated alone,
     and as many samples as are asked for. A run without tasks gives reconstructions, of a file at any `size` and number
     of `frames`. Longer or shorter videos than the run's clips come from frame prediction, over and over: what of them is
-    beyond the real clip has white beside it. `intermediates` adds <task>_<clip>_seed<seed>_steps.png. A video is read as
-    the run folder's data.json says, so that the data set itself may be gone. UserError or ValueError, in one sentence,
-    for a run, video, task, class, size or folder that does not fit.
+    beyond the real clip has white beside it. `intermediates` adds <task>_<clip>_seed<seed>_steps.png. A video is read,
+    and the size of what comes of a class alone taken, as the run folder's data.json says, so that the data set itself
+    may be gone. UserError or ValueError, in one sentence, for a run, video, task, class, size or folder that does not
+    fit.
     """
     out = pathlib.Path(options.out).expanduser() if options.out else run.path / "samples"
     runs.check_writable(out, "--out")
-    clip = None if options.video is None else options.sized(clip_format(run))
+    clip = None
+    if options.video is not None:
+        clip = options.sized(clip_format(run))
+    elif options.label is not None:
+        clip = run.clip
     model = Generator.open(
         run,
         options.tasks,
@@ -112,11 +117,13 @@ def sample_run(
     )
     _check_fit(model, options)
     from_class = options.label is not None and all(model.programs.objective.blind)
-    if options.video is None:
+    if options.video is None and not from_class:
         clips = Clips.of(model.config)
-        shown, classes = _from_clips(clips, options, from_class), clips.classes
+        shown, classes = _from_clips(clips, options), clips.classes
     else:
-        shown, classes = _from_video(clip, options, long=bool(model.tasks)), clip.classes
+        clip = clip or Clips.of(model.config).format
+        classes = clip.classes
+        shown = _from_class(clip, options) if from_class else _from_video(clip, options, long=bool(model.tasks))
     if options.label is not None:
         label = find_class(options.label, classes, model.programs.objective.classes)
         shown.rows["label"] = np.full_like(shown.rows["label"], label)
@@ -237,14 +244,18 @@ class Shown(NamedTuple):
         return {**self.rows, "task": np.full(len(self.names), task, np.int32)}
 
 
-def _from_clips(clips: Clips, options: Options, endless: bool) -> Shown:
-    """Evaluation clips; `endless`: their pictures do not matter."""
-    if endless:
-        index = np.arange(options.index, options.index + (options.number or NUMBER))
-        rows = {k: np.repeat(v, len(index), axis=0) for k, v in clips.first().items()} | {"index": index}
-    else:
-        count = options.number or max(1, min(NUMBER, len(clips.source) - options.index))
-        rows = next(clips.batches(options.index, count, count))
+def _from_class(clip: ClipFormat, options: Options) -> Shown:
+    """Where no picture is given."""
+    index = np.arange(options.index, options.index + (options.number or NUMBER))
+    video = np.zeros((len(index), clip.frames, clip.height, clip.width, 3), np.uint8)
+    rows = {"video": video, "label": np.zeros(len(index), np.int32), "index": index}
+    return Shown(rows, [f"{i:05d}" for i in index], 8.0, video)
+
+
+def _from_clips(clips: Clips, options: Options) -> Shown:
+    """Evaluation clips."""
+    count = options.number or max(1, min(NUMBER, len(clips.source) - options.index))
+    rows = next(clips.batches(options.index, count, count))
     return Shown(rows, [f"{i:05d}" for i in rows["index"]], 8.0, rows["video"])
 
 

@@ -56,22 +56,28 @@ class Vocab:
 
     A multi-task model has 16 special slots, a single-task model 1 (only MASK). Special tokens are numbered from the end
     of the table as in the official code (MASK is its -1, SEP its -2, ...), but as plain non-negative ids.
+    `unconditional` False leaves out UNCOND: a model that is always given the class (MaskGIT).
     """
 
     codebook: int
     classes: int = 0
     specials: int = 16
+    unconditional: bool = True
 
     def __post_init__(self):
         if self.codebook < 2 or self.classes < 0 or self.specials not in (1, 16):
             raise ValueError(f"Vocab needs codebook >= 2, classes >= 0 and 1 or 16 special slots, got {self}")
+        if not self.unconditional and not self.classes:
+            raise ValueError(f"{self}: without classes every sequence begins with UNCOND")
 
     @property
     def size(self) -> int:
-        return self.codebook + self.classes + 1 + self.specials
+        return self.codebook + self.classes + self.unconditional + self.specials
 
     @property
     def uncond(self) -> int:
+        if not self.unconditional:
+            raise ValueError(f"{self} has no UNCOND token: every sequence needs its class")
         return self.codebook + self.classes
 
     @property

@@ -151,7 +151,8 @@ def resample(times: Float[np.ndarray, "n"], end: float, fps: float, tick: float)
 
 
 def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> None:
-    """Writes .mp4 (H.264, plays in every browser), .webm (VP9) or .gif (looping), chosen by the suffix of `path`.
+    """Writes .mp4 (H.264, plays in every browser), .webm (VP9), .gif (looping) or of one frame .png, chosen by the
+    suffix of `path`.
 
     mp4 and webm store colour at half resolution, so an odd height or width grows by one repeated row or column; enlarge
     small clips with `upscale` first. The file appears under its name only when it is complete.
@@ -160,6 +161,8 @@ def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fp
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"cannot write {path.name!r}: name it *{' or *'.join(_FORMATS)}")
     _check(video)
+    if path.suffix.lower() == ".png" and len(video) > 1:
+        raise ValueError(f"{path.name} would hold one frame of {len(video)}: a png is of a video of one frame")
     if not 0 < fps <= 1000:
         raise ValueError(f"fps must be positive and at most 1000, got {fps}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,6 +227,7 @@ _FORMATS = {  # suffix -> codec, pixel format, the codec's options, the containe
     ".mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium"}, {"movflags": "+faststart"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4"}, {}),
     ".gif": ("gif", "pal8", {}, {"loop": "0"}),  # not by Pillow, which drops a frame that equals the one before
+    ".png": ("png", "rgb24", {}, {"update": "1"}),  # one file, not a numbered sequence
 }
 
 

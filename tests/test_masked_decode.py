@@ -11,7 +11,7 @@ from helpers import GOLDEN, Golden, nest
 from magvid.masked import commit, decode
 from magvid.models.transformer import Transformer
 from test_masked_commit import SCHEDULES
-from tools.convert_magvit import TRANSFORMER
+from tools.official import TRANSFORMER
 from tools.rules import rename
 
 

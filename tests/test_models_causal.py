@@ -10,13 +10,12 @@ import pytest
 from helpers import Golden, nest, relative_error
 from magvid.masked.autoregressive import generate
 from magvid.models.causal import CausalTransformer
-from tools.convert_magvit import CAUSAL
+from tools.official import CAUSAL
 from tools.rules import rename
 
 
 def converted(golden: Golden) -> dict:
-    flat = rename(golden.flat(), CAUSAL)
-    return nest(flat | {"positions": flat["positions"][0]})
+    return nest(rename(golden.flat(), CAUSAL))
 
 
 def official_mask(ids):

@@ -10,7 +10,7 @@ import pytest
 from helpers import GOLDEN, Golden, flatten, nest, relative_error
 from magvid.losses import token_cross_entropy, weighted_mean
 from magvid.models.transformer import Transformer
-from tools.convert_magvit import TRANSFORMER
+from tools.official import TRANSFORMER
 from tools.rules import rename
 
 SIZE = {

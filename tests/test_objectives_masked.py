@@ -28,7 +28,7 @@ from magvid.objectives.tokens import ALL_TASKS
 from magvid.losses import token_cross_entropy, weighted_mean
 from magvid.types import Vocab
 from test_masked_tasks import OFFICIAL
-from tools.convert_magvit import TRANSFORMER
+from tools.official import TRANSFORMER
 from tools.rules import rename
 
 

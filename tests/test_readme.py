@@ -50,6 +50,7 @@ def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
 def test_fields_and_files_in_the_text_exist():
     fields = re.findall(r"`--config\.(\w+)", README)
     assert fields and set(fields) <= {*REQUIRED, *DEFAULTS}
-    scripts = [word for line in SHELL for word in line.split() if word.endswith(".py")]
+    words = [word.removeprefix("--config=") for line in SHELL for word in line.split()]
+    scripts = [word for word in words if word.endswith(".py")]
     paths = re.findall(r"`((?:magvid|configs|docs|experiments|benchmarks|tests)/[\w/.]*)`", README)
     assert scripts and paths and not [p for p in {*scripts, *paths} if not (ROOT / p).exists()]

@@ -223,8 +223,8 @@ def test_numbers_out_of_range_are_named(bad):
 
 
 def test_formats_and_empty_tasks():
-    with pytest.raises(ValueError, match="mp4, gif, webm"):
-        Options(format="png")
+    with pytest.raises(ValueError, match="mp4, gif, webm, png"):
+        Options(format="jpg")
     with pytest.raises(ValueError, match="no task is named"):
         Options(tasks=())
 

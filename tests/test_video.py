@@ -178,6 +178,15 @@ def test_writing_refuses_what_it_cannot_write(tmp_path):
             video.write_video(tmp_path / "a.mp4", wrong)
 
 
+def test_a_png_is_a_video_of_one_frame(tmp_path):
+    image = moving(1, 5, 7)
+    video.write_video(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(video.read_video(tmp_path / "a.png")[0], image)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(ValueError, match="a.png would hold one frame of 2"):
+        video.write_video(tmp_path / "a.png", moving(2))
+
+
 def test_encode_mp4_can_start_before_it_is_loaded():
     data = video.encode_mp4(moving(4), fps=8)
     assert data[4:8] == b"ftyp" and 0 < data.index(b"moov") < data.index(b"mdat")

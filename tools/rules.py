@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Rule = tuple[str, str]  # (regex of the whole source name, replacement)
+# (regex of the whole source name, replacement), and where the array changes as well the name of an operation
+Rule = tuple[str, str] | tuple[str, str, str]
+
+
+def _drop_leading_1(x: np.ndarray) -> np.ndarray:
+    if x.shape[:1] != (1,):
+        raise ValueError(f"expected a leading axis of 1, got the shape {x.shape}")
+    return x[0]
+
+
+OPERATIONS = {"drop_leading_1": _drop_leading_1, "add_leading_1": lambda x: x[None]}
+INVERSE = {"drop_leading_1": "add_leading_1", "add_leading_1": "drop_leading_1"}
 
 
 def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
@@ -17,13 +28,14 @@ def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, n
     """
     renamed, homeless = {}, []
     for name, value in flat.items():
-        target = next((re.sub(regex, new, name) for regex, new in rules if re.fullmatch(regex, name)), None)
-        if target is None:
+        rule = next((rule for rule in rules if re.fullmatch(rule[0], name)), None)
+        if rule is None:
             homeless.append(name)
-        elif target in renamed:
+            continue
+        target = re.sub(rule[0], rule[1], name)
+        if target in renamed:
             raise ValueError(f'two source parameters become "{target}"; the second is "{name}"')
-        else:
-            renamed[target] = value
+        renamed[target] = OPERATIONS[rule[2]](value) if len(rule) > 2 else value
     if homeless:
         raise ValueError(
             f"no rule takes {len(homeless)} source parameters: {', '.join(homeless[:10])}; "
@@ -35,7 +47,7 @@ def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, n
 def invert(rules: Sequence[Rule]) -> list[Rule]:
     """The rules that lead back. Groups of a source regex must not be nested, and appear in order in the replacement."""
     inverse = []
-    for source, target in rules:
+    for source, target, *operation in rules:
         parts = re.split(r"(\([^()]*\))", source)  # literal, group, literal, ...
         groups = parts[1::2]
         if re.findall(r"\\(\d)", target) != [str(i + 1) for i in range(len(groups))]:
@@ -43,7 +55,7 @@ def invert(rules: Sequence[Rule]) -> list[Rule]:
         pieces = re.split(r"\\\d", target)
         regex = "".join(re.escape(p) + g for p, g in zip(pieces, [*groups, ""], strict=True))
         back = "".join(p if i % 2 == 0 else rf"\{i // 2 + 1}" for i, p in enumerate(parts))
-        inverse.append((regex, back.replace(r"\.", ".")))
+        inverse.append((regex, back.replace(r"\.", "."), *(INVERSE[o] for o in operation)))
     return inverse
 
 
@@ -54,5 +66,5 @@ def check(found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
     wrong += [f"{n} is not part of the model" for n in found if n not in shapes]
     wrong += [f"{n} is {shape(n)} and should be {tuple(shapes[n])}" for n in shapes if n in found and shape(n) != tuple(shapes[n])]
     if wrong:
-        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"the file does not fit the model: {'; '.join(sorted(wrong)[:5])}{more}")

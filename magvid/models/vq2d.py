@@ -1,10 +1,13 @@
 """MAGVIT's 2D-VQ: the tokenizer of 3D-VQ with kernels and statistics of single frames (official `2dcnn`).
 
-It is trained on images or frames, reads videos frame by frame, and is what a 3D-VQ is inflated from.
+It is trained on images or frames, reads videos frame by frame, and is what a 3D-VQ is inflated from. MaskGIT's
+tokenizer is the same with `branch_shortcut`.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+
+from jaxtyping import Array, Float
 
 from magvid.models import vq3d
 from magvid.models.layers import Conv, GroupNorm, depth_to_space
@@ -15,6 +18,13 @@ FrameNorm = partial(GroupNorm, per_frame=True)
 def shuffle_up(features: int, strides: Sequence[int], **conv) -> Callable:
     """A convolution to four times the channels, which then become 2x2 pixels (official `depth_to_space`)."""
     return lambda x: depth_to_space(Conv(4 * features, **conv)(x), strides)
+
+
+def branch_shortcut(x: Float[Array, "b t h w c"], y: Float[Array, "b t h w o"]) -> Float[Array, "b t h w o"]:
+    """MaskGIT's released code and weights: where channels change the shortcut sees the convolutions' output, and the
+    input is lost.
+    """
+    return y
 
 
 class Encoder(vq3d.Encoder):

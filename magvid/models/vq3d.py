@@ -17,14 +17,20 @@ from magvid.models.layers import Conv, ConvTranspose, GroupNorm, average_pool, d
 from magvid.types import Params
 
 
+def input_shortcut(x: Float[Array, "b t h w c"], y: Float[Array, "b t h w o"]) -> Float[Array, "b t h w c"]:
+    """What the shortcut's convolution sees where a block changes the channels: its raw input."""
+    return x
+
+
 class ResBlock(nn.Module):
-    """norm, activation, conv, norm, activation, conv; a 1x1x1 convolution of the raw input as shortcut where channels
-    change.
+    """norm, activation, conv, norm, activation, conv; beside it the input, or where channels change a 1x1x1 convolution
+    of what `shortcut` (input, output of the convolutions) gives.
     """
 
     features: int
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
+    shortcut: Callable = input_shortcut
     padding: str = "zero"
     planar: bool = False
     dtype: type | str | None = None
@@ -36,7 +42,7 @@ class ResBlock(nn.Module):
         y = conv()(self.activation(self.norm()(x)))
         y = conv()(self.activation(self.norm()(y)))
         if x.shape[-1] != self.features:
-            x = conv(kernel=(1, 1, 1))(x)
+            x = conv(kernel=(1, 1, 1))(self.shortcut(x, y))
         return x + y
 
 
@@ -108,6 +114,7 @@ class Encoder(nn.Module):
     dim: int = 256
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
+    shortcut: Callable = input_shortcut
     padding: str = "zero"
     down: Callable = pool_down
     patch: Sequence[int] = (1, 1, 1)
@@ -146,6 +153,7 @@ class Decoder(nn.Module):
     channels: int = 3
     norm: Callable = GroupNorm
     activation: Callable = nn.swish
+    shortcut: Callable = input_shortcut
     padding: str = "zero"
     up: Callable = nearest_conv_up
     patch: Sequence[int] = (1, 1, 1)
@@ -176,7 +184,7 @@ def res_blocks(model: Encoder | Decoder) -> Callable:
     """level -> a ResBlock constructor with the model's parts, rematerialised in the first `model.remat` levels; names
     stay ResBlock_i.
     """
-    names = "norm", "activation", "padding", "planar", "dtype"
+    names = "norm", "activation", "shortcut", "padding", "planar", "dtype"
     parts = {name: getattr(model, name) for name in names}
     counter = iter(range(10_000))
     if model.filters < 1 or min(model.multipliers) < 1:

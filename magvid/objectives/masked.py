@@ -54,6 +54,11 @@ class Masked(TokenObjective):
         if unknown := set(self.decoding) - set(DECODING):
             raise ValueError(f"decoding has no {', '.join(sorted(unknown))}: it takes {', '.join(DECODING)}")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.guidance and not self.vocab.unconditional:
+            raise ValueError(f"guidance={self.guidance} needs an UNCOND token, which {self.vocab} lacks: set it to 0")
+
     def loss(self, params: Groups, extra: dict, batch: dict, key: Array | None, step: Array | int, train: bool):
         """Label-smoothed cross-entropy over the codebook, weighted mean over the tokens of a clip, mean over clips."""
         score_key, dropout_key = jax.random.split(key)
@@ -82,12 +87,13 @@ class Masked(TokenObjective):
     def sample_ids(self, params: Groups, batch: dict, key: Array, **decoding):
         """Ids (b t' h' w') and the record of the decoding steps."""
         cond_ids, cond_mask = self.condition(params, batch)
-        prefix, uncond_prefix = self.prefix(batch, cond_ids), self.prefix(batch, cond_ids, conditional=False)
+        prefix = self.prefix(batch, cond_ids)
 
         def model(inputs, uncond):
             logits = self.logits(params, prefix, inputs)
             if not self.guidance:
                 return logits
+            uncond_prefix = self.prefix(batch, cond_ids, conditional=False)
             return logits + self.guidance * (logits - self.logits(params, uncond_prefix, uncond))
 
         options = {"conditioning": self.conditioning, **self.decoding, **decoding}

@@ -53,6 +53,8 @@ class TokenObjective:
             raise ValueError(f"transformer.vocab={self.transformer.vocab}, but {self.vocab} has {self.vocab.size} rows")
         if len(self.rows) > 1 and self.vocab.specials == 1:
             raise ValueError(f"{len(self.rows)} tasks need task tokens: give the vocabulary 16 special slots")
+        if not self.vocab.unconditional and not all(self.labelled):
+            raise ValueError(f"tasks {', '.join(map(str, self.tasks))} need an UNCOND token, which {self.vocab} lacks")
         if len(self.rows) > 1 and self.conditioning.prefix:
             raise ValueError(f"a prefix of condition tokens has the length of one task's, got {len(self.rows)} tasks")
 
@@ -198,11 +200,13 @@ class TokenObjective:
         return jnp.concatenate([start, given, jnp.full_like(start[:, :1], self.vocab.sep)], axis=1)
 
     def prefix_start(self, batch: dict, conditional: bool) -> Int[Array, "b prefix"]:
-        uncond = jnp.full(batch["task"].shape, self.vocab.uncond)
-        gives_class = jnp.asarray([task.class_cond for task in self.rows])[batch["task"]]
-        label = uncond
-        if self.vocab.classes:
-            label = jnp.where(gives_class & conditional, self.vocab.class_id(batch["label"]), uncond)
+        given = np.asarray(self.labelled) & conditional
+        if given.all():
+            label = self.vocab.class_id(batch["label"])
+        else:
+            label = jnp.full(batch["task"].shape, self.vocab.uncond)
+            if given.any():
+                label = jnp.where(jnp.asarray(given)[batch["task"]], self.vocab.class_id(batch["label"]), label)
         if self.vocab.specials == 1:
             return label[:, None]
         task = jnp.asarray([self.vocab.special(task.token) for task in self.rows])[batch["task"]]
