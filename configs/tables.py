@@ -15,6 +15,7 @@ protocol, in brackets debiased. Not here: MaskViT's row of table 6, which the pa
 
 from configs import defaults, magvit
 
+ARGS = dict(size="B", smoke=False, official=False, views=0, init="")  # of configs/magvit.py
 EPOCHS = {"FP": (400, 800), "MT8": (1200, 1600)}  # of (B, L): released configs
 
 # row: (fields of `masked.commit:Conditioning`, weights of L_mask, L_refine and L_recons). Latent masking never masks the
@@ -30,7 +31,7 @@ ROWS = {
 
 def table5(row, arg=None):
     """A row of table 5: how a masked transformer is conditioned, and which losses it has."""
-    args = defaults.parse_arg(arg, size="B", smoke=False, official=False, tasks="FP")
+    args = defaults.parse_arg(arg, **ARGS, tasks="FP")
     epochs = defaults.choose(EPOCHS, args["tasks"], "tasks")
     if row == "prefix" and args["tasks"] != "FP":
         raise ValueError("a prefix of condition tokens has the length of one task's: use tasks=FP")
@@ -40,7 +41,7 @@ def table5(row, arg=None):
 
 def table6(row, arg=None):
     """A row of table 6: how tokens are decoded, and of which tokenizer they are."""
-    args = defaults.parse_arg(arg, size="B", smoke=False, official=False)
+    args = defaults.parse_arg(arg, **ARGS)
     kind = {"maskgit_2d": "latent", "maskgit_3d": "latent", "ar": "prefix", "magvit": "commit"}[row]
     config = _row(kind, args, ("FP",), EPOCHS["FP"])
     if row == "maskgit_2d":  # 53M parameters in the paper: the 2D-VQ of size L, 16x16 tokens for each of 16 frames
@@ -53,7 +54,7 @@ def table6(row, arg=None):
 
 
 def _row(row, args, tasks, epochs):
-    own = f"size={args['size']},smoke={int(args['smoke'])},official={int(args['official'])}"
+    own = ",".join(f"{name}={int(args[name]) if name in ('smoke', 'official') else args[name]}" for name in ARGS)
     config = magvit.commit("bair", own, tasks=tasks, epochs=epochs)
     conditioning, weights = ROWS[row]
     config.objective.conditioning = dict(target="magvid.masked.commit:Conditioning", **conditioning)
