@@ -226,7 +226,11 @@ def arm_table(scores: Mapping[str, Mapping], copies: Mapping[str, Mapping], seed
 
 
 def arm_cells(of: Sequence[Mapping], tasks: str) -> list[str]:
-    mean = lambda o, key: float(np.mean([o[t][key] for t in SETS[tasks]]))
+
+    def mean(o: Mapping, key: str) -> float | None:
+        values = [o[t][key] for t in SETS[tasks]]
+        return None if None in values else float(np.mean(values))
+
     skill, gap = ([mean(o, key) for o in of] for key in ("skill", "given_gap"))
     right = [cell([o["CFP"].get("accuracy") for o in of])] if tasks == "CFP" else []
     return [cell(skill), *right, cell(gap)]

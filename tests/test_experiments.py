@@ -1,4 +1,4 @@
-"""The main job as a person starts it, in its smallest form."""
+"""What a person starts by hand, in its smallest form."""
 
 import json
 import pathlib
@@ -19,3 +19,24 @@ def test_the_main_job_writes_its_report_and_goes_on(tmp_path):
         assert result["world"] == "small" and result["clips"] == 4 and len(result["tasks"]) == 11
         assert result["reconstruction"]["psnr"] > 0 and 0 <= result["tasks"]["CG"]["accuracy"] <= 1
         assert set(result["config"]) == {"tokenizer", "transformer"} and "<video" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.full
+def test_the_ablation_runs_and_goes_on(tmp_path, monkeypatch, capsys):
+    """Few arms of tiny models, in two processes: trained, scored, in tables and pictures; a second call trains nothing."""
+    from experiments import commit_ablation
+
+    kept = ("autoregressive", "COMMIT, L_mask + L_recons + L_refine", "the same, MTM decoding", "untrained")
+    monkeypatch.setattr(commit_ablation, "ARMS", {title: commit_ablation.ARMS[title] for title in kept})
+    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
+    commit_ablation.main(argv)
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {title} |" in table for title in [*kept, *commit_ablation.TOKENIZERS, commit_ablation.COPY])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["copy"]["CFP"]["skill"] in (0, None)  # None: after two steps the tokenizer is worse than the copy
+    assert set(scores["scores"]["commit-MT8-0"]) == {"", "latent"}
+    assert all((tmp_path / name).stat().st_size for name in ("cfp.png", "mt8_opc.png", "tokenizers.png"))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    commit_ablation.main(argv)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    assert (tmp_path / "table.md").read_text() == table
