@@ -1,6 +1,6 @@
 """What COMMIT, its loss terms, its decoding, 3D tokens and inflation are worth: MAGVIT's tables 5 to 7 on sprites.
 
-    python experiments/commit_ablation.py [--seeds=3] [--clips=200] [--jobs=N] [--workdir=FOLDER]
+    python experiments/commit_ablation.py [--seeds=3] [--clips=200] [--tasks=CFP,MT8] [--jobs=N] [--workdir=FOLDER]
 
 Every arm has the same budget (configs/ablation.py), every seed a tokenizer of its own; scores are means over seeds with
 95 % intervals (Student's t), of held-out test clips. An interrupted experiment goes on when the same command is given
@@ -30,6 +30,7 @@ PROGRAM = Program(
     [
         Flag("seeds", "int", 3, "N", "runs of every arm", 1),
         Flag("clips", "int", 200, "N", "held-out clips to score on", 1),
+        Flag("tasks", "str", "CFP,MT8", "NAME[,NAME]", "CFP alone takes half of the time"),
         Flag("jobs", "int", 0, "N", "arms at the same time; default: one for each core, or 1 on an accelerator", 0),
         Flag("workdir", "str", None, "FOLDER", "where everything is written; default: runs/ablation"),
         Flag("smoke", "bool", False, "", "two steps of tiny models: for tests"),
@@ -57,19 +58,21 @@ ARMS = {  # row of the table: (row of the config, how it is decoded where not as
 COPY = "copy of the padded condition"
 SINGLE = ("prefix", "ar", "maskgit_2d")  # trained on the one task only
 SETS = {"CFP": ("CFP",), "MT8": ablation.EIGHT}
+HEADERS = {
+    "CFP": ["CFP: skill", "CFP: shape and action right", "CFP: given frame, dB below the tokenizer"],
+    "MT8": ["MT8: mean skill", "MT8: given pixels, dB below the tokenizer"],
+}
 
 
-def runs_of(seed: int, smoke: bool, root: str) -> list[dict[str, str]]:
+def runs_of(seed: int, smoke: bool, root: str, sets: Sequence[str] = tuple(SETS)) -> list[dict[str, str]]:
     """[{name of the run: argument of its config}, ...]: all of one stage can be trained at the same time."""
     common = f"seed={seed},smoke={int(smoke)},root={root}"
     first = {f"{name}-{seed}": f"{arg},{common}" for name, arg in TOKENIZERS.values()}
-    needed = {f"vq2d-{seed}": first.pop(f"vq2d-{seed}")}
-    last = {}
-    for tasks in SETS:
-        for row in dict.fromkeys(row for row, _ in ARMS.values()):
-            if tasks == "CFP" or row not in SINGLE:
-                last[f"{row}-{tasks}-{seed}"] = f"part=transformer,row={row},tasks={tasks},{common}"
-    return [needed, first, last]
+    stages = [{f"vq2d-{seed}": first.pop(f"vq2d-{seed}")}, first]
+    for tasks in sets:
+        rows = [row for row in dict.fromkeys(row for row, _ in ARMS.values()) if tasks == "CFP" or row not in SINGLE]
+        stages.append({f"{row}-{tasks}-{seed}": f"part=transformer,row={row},tasks={tasks},{common}" for row in rows})
+    return stages
 
 
 def config_of(arg: str):
@@ -153,17 +156,16 @@ def code_usage(run, clips: int) -> dict[str, float]:
     return {"usage": float(np.mean(counts > 0)), "perplexity": float(np.exp(-np.sum(share * np.log(share))))}
 
 
-def copy_scores(workdir: pathlib.Path, clips: int, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+def copy_scores(workdir: pathlib.Path, clips: int, tasks: str) -> dict[str, dict[str, float]]:
     """Scores of the padded conditions themselves."""
     from magvid import runs
     from magvid.build import build
     from magvid.evaluate import METRICS, Scores
     from magvid.generator import Clips, Generator
 
-    name = "commit-CFP-0" if tasks == ("CFP",) else "commit-MT8-0"
-    model = Generator.open(runs.open_run(workdir / name), batch=min(clips, 40))
+    model = Generator.open(runs.open_run(workdir / f"commit-{tasks}-0"), batch=min(clips, 40))
     metrics = [*METRICS, *build(tuple(model.config["metrics"]))]
-    found = {task: Scores(metrics) for task in tasks}
+    found = {task: Scores(metrics) for task in model.tasks}
     for rows in Clips.of(model.config).batches(0, clips, model.batch):
         reconstruction = model.reconstruct(rows)
         for i, task in enumerate(model.tasks):
@@ -213,16 +215,15 @@ def arm_table(scores: Mapping[str, Mapping], copies: Mapping[str, Mapping], seed
     rows = []
     for title, (row, decoding) in ARMS.items():
         columns = []
-        for tasks in SETS:
+        for tasks in copies:
             if f"{row}-{tasks}-0" not in scores:
-                columns += ["–"] * (3 if tasks == "CFP" else 2)
+                columns += ["–"] * len(HEADERS[tasks])
                 continue
             of = [scores[f"{row}-{tasks}-{s}"][decoding or ""] for s in seeds]
             columns += arm_cells(of, tasks)
         rows.append([title, *columns])
-    rows.append([COPY, *arm_cells([copies["CFP"]], "CFP"), *arm_cells([copies["MT8"]], "MT8")])
-    header = ["arm", "CFP: skill", "CFP: shape and action right", "CFP: given frame, dB below the tokenizer"]
-    return markdown([*header, "MT8: mean skill", "MT8: given pixels, dB below"], rows)
+    rows.append([COPY, *(cell for tasks, found in copies.items() for cell in arm_cells([found], tasks))])
+    return markdown(["arm", *(name for tasks in copies for name in HEADERS[tasks])], rows)
 
 
 def arm_cells(of: Sequence[Mapping], tasks: str) -> list[str]:
@@ -276,13 +277,10 @@ def reconstructions(workdir: pathlib.Path, out: pathlib.Path, clip: int = 1) -> 
 # All -----------------------------------------------------------------------------------------------------------------
 
 
-def run_all(options, workdir: pathlib.Path, say: Callable[[str], None]) -> dict[str, dict]:
+def run_all(options, sets: Sequence[str], workdir: pathlib.Path, say: Callable[[str], None]) -> dict[str, dict]:
     """{name of the run: its scores}."""
-    seeds = range(options.seeds)
-    stages = [dict(), dict(), dict()]
-    for seed in seeds:
-        for stage, more in zip(stages, runs_of(seed, options.smoke, str(workdir)), strict=True):
-            stage.update(more)
+    of_seeds = [runs_of(seed, options.smoke, str(workdir), sets) for seed in range(options.seeds)]
+    stages = [dict(item for stage in same for item in stage.items()) for same in zip(*of_seeds, strict=True)]
     cores = sorted(os.sched_getaffinity(0))
     jobs = options.jobs or len(cores)
     scores, total = {}, sum(map(len, stages))
@@ -311,14 +309,17 @@ def main(argv: list[str]) -> None:
     runs.check_writable(workdir, "--workdir")
     if "," in str(workdir):  # it is part of a config's argument
         raise UserError(f"--workdir={workdir} has a comma: choose another folder")
-    scores = run_all(options, workdir, lambda text: print(text, flush=True))
-    copies = {name: copy_scores(workdir, options.clips, tasks) for name, tasks in SETS.items()}
+    sets = tuple(options.tasks.split(","))
+    if "CFP" not in sets or set(sets) - set(SETS):
+        raise UserError(f"--tasks={options.tasks}: give CFP, or CFP,MT8")
+    scores = run_all(options, sets, workdir, lambda text: print(text, flush=True))
+    copies = {tasks: copy_scores(workdir, options.clips, tasks) for tasks in sets}
     runs.write_json(workdir / "scores.json", {"scores": scores, "copy": copies})
     seeds = range(options.seeds)
     tables = f"{tokenizer_table(scores, seeds)}\n\n{arm_table(scores, copies, seeds)}\n"
     (workdir / "table.md").write_text(tables)
     picture(workdir, "CFP", "CFP", workdir / "cfp.png")
-    for task in ("OPC", "FI"):
+    for task in ("OPC", "FI") if "MT8" in sets else ():
         picture(workdir, "MT8", task, workdir / f"mt8_{task.lower()}.png")
     reconstructions(workdir, workdir / "tokenizers.png")
     print(f"{tables}\nwrote {workdir / 'table.md'}, scores.json and pictures")

@@ -108,14 +108,14 @@ def test_smoke_of_the_rows(tmp_path):
 def test_every_arm_of_the_ablation_builds_and_fits_its_tokenizer():
     experiment = importlib.import_module("experiments.commit_ablation")
     stages = experiment.runs_of(3, False, "runs/ablation")
-    assert [len(stage) for stage in stages] == [1, 3, 13]
+    assert [len(stage) for stage in stages] == [1, 3, 8, 5]
     tokenizers = {}
     for name, arg in (stages[0] | stages[1]).items():
         config = check_config(experiment.config_of(arg))
         assert config["seed"] == 3
         tokenizers[name] = config["objective"]["tokenizer"]
     batch = {"video": np.zeros((2, 8, 32, 32, 3), np.uint8)}
-    for name, arg in stages[2].items():
+    for name, arg in (stages[2] | stages[3]).items():
         config = check_config(experiment.config_of(arg))
         spec, run = config["objective"], config["objective"]["tokenizer"]["run"]
         spec["tokenizer"] = tokenizers[pathlib.Path(run).name]
