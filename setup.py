@@ -47,6 +47,8 @@ EXTRAS = {
         "beartype>=0.21",  # checks the shapes in signatures while tests run
         "pytest>=8",
         "scikit-image>=0.24",  # an independent SSIM
+        "tensorflow-datasets>=4.9.10",  # prepares the tiny data sets that its reader is tested on, without TensorFlow
+        "importlib_resources",
     ],
 }
 

@@ -25,8 +25,14 @@ def parse_arg(arg, **defaults):
 def choose(table, name, what):
     """A row of a table, or a ValueError that lists its rows."""
     if name not in table:
-        raise ValueError(f'there is no {what} "{name}"; choose of {", ".join(table)}')
+        raise ValueError(f'there is no {what} "{name}"; choose of {", ".join(map(str, table))}')
     return table[name]
+
+
+def inflate(how, run):
+    """`init` of a 3D-VQ that begins as the 2D-VQ in `run`; how: central, average, or 0: at random."""
+    choose({"central": 1, "average": 1, "0": 1}, how, "inflate")
+    return [] if how == "0" else [dict(run=run, map=f"magvid.models.vq3d:inflate_{how}", weights="params")]
 
 
 def adamw(peak, warmup, b2=0.99, weight_decay=0.0, clip=1.0):
@@ -43,8 +49,14 @@ def muon(peak, warmup, matrices=(("kernel", -1),), b2=0.99, clip=1.0):
     return dict(optimizer=optimizer, rules=[[".*", dict(peak=peak, warmup=warmup, decay="cosine")]], clip=clip)
 
 
-def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), norm="GroupNorm", entropy=0.1):
-    """A 3D-VQ tokenizer; MAGVIT-B at 128x128 is tokenizer(64, (1, 2, 2, 4), (True, True, False), 2, 256, 1024)."""
+def tokenizer(
+    filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), norm="GroupNorm", entropy=0.1, planar=False
+):
+    """A 3D-VQ tokenizer; MAGVIT-B at 128x128 is tokenizer(64, (1, 2, 2, 4), (True, True, False), 2, 256, 1024). planar:
+    the 2D-VQ that inflates to it, where `patch` leaves time alone and `norm` is not GroupNorm.
+    """
+    where = "magvid.models.vq2d" if planar else "magvid.models.vq3d"
+    temporal = (False,) * len(temporal) if planar else temporal
     shared = dict(
         filters=filters,
         multipliers=multipliers,
@@ -55,9 +67,9 @@ def tokenizer(filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1
     )
     return dict(
         target="magvid.models.tokenizer:Tokenizer",
-        encoder=dict(target="magvid.models.vq3d:Encoder", dim=dim, **shared),
+        encoder=dict(target=f"{where}:Encoder", dim=dim, **shared),
         quantizer=dict(target="magvid.models.quantizers:VQ", size=codes, dim=dim, entropy_weight=entropy),
-        decoder=dict(target="magvid.models.vq3d:Decoder", **shared),
+        decoder=dict(target=f"{where}:Decoder", **shared),
     )
 
 

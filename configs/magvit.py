@@ -4,13 +4,21 @@ the official configs). The files vq2d_*, vq3d_* and commit_* name one row each.
 Arguments of all: size=B|L|H; smoke=1 takes two steps of a tiny model on sprites; official=1 takes the released code's
 choices where they differ from the paper's: zero instead of reflect padding, no LeCam, shared task tokens with their
 rounded regions. Tokenizers: perceptual=0 trains without the perceptual loss, for which
-`weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0). 3D-VQ:
-inflate=0 begins at random instead of as the 2D-VQ in runs/vq2d_<name>-<size>. Transformers: views=8 trains on so many
-fixed random views of each clip instead of new ones in every epoch, so that their tokens can be kept (`magvid encode`).
-All: init=FOLDER begins with the weights of a run of the same model, such as a converted checkpoint
-(tools/convert_magvit.py).
+`weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0).
+Transformers: views=8 trains on so many fixed random views of each clip instead of new ones in every epoch, so that their
+tokens can be kept (`magvid encode`).
 
-Videos are read from folders, one class per sub-folder (see `magvid.data.folder`): data/<name>/train and /validation.
+Where tokenizers begin: vq2d_imagenet at random; a 3D-VQ as that 2D-VQ, centrally inflated (paper, section 3.1), from
+runs/vq2d_imagenet-<size> (64 pixels: runs/vq2d_imagenet_64-<size>). inflate=average|0: the other inflation, or at
+random; begin=frames: as the 2D-VQ on the frames of the same data set, runs/vq2d_<name>-<size>. Such a 2D-VQ begins as
+ImageNet's too (code); begin=0: at random. Of all: init=FOLDER begins with the weights of a run of the same model, such
+as a converted checkpoint (tools/convert_magvit.py).
+
+Data: source=folder reads data/<name>/train and /validation, one class per sub-folder (see `magvid.data.folder` and
+`.images`); source=tfds a data set that TFDS has prepared (see `magvid.data.tfds`), in $TFDS_DATA_DIR. BAIR and ImageNet
+default to TFDS, the others to folders. Evaluation on BAIR: the first 256 clips are the beginnings of the test videos,
+all 3,840 are 15 windows of each (the paper's "debiased" FVD).
+
 `--config.microbatch=N` bounds what a device holds of the global batch; the rest is the same on one GPU and on a pod.
 """
 
@@ -19,9 +27,13 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 
-def row(size, clips, classes, vq3d, commit, tasks, vq2d=1000, frames=16, stride=1, flip=True):
+def row(
+    size, clips, classes, vq3d=(), commit=(), tasks=(), vq2d=1000, frames=16, stride=1, flip=True, windows=0,
+    source="folder", tfds=None,
+):
     """A data set. size: pixels; clips: of one epoch; vq3d, commit: epochs of (B, L), H as L; vq2d: epochs (code:
-    UCF-101's); tasks: as in the paper's tables; flip: whether left and right may be exchanged.
+    UCF-101's); tasks: as in the paper's tables; flip: whether left and right may be exchanged; windows: of a video in
+    evaluation, 0 its middle; source: the default; tfds: (its name there, the split held out, arguments).
     """
     return ConfigDict(locals())
 
@@ -29,8 +41,13 @@ def row(size, clips, classes, vq3d, commit, tasks, vq2d=1000, frames=16, stride=
 TEN = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD", "CG", "CFP")
 EIGHT = TEN[:8]
 DATA = {
-    "ucf101": row(128, 9_537, 101, (500, 2000), (2000, 2000), ("CG",)),
-    "bair": row(64, 43_264, 0, (400, 800), (400, 800), ("FP",)),
+    # of ImageNet's 2D-VQ are not published: epochs (100 here), crops and mirroring
+    "imagenet": row(128, 1_281_167, 1000, vq2d=100, frames=1, source="tfds", tfds=("imagenet2012", "validation", {})),
+    "ucf101": row(128, 9_537, 101, (500, 2000), (2000, 2000), ("CG",), tfds=("ucf101/ucf101_1", "test", {})),
+    "bair": row(
+        64, 43_264, 0, (400, 800), (400, 800), ("FP",), windows=15, source="tfds",
+        tfds=("bair_robot_pushing_small", "test", dict(picture="image_aux1")),
+    ),
     "k600": row(128, 384_000, 0, (45, 180), (180, 360), ("FP5",)),
     "ssv2": row(128, 169_000, 174, (135, 400), (720, 1440), TEN, flip=False),
     # which tasks these three were trained on is not confirmed: compare the paper's table 4
@@ -60,22 +77,41 @@ SMOKE = dict(frames=4, height=16, width=16)
 
 
 def vq3d(name, arg=None):
-    """The 3D-VQ of a data set; it begins as the centrally inflated 2D-VQ in runs/vq2d_<name>-<size>, as published."""
-    args, data, size = _args(name, arg, perceptual=True, inflate=True)
+    """The 3D-VQ of a data set."""
+    args, data, size = _args(name, arg, perceptual=True, begin="imagenet", inflate="central")
     s = TOKENIZER[args["size"]]
     epochs, clips = data.vq3d[args["size"] != "B"], _clips(name, data, args)
     config = _tokenizer(data, args, s["batch"], epochs, clips, planar=False)
-    if args["inflate"] and not args["smoke"] and not args["init"]:
-        inflate = dict(run=f"runs/vq2d_{name}-{size}", map="magvid.models.vq3d:inflate_central", weights="params")
-        config.init = [inflate]
+    runs = {"imagenet": _imagenet_run(data, size), "frames": f"runs/vq2d_{name}-{size}"}
+    run = defaults.choose(runs, args["begin"], "begin")
+    init = defaults.inflate(args["inflate"], run)
+    if init and not args["smoke"] and not args["init"]:
+        config.init = init
     return config
 
 
 def vq2d(name, arg=None):
-    """The 2D-VQ on frames of a data set; published: after ImageNet, whose setting is not."""
-    args, data, _ = _args(name, arg, perceptual=True)
+    """The 2D-VQ on frames of a data set."""
+    args, data, size = _args(name, arg, perceptual=True, begin="imagenet")
     frames = dict(target="magvid.data.pipeline:Frames", indices=(0, 1) if args["smoke"] else (3, 6, 10, 13))
-    return _tokenizer(data, args, BATCH_2D, data.vq2d, _clips(name, data, args, [frames]), planar=True)
+    config = _tokenizer(data, args, BATCH_2D, data.vq2d, _clips(name, data, args, [frames]), planar=True)
+    run = defaults.choose({"imagenet": _imagenet_run(data, size), "0": None}, args["begin"], "begin")
+    if run and not args["smoke"] and not args["init"]:
+        config.init = [dict(run=run, weights="params")]
+    return config
+
+
+def vq2d_imagenet(arg=None):
+    """The 2D-VQ on ImageNet that the others begin as; pixels=64 for those of BAIR."""
+    args, data, _ = _args("imagenet", arg, perceptual=True, pixels=128)
+    defaults.choose(LEVELS, args["pixels"], "pixels")
+    data = ConfigDict(data.to_dict() | dict(size=args["pixels"]))
+    image = [dict(target="magvid.data.pipeline:Window", frames=1)] if args["smoke"] else []
+    return _tokenizer(data, args, BATCH_2D, data.vq2d, _clips("imagenet", data, args, image), planar=True)
+
+
+def _imagenet_run(data, size):
+    return f"runs/vq2d_imagenet{'' if data.size == 128 else f'_{data.size}'}-{size}"
 
 
 def _tokenizer(data, args, batch, epochs, clips, planar):
@@ -184,6 +220,7 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
 
 def _args(name, arg, **more):
     """(arguments, row of DATA, size with which run folders are named)."""
+    more["source"] = DATA[name].source
     args = defaults.parse_arg(arg, size="B", smoke=False, official=False, init="", **more)
     defaults.choose(TRANSFORMER, args["size"], "size")
     return args, DATA[name], "smoke" if args["smoke"] else args["size"]
@@ -196,12 +233,7 @@ def _clips(name, data, args, transforms=()):
         splits = [dict(source, split=split) for split in ("train", "validation")]
         augment = []
     else:
-        clip = dict(frames=data.frames, height=data.size, width=data.size, stride=data.stride)
-        source = dict(target="magvid.data.folder:VideoFolder", **clip)
-        splits = [
-            dict(source, path=f"data/{name}/{split}", crop=crop)
-            for split, crop in (("train", "random"), ("validation", "centre"))
-        ]
+        splits = _sources(name, data, args["source"])
         augment = [dict(target="magvid.data.pipeline:Augment", flip=True)] if data.flip else []
     if args.get("views"):
         splits[0], augment = defaults.views(splits[0], args["views"], transforms=augment), []
@@ -209,3 +241,22 @@ def _clips(name, data, args, transforms=()):
         train=dict(source=splits[0], transforms=[*augment, *transforms], workers=0 if args["smoke"] else 8),
         eval=dict(source=splits[1], transforms=list(transforms), limit=4 if args["smoke"] else 256),
     )
+
+
+def _sources(name, data, kind):
+    """(training, evaluation) source of kind "folder" or "tfds"."""
+    pixels, time = dict(height=data.size, width=data.size), dict(frames=data.frames, stride=data.stride)
+    train, held_out = dict(crop="random"), dict(crop="centre")
+    if data.windows:
+        held_out["windows"] = data.windows
+    if data.frames == 1:
+        folder = dict(target="magvid.data.images:ImageFolder", **pixels)
+    else:
+        folder = dict(target="magvid.data.folder:VideoFolder", **pixels, **time)
+    paths = [f"data/{name}/{split}" for split in ("train", "validation")]
+    kinds = {"folder": (dict(folder, path=paths[0], **train), dict(folder, path=paths[1], **held_out))}
+    if data.tfds:
+        title, split, more = data.tfds
+        tfds = dict(target="magvid.data.tfds:TFDS", name=title, data_dir=None, **pixels, **time, **more)
+        kinds["tfds"] = (dict(tfds, split="train", **train), dict(tfds, split=split, **held_out))
+    return defaults.choose(kinds, kind, "source")

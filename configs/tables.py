@@ -1,4 +1,5 @@
-"""The rows of MAGVIT's tables 5 and 6 (BAIR robot pushing) as configs; the files table5_* and table6_* name one each.
+"""The rows of MAGVIT's tables 5 and 6 (BAIR robot pushing) and 7 (tokenizers on UCF-101) as configs; the files table5_*,
+table6_* and table7_* name one each.
 
 Arguments: those of configs/magvit.py, and in table 5 tasks=FP|MT8. Reported FVD, debiased evaluation (paper):
 
@@ -10,12 +11,18 @@ Arguments: those of configs/magvit.py, and in table 5 tasks=FP|MT8. Reported FVD
     table5_commit        all three       48     33   |
 
 (51 and 53 are scrambled in the text at hand: one of them belongs to the other column.) Table 6 gives FVD by the standard
-protocol, in brackets debiased. Not here: MaskViT's row of table 6, which the paper quotes.
+protocol, in brackets debiased. Not here: MaskViT's row of table 6 and TATS' of table 7, which the paper quotes.
+
+Reconstruction FVD of table 7, by where the tokenizer begins:
+
+    table7_vq2d      begin=0: 240   begin=imagenet: 216
+    table7_vq3d_b    inflate=0: 127   inflate=average: 103   inflate=central: 58
+    table7_vq3d_l    inflate=0: 45    inflate=average: 35    inflate=central: 25
 """
 
 from configs import defaults, magvit
 
-ARGS = dict(size="B", smoke=False, official=False, views=0, init="")  # of configs/magvit.py
+ARGS = dict(size="B", smoke=False, official=False, views=0, init="", source="tfds")  # of configs/magvit.py
 EPOCHS = {"FP": (400, 800), "MT8": (1200, 1600)}  # of (B, L): released configs
 
 # row: (fields of `masked.commit:Conditioning`, weights of L_mask, L_refine and L_recons). Latent masking never masks the
@@ -51,6 +58,14 @@ def table6(row, arg=None):
         config.objective = _autoregressive(config.objective)
         config.optim.transformer.optimizer.decay_regex = ".*"  # released: decay on everything
     return config
+
+
+def table7(row, arg=None):
+    """A row of table 7: a tokenizer on UCF-101; the arguments say where it begins."""
+    make, size = {"vq2d": (magvit.vq2d, "L"), "vq3d_b": (magvit.vq3d, "B"), "vq3d_l": (magvit.vq3d, "L")}[row]
+    if "size=" in (arg or ""):
+        raise ValueError(f"table 7 has {row} in size {size}: leave out size")
+    return make("ucf101", f"size={size},{arg or ''}")
 
 
 def _row(row, args, tasks, epochs):

@@ -8,6 +8,10 @@ full-resolution layers of a few channels would take most of a CPU's time (see `m
 these budgets, one run each in the small world on one core: Muon instead of Adam (24.3 dB in place of 21.7 after 1500
 steps), 16 filters instead of 32 (as good per step, at 0.4 times the cost), batches of 4 instead of 16 (22.5 dB in place
 of 20.2 after as many clips).
+
+inflate=central or average: begins as the 2D-VQ of vq2d_sprites.py in runs/sprites/tokenizer2d. Its sizes are other
+ones, for as many tokens, because a patch that spans frames has no counterpart in two dimensions: levels divide time
+instead, which makes a step XXX times as long. inflate=0: these sizes, at random.
 """
 
 from ml_collections import ConfigDict
@@ -22,19 +26,30 @@ BUDGETS = {
         world="full", patch=(4, 4, 4), multipliers=(1,), filters=32, codes=1024, padded=0.15, steps=16000, peak=4e-3
     ),
 }
+INFLATED = {
+    "quick": dict(patch=(1, 2, 2), multipliers=(1, 2, 2)),
+    "long": dict(patch=(1, 1, 1), multipliers=(1, 2, 2), filters=16),
+}
 FRAMES, SIZE = 16, 32  # pixels
 
 
-def latent(budget):
+def latent(budget, sizes=BUDGETS):
     """The grid (t', h', w'): after the patches every further level halves each axis."""
-    b = BUDGETS[budget]
+    b = sizes[budget]
     halves = 2 ** (len(b["multipliers"]) - 1)
     return tuple(n // patch // halves for n, patch in zip((FRAMES, SIZE, SIZE), b["patch"]))
 
 
+def tokenizer(b, smoke, planar=False):
+    filters, temporal = 8 if smoke else b["filters"], (True,) * (len(b["multipliers"]) - 1)
+    sizes = dict(patch=b["patch"], norm="LayerNorm", entropy=0.01, planar=planar)
+    return defaults.tokenizer(filters, b["multipliers"], temporal, 1, 32, b["codes"], **sizes)
+
+
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", smoke=False)
+    args = defaults.parse_arg(arg, budget="quick", smoke=False, inflate="")
     b = defaults.choose(BUDGETS, args["budget"], "budget")
+    b = b | INFLATED[args["budget"]] if args["inflate"] else b
     smoke = args["smoke"]
     config = ConfigDict()
     config.seed = 0
@@ -42,10 +57,7 @@ def get_config(arg=None):
     config.batch = 4
     config.objective = dict(
         target="magvid.objectives.vqgan:VQGAN",
-        tokenizer=defaults.tokenizer(
-            8 if smoke else b["filters"], b["multipliers"], (True,) * (len(b["multipliers"]) - 1), 1, 32, b["codes"],
-            patch=b["patch"], norm="LayerNorm", entropy=0.01,
-        ),
+        tokenizer=tokenizer(b, smoke),
         reconstruction=10.0,  # there is no perceptual and no adversarial loss beside it
         padded=b["padded"],  # most cells of so small a grid lie at the border of some given region
     )
@@ -63,4 +75,6 @@ def get_config(arg=None):
     config.eval_every = 0 if smoke else b["steps"] // 15
     config.save_every = 500
     config.keep = 2
+    if args["inflate"]:
+        config.init = defaults.inflate(args["inflate"], "runs/sprites/tokenizer2d")
     return config

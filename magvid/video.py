@@ -214,7 +214,7 @@ def _encode(path: pathlib.Path, video: np.ndarray, fps: float, suffix: str) -> N
 
 def _quantize(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(t h w 3) -> indices (t h w), palette (256, ARGB); one for all frames, so that still parts do not flicker."""
-    Image = _pillow()
+    Image = import_pillow()
     t, h, w, _ = video.shape
     image = Image.fromarray(np.ascontiguousarray(video).reshape(t * h, w, 3)).quantize(256, dither=Image.Dither.NONE)
     colours = np.reshape(image.getpalette(), (-1, 3))
@@ -286,7 +286,7 @@ def resize_crop(
     h, w = video.shape[1:3]
     if (h, w) == (height, width):
         return video
-    Image = _pillow()
+    Image = import_pillow()
     scale = min(h / height, w / width)
     top, left = y * (h - height * scale), x * (w - width * scale)
     box = (left, top, min(left + width * scale, w), min(top + height * scale, h))
@@ -320,9 +320,10 @@ def import_av() -> Any:
     return av
 
 
-def _pillow() -> Any:
+def import_pillow() -> Any:
+    """Pillow's `Image`, or a UserError that says how to install it."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise UserError("resizing and gif files need Pillow, which is not installed: pip install pillow") from error
+        raise UserError("images, resizing and gif files need Pillow, which is not installed: pip install pillow") from error
     return Image

@@ -1,6 +1,7 @@
 """Every config is built by its shapes; every distinct smoke program takes two steps; arguments are checked."""
 
 import importlib
+import inspect
 import json
 import pathlib
 
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 
 from helpers import GOLDEN, Golden
-from magvid.build import build
+from make_tfds import Pictures
+from PIL import Image
+
+from magvid import runs
+from magvid.build import build, resolve
 from magvid.checkpoints import merge
 from magvid.job import Job, check_config
-from magvid.models.vq3d import inflate_central
+from magvid.models.vq3d import inflate_average, inflate_central
 from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,8 +76,24 @@ def test_smoke_runs_take_two_steps(tmp_path):
     assert int(state.step) == 2 and all(v == v for v in metrics.values())
 
 
+def begins_as(config, run, flat) -> bool:
+    """Whether the first convolution of a 3D-VQ begins as that of the 2D-VQ in `run`, in the middle of its time axis."""
+    shapes = {"tokenizer": params(config, "tokenizer", config.data.train.source.frames)}
+    init = [dict(config.init[0].to_dict(), run=str(run))]
+    kernel = lambda tree: np.asarray(tree["encoder"]["Conv_0"]["kernel"])
+    before, after, middle = (kernel(runs.initial(init, shapes)["tokenizer"])[k] for k in (0, 2, 1))
+    return not before.any() and not after.any() and np.array_equal(middle, kernel(flat))
+
+
+def test_the_sprites_2d_vq_trains_and_the_3d_vq_begins_as_it(tmp_path):
+    state, metrics = train(get("vq2d_sprites", "smoke=1"), tmp_path / "tokenizer2d", devices=jax.devices()[:1])
+    assert int(state.step) == 2 and all(v == v for v in metrics.values())
+    config = get("vq3d_sprites", "smoke=1,inflate=central")
+    assert begins_as(config, tmp_path / "tokenizer2d", state.params["tokenizer"])
+
+
 def test_a_wrong_argument_is_named():
-    with pytest.raises(ValueError, match='takes no argument "budgt"; it takes budget=quick, smoke=False'):
+    with pytest.raises(ValueError, match='takes no argument "budgt"; it takes budget=quick, smoke=False, inflate='):
         get("vq3d_sprites", "budgt=long")
     with pytest.raises(ValueError, match='there is no budget "huge"; choose of quick, long'):
         get("vq3d_sprites", "budget=huge")
@@ -157,15 +178,121 @@ def test_size_h_and_what_can_be_left_out():
     assert count(found) == COUNTS["transformer_ucf101_CG_H"]["params"]
 
 
-@pytest.mark.parametrize("name", ["ucf101", "bair"])
-def test_a_published_3d_vq_can_begin_as_its_2d_vq(name):
-    """Every leaf of tokenizer and discriminator fits, as officially."""
-    video = np.zeros((1, 16, *[64 if name == "bair" else 128] * 2, 3), np.float32)
-    parts = {kind: get(f"{kind}_{name}", "perceptual=0").objective.to_dict() for kind in ("vq2d", "vq3d")}
+def params(config, group, frames):
+    """Shapes of the parameters of a part of a tokenizer's config."""
+    source = config.data.train.source
+    video = np.zeros((1, frames, source.height, source.width, 3), np.float32)
+    return jax.eval_shape(build(config.objective.to_dict()[group]).init, jax.random.key(0), video)["params"]
+
+
+def ones(shapes):
+    return jax.tree.map(lambda x: np.broadcast_to(np.float32(1), x.shape), shapes)
+
+
+@pytest.mark.parametrize("inflate", [inflate_central, inflate_average])
+@pytest.mark.parametrize("name, pixels, size", [("ucf101", 128, "B"), ("k600", 128, "L"), ("bair", 64, "B")])
+def test_video_tokenizers_can_begin_as_the_2d_vq_of_imagenet(name, pixels, size, inflate):
+    """Every leaf of tokenizer and discriminator fits, as officially; so do those of the 2D-VQ on frames in between."""
+    images = get("vq2d_imagenet", f"size={size},pixels={pixels},perceptual=0")
+    frames, videos = (get(f"{kind}_{name}", f"size={size},perceptual=0") for kind in ("vq2d", "vq3d"))
     for group in ("tokenizer", "discriminator"):
-        init = lambda kind: jax.eval_shape(build(parts[kind][group]).init, jax.random.key(0), video)["params"]
-        flat = jax.tree.map(lambda x: np.broadcast_to(np.float32(1), x.shape), init("vq2d"))
-        merge(inflate_central(flat, init("vq3d")), init("vq3d"), say=pytest.fail)
+        flat, target = ones(params(images, group, 1)), params(videos, group, 16)
+        merge(inflate(flat, target), target, say=pytest.fail)
+        merge(flat, params(frames, group, 4), say=pytest.fail)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_sprites_3d_vq_can_begin_as_their_2d_vq(budget):
+    """Every leaf fits, for as many tokens as the sizes that cannot be inflated have."""
+    flat, target = (
+        params(get(name, f"budget={budget}{more}"), "tokenizer", frames)
+        for name, more, frames in (("vq2d_sprites", "", 4), ("vq3d_sprites", ",inflate=central", 16))
+    )
+    merge(inflate_central(ones(flat), target), target, say=pytest.fail)
+    module = importlib.import_module("configs.vq3d_sprites")
+    assert module.latent(budget) == module.latent(budget, module.INFLATED)
+
+
+IMAGENET = "runs/vq2d_imagenet"
+BEGINNINGS = {  # (config, argument) -> (run, kind of inflation)
+    ("vq3d_ucf101", "size=L"): (f"{IMAGENET}-L", "central"),
+    ("vq3d_bair", ""): (f"{IMAGENET}_64-B", "central"),
+    ("vq3d_bair", "inflate=average"): (f"{IMAGENET}_64-B", "average"),
+    ("vq3d_ssv2", "begin=frames"): ("runs/vq2d_ssv2-B", "central"),
+    ("vq3d_ssv2", "inflate=0"): None,
+    ("vq2d_ucf101", "size=L"): (f"{IMAGENET}-L", None),
+    ("vq2d_bair", "begin=0"): None,
+    ("vq2d_imagenet", "pixels=64"): None,
+    ("vq3d_ucf101", "smoke=1"): None,
+    ("vq3d_sprites", "inflate=average"): ("runs/sprites/tokenizer2d", "average"),
+    ("vq3d_sprites", "inflate=0"): None,
+    ("vq3d_sprites", ""): None,
+}
+
+
+@pytest.mark.parametrize("name, arg", BEGINNINGS)
+def test_where_tokenizers_begin(name, arg):
+    found, expected = get(name, arg).get("init", ()), BEGINNINGS[name, arg]
+    if expected is None:
+        assert not found
+        return
+    run, kind = expected
+    maps = {"map": f"magvid.models.vq3d:inflate_{kind}"} if kind else {}
+    assert [entry.to_dict() for entry in found] == [dict(run=run, weights="params", **maps)]
+
+
+def test_a_beginning_that_there_is_not_is_named():
+    for arg, message in {"begin=k600": "no begin .* imagenet, frames", "inflate=1": "central, average, 0"}.items():
+        with pytest.raises(ValueError, match=message):
+            get("vq3d_ucf101", arg)
+    with pytest.raises(ValueError, match='there is no pixels "32"; choose of 128, 64'):
+        get("vq2d_imagenet", "pixels=32")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tfds"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_data_fit_their_sources(name, kind):
+    """The constructors take what the configs give them; official: BAIR's second camera, 15 windows in evaluation."""
+    if kind == "tfds" and name.split("_")[1] not in ("imagenet", "ucf101", "bair"):
+        with pytest.raises(ValueError, match='there is no source "tfds"; choose of folder'):
+            get(name, f"source={kind}")
+        return
+    data = get(name, f"source={kind}").data.to_dict()
+    for part in (data["train"]["source"], data["eval"]["source"]):
+        target = part.pop("target")
+        inspect.signature(resolve(target)).bind(**part)
+        assert target == {"tfds": "magvid.data.tfds:TFDS"}.get(kind, target)
+    train_part, eval_part = data["train"]["source"], data["eval"]["source"]
+    assert (train_part["crop"], eval_part["crop"]) == ("random", "centre")
+    assert eval_part.get("windows") == (15 if "bair" in name else None) and "windows" not in train_part
+    if kind == "tfds" and "bair" in name:
+        assert (train_part["name"], train_part["picture"]) == ("bair_robot_pushing_small", "image_aux1")
+        assert (train_part["split"], eval_part["split"]) == ("train", "test")
+
+
+def test_default_sources_are_the_official_ones():
+    of = lambda name: get(name, "").data.train.source.target
+    assert of("vq2d_imagenet") == of("commit_bair") == "magvid.data.tfds:TFDS"
+    assert of("vq3d_ucf101") == "magvid.data.folder:VideoFolder"
+
+
+@pytest.mark.parametrize("kind", ["folder", "tfds"])
+def test_a_tokenizer_trains_on_images(tmp_path, kind):
+    """The published program on images that lie on a disk, and then from it, inflated, on videos."""
+    if kind == "tfds":
+        Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+        source = dict(target="magvid.data.tfds:TFDS", name="pictures", split="train", frames=1, data_dir=str(tmp_path))
+    else:
+        for k in range(5):
+            Image.fromarray(Pictures.picture(k)).save(tmp_path / f"{k}.png")
+        source = dict(target="magvid.data.images:ImageFolder", path=str(tmp_path))
+    one, config = jax.devices()[:1], get("vq2d_imagenet", "smoke=1")
+    config.data = dict(train=dict(source=source | dict(height=16, width=16), transforms=[]))
+    state, metrics = train(config, tmp_path / "run", devices=one)
+    assert int(state.step) == 2 and all(v == v for v in metrics.values())
+    video = get("vq3d_ucf101", "smoke=1")
+    video.init = get("vq3d_ucf101", "").init
+    assert begins_as(video, tmp_path / "run", state.params["tokenizer"])
 
 
 def test_views_that_can_be_kept_are_an_argument():
@@ -181,7 +308,7 @@ def test_views_that_can_be_kept_are_an_argument():
 def test_smoke_of_the_published_settings(tmp_path):
     """The three programs, and what distinguishes the others: class alone, eight tasks, ten tasks with classes."""
     one, arg = jax.devices()[:1], "smoke=1"
-    for name in ("vq2d_bair", "vq3d_bair", "vq3d_ssv2"):
+    for name in ("vq2d_imagenet", "vq2d_bair", "vq3d_bair", "vq3d_ssv2"):
         state, metrics = train(get(name, arg), tmp_path / name, devices=one)
         assert int(state.step) == 2 and all(v == v for v in metrics.values())
     tokenizers = {"commit_ucf101": "vq3d_ssv2", "commit_bair_mt8": "vq3d_bair", "commit_ssv2": "vq3d_ssv2"}

@@ -1,4 +1,4 @@
-"""The rows of tables 5 and 6, and the ablation on sprites: they build at full size, say what they are named for, and
+"""The rows of tables 5 to 7, and the ablation on sprites: they build at full size, say what they are named for, and
 every distinct program takes two steps.
 """
 
@@ -17,7 +17,7 @@ from magvid.train import train
 from test_configs import COUNTS, get
 
 ROOT = pathlib.Path(__file__).parent.parent
-TABLES = sorted(p.stem for p in (ROOT / "configs").glob("table[56]_*.py"))
+TABLES = sorted(p.stem for p in (ROOT / "configs").glob("table?_*.py"))
 BAIR = COUNTS["transformer_bair_FP_B"]["params"]
 WIDTH = 768  # of size B
 
@@ -45,6 +45,7 @@ MORE = {
     "table6_maskgit_3d": 0,
     "table6_magvit": 0,
 }
+TOKENIZERS = {"table7_vq2d": ("vq2d", "L"), "table7_vq3d_b": ("vq3d", "B"), "table7_vq3d_l": ("vq3d", "L")}
 WEIGHTS = {
     "latent": (1, 0, 0),
     "prefix": (1, 0, 1),
@@ -55,7 +56,20 @@ WEIGHTS = {
 
 
 def test_every_row_has_a_config():
-    assert set(TABLES) == {*MORE, "table6_ar"}
+    assert set(TABLES) == {*MORE, "table6_ar", *TOKENIZERS}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_rows_of_table_7_are_tokenizers_by_where_they_begin(name):
+    kind, size = TOKENIZERS[name]
+    published, place = get(f"{kind}_ucf101", f"size={size}"), "inflate" if kind == "vq3d" else "begin"
+    assert get(name, "").to_dict() == published.to_dict() and published.init
+    assert "init" not in get(name, f"{place}=0")
+    if kind == "vq3d":
+        assert get(name, "inflate=average").init[0]["map"].endswith(":inflate_average")
+    assert get(name, "smoke=1").steps == 2
+    with pytest.raises(ValueError, match=f"in size {size}: leave out size"):
+        get(name, "size=H")
 
 
 @pytest.mark.parametrize("name", MORE)

@@ -64,6 +64,21 @@ def test_random_windows_reach_every_moment_and_repeat_exactly(tmp_path):
     assert {numbers(centre.read(0, rng(seed))["video"])[0] for seed in range(5)} == {2}
 
 
+def test_windows_spread_over_each_video(tmp_path):
+    """Window by window, so that the first clips are the beginnings of all videos."""
+    for name, frames in (("a.mp4", 12), ("b.mp4", 7)):
+        encode(tmp_path / name, numbered(frames))
+    folder = VideoFolder(tmp_path, frames=3, height=8, width=8, crop="centre", windows=4)
+    assert len(folder) == 8 and folder.fingerprint != VideoFolder(tmp_path, 3, 8, 8, crop="centre").fingerprint
+    starts = [numbers(folder[i]["video"])[0] for i in range(8)]
+    assert starts == [0, 0, 3, 1, 6, 2, 9, 4] == [numbers(folder.read(i, rng(i))["video"])[0] for i in range(8)]
+    first = VideoFolder(tmp_path, 3, 8, 8, crop="centre", windows=1)
+    assert [numbers(clip["video"])[0] for clip in first] == [0, 0]
+    for wrong in (dict(windows=4), dict(windows=-1, crop="centre")):
+        with pytest.raises(ValueError, match="a number of windows goes with"):
+            VideoFolder(tmp_path, 3, 8, 8, **wrong)
+
+
 def test_random_crops_move_along_the_longer_side(tmp_path):
     halves = np.zeros((2, 16, 64, 3), np.uint8)
     halves[:, :, 32:] = 255
@@ -142,7 +157,7 @@ def test_a_file_lost_later_is_replaced_by_the_next(tmp_path, caplog):
     assert len(caplog.records) == 2 and "b.mp4" in caplog.text and "c.mp4" in caplog.text
     for name in "ad":
         (tmp_path / f"{name}.mp4").unlink()
-    with pytest.raises(UserError, match="none of the 4 indexed videos"):
+    with pytest.raises(UserError, match=r"4 of 4 clips in a row cannot be read: .*a.mp4"):
         folder[0]
 
 
@@ -171,7 +186,7 @@ def test_split_is_stable_disjoint_and_never_empty(tmp_path, caplog):
     for file in list(tmp_path.glob("*.mp4"))[1:]:
         file.unlink()
     caplog.clear()
-    assert files("train") == files("validation") and "only one usable video" in caplog.text
+    assert files("train") == files("validation") and "only one usable file" in caplog.text
 
 
 def test_captions(tmp_path):
@@ -207,5 +222,5 @@ def test_fingerprint_and_pickle(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"crop": "middle"}, {"frames": 0}, {"fps": 0.0}, {"stride": 0}])
 def test_wrong_arguments(tmp_path, wrong):
-    with pytest.raises(ValueError, match="crop must be|sizes must be positive"):
+    with pytest.raises(ValueError, match="crop must be|sizes must be positive|fps must be positive"):
         VideoFolder(tmp_path, **{"frames": 2, "height": 8, "width": 8, **wrong})

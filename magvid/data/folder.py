@@ -7,10 +7,8 @@
 Which files are usable, and what is in them, is learnt once and kept in `index.json` (see data/video_index.py).
 """
 
-import functools
 import hashlib
 import json
-import logging
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -18,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from magvid import video
+from magvid.data.source import Cut, Source, class_name, report_bad, split_names, warn_once
 from magvid.data.video_index import index_folder, timestamps
 from magvid.types import UserError
-
-log = logging.getLogger(__name__)
 
 
 class Clip(NamedTuple):
@@ -34,15 +31,15 @@ class Clip(NamedTuple):
     timeline: dict
 
 
-class VideoFolder:
+class VideoFolder(Source):
     """Source of uint8 clips (frames height width 3) from the video files under `path`.
 
     frames, height, width: size of a clip; the picture is resized (anti-aliased) so that it covers height x width, then
     cropped. fps: resample to this rate by timestamps before taking every `stride`-th frame; None takes the file's own
     frames. crop: "random" or "centre", in space and time, of the clips `read(i, rng)` gives; `source[i]` is always the
-    centre. split: "train" or "validation" (a share `holdout` of the files, chosen by a hash of their relative names),
-    None for all. index: file in which to keep the index; default `index.json` in the folder, or in the user's cache
-    where the folder cannot be written.
+    centre, or one of several `windows` (see `Source`). split: "train" or "validation" (a share `holdout` of the files,
+    chosen by a hash of their relative names), None for all. index: file in which to keep the index; default
+    `index.json` in the folder, or in the user's cache where the folder cannot be written.
 
     A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "caption": str, "file": str}.
     Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because
@@ -61,40 +58,30 @@ class VideoFolder:
         crop: str = "random",
         split: str | None = None,
         holdout: float = 0.1,
+        windows: int = 0,
         index: str | os.PathLike | None = None,
     ):
-        if crop not in ("random", "centre"):
-            raise ValueError(f'crop must be "random" or "centre", got {crop!r}')
-        if min(frames, height, width, stride) < 1 or (fps is not None and fps <= 0):
-            raise ValueError(f"sizes must be positive, got {frames=} {height=} {width=} {stride=} {fps=}")
-        self.path = pathlib.Path(path).expanduser()
-        self.frames, self.height, self.width = frames, height, width
-        self.fps, self.stride, self.crop = fps, stride, crop
-        self._warned: set[str] = set()
+        super().__init__(frames, height, width, stride, crop, windows)
+        if fps is not None and fps <= 0:
+            raise ValueError(f"fps must be positive, got {fps}")
+        self.path, self.fps = pathlib.Path(path).expanduser(), fps
         entries = index_folder(self.path, index)
         # Of all files that can be decoded, so that labels depend neither on the split nor on the length of a clip.
-        self.classes = tuple(sorted({self._class(name) for name, entry in entries.items() if "error" not in entry}))
+        decoded = [name for name, entry in entries.items() if "error" not in entry]
+        self.classes = tuple(sorted({class_name(self.path, name) for name in decoded}))
         usable, self.bad = self._usable(entries)
-        chosen, captions = _split(sorted(usable), split, holdout), _captions(self.path)
+        chosen, captions = split_names(sorted(usable), split, holdout), _captions(self.path)
         if strangers := sorted(set(captions) - set(entries)):
             some = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
-            _warn_once(f"{self.path / 'captions.jsonl'} names {len(strangers)} files that are not there: {some}")
+            warn_once(f"{self.path / 'captions.jsonl'} names {len(strangers)} files that are not there: {some}")
+        label = lambda name: self.classes.index(class_name(self.path, name))
         self._clips = [
-            Clip(n, self.classes.index(self._class(n)), captions.get(n, ()), usable[n]["sha256"], usable[n]["timeline"])
-            for n in chosen
+            Clip(n, label(n), captions.get(n, ()), usable[n]["sha256"], usable[n]["timeline"]) for n in chosen
         ]
 
-    def __len__(self) -> int:
+    @property
+    def records(self) -> int:
         return len(self._clips)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """The clip in the middle of file i, cropped at its centre, with its first caption."""
-        return self._read(range(len(self))[i], (0.5, 0.5, 0.5, 0.0))
-
-    def read(self, i: int, rng: np.random.Generator) -> dict[str, Any]:
-        """A clip of file i whose moment, crop and caption are drawn from `rng` (`crop="centre"`: only the caption)."""
-        when, y, x, caption = rng.random(4)
-        return self._read(i, (when, y, x, caption) if self.crop == "random" else (0.5, 0.5, 0.5, caption))
 
     @property
     def files(self) -> list[str]:
@@ -103,32 +90,21 @@ class VideoFolder:
     @property
     def fingerprint(self) -> str:
         """Changes with the files and the way clips are cut from them."""
-        cut = [self.frames, self.height, self.width, self.fps, self.stride, self.crop]
+        cut = [self.frames, self.height, self.width, self.fps, self.stride, self.crop, self.windows]
+        cut = cut if self.windows else cut[:-1]  # as it was before there were windows
         return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256) for c in self._clips]]).encode()).hexdigest()[:16]
-
-    def _class(self, name: str) -> str:
-        return name.split("/")[0] if "/" in name else self.path.resolve().name
 
     def _usable(self, entries: dict[str, dict]) -> tuple[dict[str, dict], dict[str, str]]:
         """Divides the index into usable files and {name: reason}; reports the latter."""
         bad = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
         for name in entries.keys() - bad.keys():
-            have, need = len(self._order(entries[name]["timeline"])), (self.frames - 1) * self.stride + 1
-            if have < need:
+            have = len(self._order(entries[name]["timeline"]))
+            if have < self.span:
                 rate = f" at {self.fps:g} fps" if self.fps else ""
-                bad[name] = f"too short: {have} frames{rate}, a clip needs {need}"
+                bad[name] = f"too short: {have} frames{rate}, a clip needs {self.span}"
         bad = dict(sorted(bad.items()))
-        reasons = [f"{name} ({reason})" for name, reason in bad.items()]
-        if len(bad) == len(entries):
-            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-            raise UserError(
-                f"none of the {len(bad)} videos in {self.path} is usable: {'; '.join(reasons[:5])}{more}. "
-                "Replace the files, or lower frames, stride or fps where they are too short."
-            )
-        if bad:
-            more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
-            shown = "; ".join(reasons[:20]) + more
-            _warn_once(f"{self.path}: {len(bad)} of {len(entries)} videos are left out: {shown}")
+        remedy = "Replace the files, or lower frames, stride or fps where they are too short."
+        report_bad(self.path, bad, len(entries), "videos", remedy)
         return {name: entry for name, entry in entries.items() if name not in bad}, bad
 
     def _order(self, timeline: dict) -> np.ndarray:
@@ -141,25 +117,15 @@ class VideoFolder:
         gap = times[-1] - times[-2] if len(times) > 1 else 1 / timeline["rate"]
         return video.resample(times, times[-1] + gap, self.fps, tick)
 
-    def _read(self, i: int, draws: tuple[float, float, float, float]) -> dict[str, Any]:
-        for clip in (self._clips[(i + k) % len(self)] for k in range(len(self))):
-            try:
-                return self._cut(clip, *draws)
-            except (UserError, OSError) as error:
-                if clip.name not in self._warned:
-                    self._warned.add(clip.name)
-                    log.warning("%s; the next usable file takes its place", error)
-        raise UserError(f"none of the {len(self)} indexed videos in {self.path} can be read any more")
-
-    def _cut(self, clip: Clip, when: float, y: float, x: float, caption: float) -> dict[str, Any]:
+    def cut(self, i: int, cut: Cut) -> dict[str, Any]:
+        clip = self._clips[i]
         order = self._order(clip.timeline)
-        starts = len(order) - (self.frames - 1) * self.stride
-        first = min(int(when * starts), starts - 1)
+        first = cut.first(len(order) - self.span + 1)
         shown = order[first : first + self.frames * self.stride : self.stride]
         seek = shown[0] > 0 and clip.timeline["seek"]
         images = _frames_at(self.path / clip.name, timestamps(clip.timeline)[shown], seek)
-        text = clip.captions[int(caption * len(clip.captions))] if clip.captions else ""
-        resized = video.resize_crop(images, self.height, self.width, y, x)
+        text = clip.captions[int(cut.caption * len(clip.captions))] if clip.captions else ""
+        resized = video.resize_crop(images, self.height, self.width, cut.y, cut.x)
         return {"video": resized, "label": np.int32(clip.label), "caption": text, "file": clip.name}
 
 
@@ -175,29 +141,6 @@ def _frames_at(path: pathlib.Path, pts: np.ndarray, seek: bool) -> np.ndarray:
         lost = len(wanted) - len(found)
         raise UserError(f"{path} has changed since it was indexed: {lost} frames of a clip are missing")
     return np.stack([found[p] for p in pts.tolist()])
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """A job opens a folder several times: for training, validation, evaluation."""
-    log.warning("%s", message)
-
-
-def _split(names: list[str], split: str | None, holdout: float) -> list[str]:
-    """The files of a split: stable under additions, and neither side empty where there are two."""
-    if split not in (None, "train", "validation"):
-        raise ValueError(f'split must be "train", "validation" or None, got {split!r}')
-    if split is None:
-        return names
-    if not 0 < holdout < 1:
-        raise ValueError(f"holdout must lie between 0 and 1, got {holdout}")
-    if len(names) == 1:
-        _warn_once(f"only one usable video ({names[0]}): it serves for training and for validation")
-        return names
-    draws = {n: int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "big") / 2**64 for n in names}
-    ranked = sorted(names, key=draws.__getitem__)
-    count = min(max(sum(draw < holdout for draw in draws.values()), 1), len(names) - 1)
-    return sorted(ranked[:count] if split == "validation" else ranked[count:])
 
 
 def _captions(path: pathlib.Path) -> dict[str, tuple[str, ...]]:

@@ -11,17 +11,16 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
 
 from magvid import video
+from magvid.data.source import file_names
 from magvid.types import UserError
 
 FORMAT = "magvid.video_index/1"
 log = logging.getLogger(__name__)
-
 
 
 def index_folder(path: str | os.PathLike, index: str | os.PathLike | None = None) -> dict[str, dict]:
@@ -35,7 +34,7 @@ def index_folder(path: str | os.PathLike, index: str | os.PathLike | None = None
     if not path.is_dir():
         raise UserError(f"there is no folder {path}" + (", it is a file" if path.exists() else ""))
     video.import_av()  # a missing package is no fault of the files
-    names = sorted(_video_names(path))
+    names = sorted(file_names(path, video.SUFFIXES))
     if not names:
         raise UserError(f"{path} holds no videos: expected files named *{', *'.join(video.SUFFIXES)}")
     file = _index_file(path, index)
@@ -58,18 +57,6 @@ def index_folder(path: str | os.PathLike, index: str | os.PathLike | None = None
         if file.parent != path:
             log.warning("%s: the index is kept in %s", path, file)
     return dict(sorted(entries.items()))
-
-
-def _video_names(path: pathlib.Path) -> Iterator[str]:
-    """Relative names of the video files below `path`, through links (each folder once), without hidden ones."""
-    seen = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
-        if real not in seen:
-            names = (f for f in files if not f.startswith(".") and f.lower().endswith(video.SUFFIXES))
-            yield from (pathlib.Path(folder, f).relative_to(path).as_posix() for f in names)
-        seen.add(real)
 
 
 def _same(file: pathlib.Path, entry: dict) -> bool:

@@ -1,0 +1,155 @@
+"""What the sources of clips have in common: which cut of a file is shown, what takes the place of a file that cannot be
+read, and how the files of a folder are listed and split.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from magvid.types import UserError
+
+TRIES = 100  # files in a row that may be unreadable before that is an error
+log = logging.getLogger(__name__)
+
+
+class Cut(NamedTuple):
+    """Where a clip is cut out of a video, as shares in [0, 1); the default is the centre.
+
+    when: of the possible first frames; y, x: of the room beside the crop; caption: of the captions. window: (k, n)
+    takes the k-th of n moments evenly spread from the first to the last one instead of `when`.
+    """
+
+    when: float = 0.5
+    y: float = 0.5
+    x: float = 0.5
+    caption: float = 0.0
+    window: tuple[int, int] | None = None
+
+    def first(self, starts: int) -> int:
+        """The first frame, where `starts` >= 1 are possible."""
+        if self.window:
+            k, n = self.window
+            return k * (starts - 1) // max(n - 1, 1)
+        return min(int(self.when * starts), starts - 1)
+
+
+class Source:
+    """Random access to clips, one of each of `records` files or records (or `windows` of each).
+
+    `source[i]` is the clip cut from the centre; with `windows` = n, clip i is window i // records of record
+    i % records, so that the first `records` clips are the beginnings (the standard protocol of BAIR) and all are the
+    "debiased" one. `read(i, rng)` cuts at random, or at the centre with `crop="centre"`. A record that cannot be read
+    is replaced by the next one that can, with one warning. A subclass sets `records` and has `cut(i, cut) -> record`,
+    which raises UserError or OSError for a record that cannot be read.
+    """
+
+    records: int
+
+    def __init__(self, frames: int, height: int, width: int, stride: int = 1, crop: str = "random", windows: int = 0):
+        """frames, height, width: size of a clip, of every `stride`-th frame. ValueError for what cannot be meant."""
+        if crop not in ("random", "centre"):
+            raise ValueError(f'crop must be "random" or "centre", got {crop!r}')
+        if min(frames, height, width, stride) < 1:
+            raise ValueError(f"sizes must be positive, got {frames=} {height=} {width=} {stride=}")
+        if windows < 0 or (windows and crop == "random"):
+            raise ValueError(f'windows={windows} with crop="{crop}": a number of windows goes with crop="centre"')
+        self.frames, self.height, self.width, self.stride = frames, height, width, stride
+        self.crop, self.windows = crop, windows
+        self._warned: set[int] = set()
+
+    @property
+    def span(self) -> int:
+        """Frames of a video from the first to the last of a clip."""
+        return (self.frames - 1) * self.stride + 1
+
+    def __len__(self) -> int:
+        return self.records * max(self.windows, 1)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self._readable(range(len(self))[i], Cut())
+
+    def read(self, i: int, rng: np.random.Generator) -> dict[str, Any]:
+        """A clip of record i whose moment, crop and caption are drawn from `rng`; `crop="centre"`: only the caption."""
+        drawn = Cut(*rng.random(4).tolist())
+        return self._readable(range(len(self))[i], drawn if self.crop == "random" else Cut(caption=drawn.caption))
+
+    def cut(self, i: int, cut: Cut) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _readable(self, i: int, cut: Cut) -> dict[str, Any]:
+        """Clip i, or that of the next record that can be read."""
+        window, record = divmod(i, self.records)
+        cut = cut._replace(window=(window, self.windows)) if self.windows else cut
+        errors = []
+        for j in ((record + k) % self.records for k in range(min(self.records, TRIES))):
+            try:
+                return self.cut(j, cut)
+            except (UserError, OSError) as error:
+                errors.append(error)
+                if j not in self._warned:
+                    self._warned.add(j)
+                    log.warning("%s; the next usable one takes its place", error)
+        raise UserError(f"{len(errors)} of {self.records} clips in a row cannot be read: {errors[0]}")
+
+
+# Folders of files ---------------------------------------------------------------------------------------------------
+
+
+def file_names(path: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Relative names of the files below `path` that end so, through links (each folder once), without hidden ones."""
+    seen = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
+        if real not in seen:
+            within = pathlib.Path(folder).relative_to(path).as_posix()
+            prefix = "" if within == "." else f"{within}/"
+            yield from (prefix + f for f in files if not f.startswith(".") and f.lower().endswith(suffixes))
+        seen.add(real)
+
+
+def class_name(path: pathlib.Path, name: str) -> str:
+    """The class of a file: its first folder below `path`, or `path` itself."""
+    return name.split("/")[0] if "/" in name else path.resolve().name
+
+
+def split_names(names: list[str], split: str | None, holdout: float) -> list[str]:
+    """The files of a split ("train", "validation", None: all), chosen by a hash of their names: stable under additions,
+    and neither side empty where there are two.
+    """
+    if split not in (None, "train", "validation"):
+        raise ValueError(f'split must be "train", "validation" or None, got {split!r}')
+    if split is None:
+        return names
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout must lie between 0 and 1, got {holdout}")
+    if len(names) == 1:
+        warn_once(f"only one usable file ({names[0]}): it serves for training and for validation")
+        return names
+    draws = {n: int.from_bytes(hashlib.sha256(os.fsencode(n)).digest()[:8], "big") / 2**64 for n in names}
+    ranked = sorted(names, key=draws.__getitem__)
+    count = min(max(sum(draw < holdout for draw in draws.values()), 1), len(names) - 1)
+    return sorted(ranked[:count] if split == "validation" else ranked[count:])
+
+
+def report_bad(path: pathlib.Path, bad: dict[str, str], total: int, noun: str, remedy: str) -> None:
+    """A warning that names the first of the files that are left out; UserError where that is all of them."""
+    reasons = [f"{name} ({reason})" for name, reason in bad.items()]
+    if len(bad) == total:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise UserError(f"none of the {total} {noun} in {path} is usable: {'; '.join(reasons[:5])}{more}. {remedy}")
+    if bad:
+        more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
+        warn_once(f"{path}: {len(bad)} of {total} {noun} are left out: {'; '.join(reasons[:20])}{more}")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """A job opens a folder several times: for training, validation, evaluation."""
+    log.warning("%s", message)
