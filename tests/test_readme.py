@@ -1,4 +1,4 @@
-"""What the README shows works: its library example, its commands, and the files that it names."""
+"""What README and docs/magvit.md show works: the library example, the commands, and the files that they name."""
 
 import pathlib
 import re
@@ -14,8 +14,8 @@ from magvid.job import DEFAULTS, REQUIRED
 from magvid.video import read_video
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+README, PUBLISHED = ((ROOT / name).read_text() for name in ("README.md", "docs/magvit.md"))
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README + PUBLISHED, re.M | re.S)
 SHELL = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", "").splitlines()]
 MAGVID = [line for line in SHELL if line.startswith("magvid ")]
 
@@ -48,9 +48,9 @@ def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
 
 
 def test_fields_and_files_in_the_text_exist():
-    fields = re.findall(r"`--config\.(\w+)", README)
+    fields = re.findall(r"`--config\.(\w+)", README + PUBLISHED)
     assert fields and set(fields) <= {*REQUIRED, *DEFAULTS}
     words = [word.removeprefix("--config=") for line in SHELL for word in line.split()]
     scripts = [word for word in words if word.endswith(".py")]
-    paths = re.findall(r"`((?:magvid|configs|docs|experiments|benchmarks|tests)/[\w/.]*)`", README)
+    paths = re.findall(r"`((?:magvid|configs|docs|experiments|benchmarks|tests)/[\w/.]*)`", README + PUBLISHED)
     assert scripts and paths and not [p for p in {*scripts, *paths} if not (ROOT / p).exists()]
