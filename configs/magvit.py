@@ -257,6 +257,6 @@ def _sources(name, data, kind):
     kinds = {"folder": (dict(folder, path=paths[0], **train), dict(folder, path=paths[1], **held_out))}
     if data.tfds:
         title, split, more = data.tfds
-        tfds = dict(target="magvid.data.tfds:TFDS", name=title, data_dir=None, **pixels, **time, **more)
+        tfds = dict(target="magvid.data.tfds:TFDS", name=title, data_dir="", **pixels, **time, **more)
         kinds["tfds"] = (dict(tfds, split="train", **train), dict(tfds, split=split, **held_out))
     return defaults.choose(kinds, kind, "source")

@@ -313,7 +313,12 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
     for spec in specs:
         if unknown := set(spec) - {"run", "map", "groups", "weights", "skip"}:
             raise UserError(f"init has unknown entries {sorted(unknown)}: it may have run, map, groups, weights, skip")
-        run = open_run(spec["run"], trust)
+        try:
+            run = open_run(spec["run"], trust)
+        except UserError as e:
+            raise UserError(
+                f"init: {e}; train that run first, or begin without it (published configs: inflate=0, begin=0)"
+            ) from None
         groups = spec.get("groups") or [g for g in run.groups if g in params]
         if not groups:
             raise UserError(

@@ -86,6 +86,7 @@ def begins_as(config, run, flat) -> bool:
     return not before.any() and not after.any() and np.array_equal(middle, kernel(flat))
 
 
+@pytest.mark.full
 def test_the_sprites_2d_vq_trains_and_the_3d_vq_begins_as_it(tmp_path):
     state, metrics = train(get("vq2d_sprites", "smoke=1"), tmp_path / "tokenizer2d", devices=jax.devices()[:1])
     assert int(state.step) == 2 and all(v == v for v in metrics.values())

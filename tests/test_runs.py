@@ -99,6 +99,8 @@ def test_init_maps_skips_and_is_strict(home):
         runs.initial([spec], {"other": shapes["generator"]}, trust=True)
     with pytest.raises(UserError, match="maps"):
         runs.initial([dict(run="x", maps="y")], shapes)
+    with pytest.raises(UserError, match="init: there is no folder .*; train that run first, or begin without it"):
+        runs.initial([dict(run=str(home[0] / "nowhere"))], shapes)
 
 
 def only_enter(loaded, init):

@@ -40,7 +40,7 @@ class TFDS(Source):
     name: as in `tfds.load`: "imagenet2012", "ucf101/ucf101_1_256", "imagenet2012:5.1.0" (default: the newest version
     there is). split: TFDS's, such as "train", "train[:90%]", "train+validation". frames, height, width, stride: size of
     a clip; of images frames=1. The picture is resized (anti-aliased) so that it covers height x width, then cropped.
-    crop, windows: see `Source`. data_dir: where the data set was prepared; default $TFDS_DATA_DIR, then
+    crop, windows: see `Source`. data_dir: where the data set was prepared; "" is $TFDS_DATA_DIR, or else
     ~/tensorflow_datasets. picture: the feature to read, where there are several (BAIR: "image_aux1"). label: the class
     feature, where there are several; "" reads none, which is one class, named like the data set.
 
@@ -61,7 +61,7 @@ class TFDS(Source):
         stride: int = 1,
         crop: str = "random",
         windows: int = 0,
-        data_dir: str | os.PathLike | None = None,
+        data_dir: str | os.PathLike = "",
         picture: str | None = None,
         label: str | None = None,
     ):
@@ -123,10 +123,10 @@ class TFDS(Source):
 # What stands in the folder of a data set ----------------------------------------------------------------------------
 
 
-def find_dataset(name: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+def find_dataset(name: str, data_dir: str | os.PathLike = "") -> pathlib.Path:
     """The folder of the newest prepared version of `name`; UserError with the command that prepares it."""
     tfds = _import_tfds()
-    base = os.fspath(data_dir if data_dir is not None else tfds.core.constants.get_default_data_dir())
+    base = os.fspath(data_dir) or tfds.core.constants.get_default_data_dir()
     if "://" in base:
         raise UserError(f"data_dir={base} is not a folder of this machine: mount it, or copy the data set to a disk")
     plain, _, version = name.partition(":")
