@@ -7,7 +7,8 @@ beginning are worth at equal budgets. experiments/commit_ablation.py trains and 
 
 Clips of 8x32x32 of the world "small". Tokenizers (part=vq2d, vq3d) train with the discriminator, LeCam and reflect
 padding as in the paper; they have no temporal patch, so that every kernel of the 2D-VQ inflates. begin: none | central |
-average, of the 3D-VQ and its discriminator, from the 2D-VQ of the same seed. 3D-VQ: 4x4x4 tokens a clip; 2D-VQ: 8x4x4.
+average, of the 3D-VQ and its discriminator, from the averaged weights of the 2D-VQ of the same seed (the published
+configs begin at the last ones, as the official code does). 3D-VQ: 4x4x4 tokens a clip; 2D-VQ: 8x4x4.
 
 Transformers (part=transformer) train on the tokens of vq3d-central, row=maskgit_2d on those of vq2d. tasks=CFP is frame
 prediction given the class, because one frame of a sprite does not tell its motion; tasks=MT8 the paper's eight. row:

@@ -8,5 +8,4 @@ from configs import magvit
 
 
 def get_config(arg=None):
-    schedule = dict(factory="magvid.masked.commit:uniform")
-    return magvit.commit("k600", arg, decoding=dict(schedule=schedule, temperature=7.5))
+    return magvit.commit("k600", arg, decoding=dict(schedule="uniform", temperature=7.5))

@@ -86,8 +86,10 @@ def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropou
         transformer=dict(target="magvid.models.transformer:Transformer", dropout=dropout, **sizes),
         vocab=vocab,
         tasks=tasks,
-        decoding=dict(steps=12, temperature=4.5) | decoding,
+        decoding=dict(steps=12, temperature=4.5, schedule="cosine") | decoding,
         overlap=overlap,
+        guidance=0.0,
+        condition_drop=0.0,
     )
 
 

@@ -147,6 +147,8 @@ def _tokenizer(data, args, batch, epochs, clips, planar):
             planar=planar,
         ),
         lecam_weight=0.0 if args["official"] else 0.1,  # the paper has LeCam, but not its weight
+        adversarial_start=0,
+        restart=False,
     )
     if args["perceptual"] and not smoke:  # logits of frames in [0, 1], not normalised
         config.objective.perceptual = dict(
@@ -206,7 +208,9 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
         ),
         vocab=dict(target="magvid.types:Vocab", codebook=codes, classes=classes, specials=specials),
         tasks=tasks,
-        decoding=dict(steps=12, temperature=4.5) | (decoding or {}),
+        decoding=dict(steps=12, temperature=4.5, schedule="cosine") | (decoding or {}),
+        guidance=0.0,
+        condition_drop=0.0,
         overlap=5 if "FP5" in data.tasks else 1,
     )
     config.optim = dict(transformer=defaults.adamw(1e-4, 0 if smoke else 5000, b2=0.96, weight_decay=0.045))

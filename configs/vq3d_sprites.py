@@ -11,7 +11,7 @@ of 20.2 after as many clips).
 
 inflate=central or average: begins as the 2D-VQ of vq2d_sprites.py in runs/sprites/tokenizer2d. Its sizes are other
 ones, for as many tokens, because a patch that spans frames has no counterpart in two dimensions: levels divide time
-instead, which makes a step XXX times as long. inflate=0: these sizes, at random.
+instead, which makes a step longer. inflate=0: these sizes, at random. With smoke=1 they begin at random too.
 """
 
 from ml_collections import ConfigDict
@@ -59,6 +59,7 @@ def get_config(arg=None):
         target="magvid.objectives.vqgan:VQGAN",
         tokenizer=tokenizer(b, smoke),
         reconstruction=10.0,  # there is no perceptual and no adversarial loss beside it
+        restart=False,
         padded=b["padded"],  # most cells of so small a grid lie at the border of some given region
     )
     clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], frames=FRAMES, height=SIZE, width=SIZE)
@@ -75,6 +76,6 @@ def get_config(arg=None):
     config.eval_every = 0 if smoke else b["steps"] // 15
     config.save_every = 500
     config.keep = 2
-    if args["inflate"]:
+    if args["inflate"] and not smoke:
         config.init = defaults.inflate(args["inflate"], "runs/sprites/tokenizer2d")
     return config

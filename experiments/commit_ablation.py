@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -56,7 +57,7 @@ ARMS = {  # row of the table: (row of the config, how it is decoded where not as
     "untrained": ("untrained", None),
 }
 COPY = "copy of the padded condition"
-SINGLE = ("prefix", "ar", "maskgit_2d")  # trained on the one task only
+SINGLE = (*ablation.ONE_TASK, "maskgit_2d")  # trained on the one task only
 SETS = {"CFP": ("CFP",), "MT8": ablation.EIGHT}
 HEADERS = {
     "CFP": ["CFP: skill", "CFP: shape and action right", "CFP: given frame, dB below the tokenizer"],
@@ -89,28 +90,43 @@ def config_of(arg: str):
 
 def start_worker(cores: Sequence[int]) -> None:
     """One thread of computation in each process: two small programs beside each other outrun one on two threads."""
-    everywhere = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cores[multiprocessing.current_process()._identity[0] % len(cores)]})
-    import jax
     from absl import logging
 
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every save and load
+    if not hasattr(os, "sched_setaffinity"):  # Linux alone has it
+        return
+    os.sched_setaffinity(0, {cores[multiprocessing.current_process()._identity[0] % len(cores)]})
+    import jax
+
     jax.devices()  # makes the pool of threads
-    os.sched_setaffinity(0, everywhere)
+    os.sched_setaffinity(0, cores)
+
+
+def available_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def on_cpu() -> bool:
+    """Asked in a process of its own: this one shall not take the memory of an accelerator."""
+    command = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "cpu"
 
 
 def train_and_score(name: str, arg: str, workdir: str, clips: int) -> tuple[str, dict]:
     """(name, {decoding: numbers}) of one run; what is done already is not done again."""
     from magvid import runs
+    from magvid.job import check_config, differences
     from magvid.train import train
+    from magvid.types import UserError
 
     folder = pathlib.Path(workdir) / name
-    config = config_of(arg)
-    if not (folder / "done.json").exists():
+    config, kept = config_of(arg), folder / "done.json"
+    if not kept.exists():
         train(config, folder)
+    elif changed := differences(runs.read_config(folder), runs.anchored(check_config(config), os.getcwd())):
+        raise UserError(f"{folder} was made with another {', '.join(changed[:3])}: choose another --workdir")
     run = runs.open_run(folder)
     wanted = dict(hash=run.hash, clips=clips)
-    kept = folder / "done.json"
     if kept.exists() and (done := json.loads(kept.read_text()))["made of"] == wanted:
         return name, done["scores"]
     scores = {"": score(run, clips, folder)}
@@ -281,8 +297,8 @@ def run_all(options, sets: Sequence[str], workdir: pathlib.Path, say: Callable[[
     """{name of the run: its scores}."""
     of_seeds = [runs_of(seed, options.smoke, str(workdir), sets) for seed in range(options.seeds)]
     stages = [dict(item for stage in same for item in stage.items()) for same in zip(*of_seeds, strict=True)]
-    cores = sorted(os.sched_getaffinity(0))
-    jobs = options.jobs or len(cores)
+    cores = available_cores()
+    jobs = options.jobs or (len(cores) if on_cpu() else 1)
     scores, total = {}, sum(map(len, stages))
     with concurrent.futures.ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), start_worker, (cores,)

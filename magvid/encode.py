@@ -154,7 +154,10 @@ def _begin(out: pathlib.Path, wanted: TokenRecord, rows: int | None) -> TokenRec
     found = record.differences(wanted) or wanted.differences(record)
     if rows and record.rows_per_shard != rows:
         found = [*found, f"rows_per_shard is {record.rows_per_shard} there, {rows} here"]
-    if found or len(record.tasks) != len(wanted.tasks):
+    there, here = ([task["name"] for task in r.tasks] for r in (record, wanted))
+    if there != here:  # readers find a task by its name, and rows have the order of the record
+        found = [*found, f"the tasks are {', '.join(there)} there, {', '.join(here)} here"]
+    if found:
         raise UserError(f"{out} holds other tokens: {'; '.join(found[:4])}. Choose another --out, or remove it")
     return record
 

@@ -139,7 +139,8 @@ class Generator:
         overlap, clip = objective.overlap if overlap is None else overlap, rows["video"].shape[1]
         if frames < 1:
             raise ValueError(f"a video of {frames} frames was asked for: give at least 1")
-        count, following = windows(frames, clip, overlap), self.programs.continuation(overlap)
+        count = windows(frames, clip, overlap)
+        following = self.programs.continuation(overlap) if count > 1 else None
         done, window = [], self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw))
         for i in range(1, count):
             done.append(to_uint8(window[:, :-overlap]))

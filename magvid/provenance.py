@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from magvid.data.tokens import TokenRecord
-from magvid.data.views import count_views, take_view
+from magvid.data.views import check_views, count_views, take_view
 from magvid.state import Objective
 from magvid.types import UserError
 
@@ -29,6 +29,8 @@ def describe_tokens(
         )
     if not len(source):
         raise UserError(f"the source of data.{split}, {type(source).__name__}, has no records")
+    if split == "train":
+        check_views(source)
     views, first = count_views(source), take_view(source, 0, 0)
     clip, limit = first["video"].shape[:3], config["data"][split].get("limit") if split == "eval" else None
     data = dict(

@@ -274,8 +274,9 @@ def _read_weights(field: str, path: str) -> tuple[Params, str]:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise UserError(
-            f"objective.{field}.{FILE}: there is no file {path}; make it with a tool of tools/convert_*.py, or set "
-            f"objective.{field} to None in the config to train without it"
+            f"objective.{field}.{FILE}: there is no file {path}; make it with tools/convert_features.py (what is "
+            f"no feature network: another tools/convert_*.py), or set objective.{field} to None in the config, or its argument "
+            "perceptual=0, to train without it"
         )
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -334,7 +335,7 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
 
 
 def anchored(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
-    """`config` with the paths of other runs absolute; relative ones start at `base`."""
+    """`config` with the paths of other runs and of caches absolute; relative ones start at `base`."""
     return _map_runs(
         config, lambda path: os.path.normpath(pathlib.Path(base).absolute() / pathlib.Path(path).expanduser())
     )
@@ -349,7 +350,7 @@ def _map_runs(spec: Any, f) -> Any:
     if isinstance(spec, Mapping):
         return {
             k: f(v)
-            if isinstance(v, str) and (k == FILE or (k == "run" and "target" not in spec))
+            if isinstance(v, str) and (k == FILE or (k == "run" and "target" not in spec) or (k == "cache" and "source" in spec))
             else _map_runs(v, f)
             for k, v in spec.items()
         }

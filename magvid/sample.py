@@ -127,6 +127,9 @@ def sample_run(
     if options.label is not None:
         label = find_class(options.label, classes, model.programs.objective.classes)
         shown.rows["label"] = np.full_like(shown.rows["label"], label)
+    frames = (options.frames if model.tasks else None) or shown.rows["video"].shape[1]
+    if options.format == "png" and frames > 1:
+        raise UserError(f"--format=png is of images, and these videos have {frames} frames: use mp4, gif or webm")
     if not model.tasks:
         made = {"reconstruction": {"reconstruction": model.reconstruct(shown.rows), "real": shown.real}}
         return _write(out, made, shown, options)

@@ -180,7 +180,7 @@ def write_image(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.png")
     try:
-        _pillow().fromarray(image).save(partial)
+        import_pillow().fromarray(image).save(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -317,6 +317,26 @@ def test_views_that_can_be_kept_are_an_argument():
     assert len(first) == 50 and first.num_classes == 18
 
 
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("commit_ucf101", "guidance=2.0 condition_drop=0.1 decoding.schedule=exponential decoding.temperature=400"),
+        ("commit_sprites", "guidance=2.0 condition_drop=0.1 decoding.schedule=uniform"),
+        ("vq3d_ucf101", "restart=true adversarial_start=1000"),
+        ("vq3d_sprites", "restart=true"),
+    ],
+)
+def test_what_the_help_and_the_alarms_name_can_be_set_by_a_flag(name, fields):
+    flags = [f"--config.objective.{field}" for field in fields.split()]
+    config = open_config("train", str(ROOT / "configs" / f"{name}.py"), flags)
+    for field in fields.split():
+        path, value = field.split("=")
+        found = config["objective"]
+        for part in path.split("."):
+            found = found[part]
+        assert str(found).lower() in (value, f"{value}.0")
+
+
 def test_smoke_of_the_published_settings(tmp_path):
     """The three programs, and what distinguishes the others: class alone, eight tasks, ten tasks with classes."""
     one, arg = jax.devices()[:1], "smoke=1"

@@ -8,7 +8,7 @@ import pytest
 from test_data_pipeline import Counting, Cropping, Draw
 
 from magvid.data.pipeline import Augment, Loader
-from magvid.data.views import Views, count_views, take_view
+from magvid.data.views import Views, check_views, count_views, take_view
 from magvid.types import UserError
 
 
@@ -62,4 +62,4 @@ def test_views_are_counted_where_they_have_an_end():
     assert count_views(Counting()) == 1 and count_views(Views(Cropping(), 3)) == 3
     assert same(take_view(Counting(), 3, 0), Counting()[3])
     with pytest.raises(UserError, match="Cropping draws another view of a clip each time.*data.views:Views"):
-        count_views(Cropping())
+        check_views(Cropping())

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from helpers import Golden, flatten, nest, relative_error
+from helpers import Golden, flatten, nest
 from magvid import optim, state
 from magvid.losses import gradient_penalty, hinge
 from magvid.models.discriminator import Discriminator

@@ -47,6 +47,12 @@ def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
         open_config(command, values.config, argv)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/magvit.md", "docs/design.md", "benchmarks/README.md"])
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
+    assert not [link for link in links if not ((ROOT / page).parent / link).exists()]
+
+
 def test_fields_and_files_in_the_text_exist():
     fields = re.findall(r"`--config\.(\w+)", README + PUBLISHED)
     assert fields and set(fields) <= {*REQUIRED, *DEFAULTS}

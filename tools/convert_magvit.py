@@ -28,7 +28,6 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 from flax.traverse_util import unflatten_dict
@@ -101,7 +100,10 @@ def official_shapes(shapes: Mapping[str, tuple[int, ...]], rules: list[Rule]) ->
 def example(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A black training clip of the config, as a batch of one; no data is read."""
     section = config["data"]["train"]
-    source = {"frames": 1, **section["source"]}  # sources of images do not say it
+    source = section["source"]
+    while "height" not in source and "source" in source:  # inside of Views
+        source = source["source"]
+    source = {"frames": 1, **source}  # sources of images do not say it
     size = [source.get(name) for name in ("frames", "height", "width")]
     if None in size:
         raise UserError("the config's data.train.source does not say height and width of a clip: set them")

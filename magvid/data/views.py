@@ -71,15 +71,17 @@ class Views:
 
 
 def count_views(source: Any) -> int:
-    """Of each clip; UserError for a source that draws its clips anew each time."""
-    if isinstance(source, Views):
-        return source.views
-    if hasattr(source, "read"):
+    """Of each clip: 1 where the source has no views."""
+    return source.views if isinstance(source, Views) else 1
+
+
+def check_views(source: Any) -> None:
+    """UserError for a source that draws the clips of training anew each time. Evaluation reads source[i] alone."""
+    if not isinstance(source, Views) and hasattr(source, "read"):
         raise UserError(
             f"{type(source).__name__} draws another view of a clip each time, so that tokens cannot be kept: put "
             "magvid.data.views:Views around it (configs of magvit.py: the argument views=8)"
         )
-    return 1
 
 
 def take_view(source: Any, i: int, v: int) -> Record:

@@ -11,7 +11,16 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from magvid.losses import token_cross_entropy, weighted_mean
-from magvid.masked.commit import COMMIT, Conditioning, LossWeights, cosine, loss_weights, mask_ratio, mask_tokens
+from magvid.masked.commit import (
+    COMMIT,
+    Conditioning,
+    LossWeights,
+    cosine,
+    find_schedule,
+    loss_weights,
+    mask_ratio,
+    mask_tokens,
+)
 from magvid.masked.decode import decode
 from magvid.objectives.tokens import TokenObjective
 from magvid.objectives.vqgan import cut
@@ -32,7 +41,8 @@ class Masked(TokenObjective):
     `weights` are those of L_mask, L_refine and L_recons. `guidance` adds g * (conditional - unconditional) to the logits
     when sampling. `condition_drop` is the share of training clips whose class, task and condition tokens are hidden as
     in that unconditional pass, which guidance needs to be trained (MAGVIT: 0, and no guidance). `decoding` are arguments
-    of `masked.decode.decode`; its `conditioning`, by default that of training, may be MaskGIT's for a model of COMMIT.
+    of `masked.decode.decode`, its `schedule` a function or a name; its `conditioning`, by default that of training, may
+    be MaskGIT's for a model of COMMIT.
     """
 
     conditioning: Conditioning = COMMIT
@@ -46,18 +56,20 @@ class Masked(TokenObjective):
         super().__post_init__()
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance={self.guidance}: give a weight of at least 0")
+        if (self.guidance or self.condition_drop) and not self.vocab.unconditional:
+            raise ValueError(
+                f"guidance={self.guidance} and condition_drop={self.condition_drop} need an UNCOND token, which {self.vocab} "
+                "lacks: set them to 0"
+            )
         if not 0 <= self.condition_drop <= 1 or not 0 <= self.smoothing < 1:
             raise ValueError(
                 f"condition_drop={self.condition_drop}, smoothing={self.smoothing}: give shares in [0, 1], of smoothing "
                 "below 1"
             )
+        if isinstance(schedule := self.decoding.get("schedule"), str):
+            find_schedule(schedule)  # ValueError for an unknown name
         if unknown := set(self.decoding) - set(DECODING):
             raise ValueError(f"decoding has no {', '.join(sorted(unknown))}: it takes {', '.join(DECODING)}")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.guidance and not self.vocab.unconditional:
-            raise ValueError(f"guidance={self.guidance} needs an UNCOND token, which {self.vocab} lacks: set it to 0")
 
     def loss(self, params: Groups, extra: dict, batch: dict, key: Array | None, step: Array | int, train: bool):
         """Label-smoothed cross-entropy over the codebook, weighted mean over the tokens of a clip, mean over clips."""
@@ -97,6 +109,8 @@ class Masked(TokenObjective):
             return logits + self.guidance * (logits - self.logits(params, uncond_prefix, uncond))
 
         options = {"conditioning": self.conditioning, **self.decoding, **decoding}
+        if isinstance(options.get("schedule"), str):
+            options["schedule"] = find_schedule(options["schedule"])
         return decode(model, cond_ids, cond_mask, key, mask_id=self.vocab.mask, **options)
 
     def with_decoding(self, **options) -> "Masked":

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from magvid.masked import tasks as task_table
-from magvid.masked.commit import Conditioning, find_schedule
+from magvid.masked.commit import Conditioning
 from magvid.objectives.vqgan import cut, scale
 from magvid.types import Groups, Vocab
 
@@ -145,9 +145,7 @@ class TokenObjective:
             )
 
     def with_decoding(self, **options) -> "TokenObjective":
-        """The same with other arguments of the function that samples tokens, e.g. steps; a schedule may be a name."""
-        if isinstance(options.get("schedule"), str):
-            options["schedule"] = find_schedule(options["schedule"])
+        """The same with other arguments of the function that samples tokens, e.g. steps."""
         return dataclasses.replace(self, decoding={**self.decoding, **options})
 
     def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
