@@ -264,15 +264,12 @@ def test_the_share_of_codes_follows_their_use():
 
 def test_clips_of_any_size_are_reconstructed_and_trained_on():
     """Sizes that the latent grid does not divide come back as they were."""
-    discriminator = Discriminator(filters=4, multipliers=(1, 2))
-    objective = tiny(discriminator=discriminator)
-    params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
-    for shape in ((2, 3, 9, 5, 3), (1, 8, 4, 20, 3)):
-        batch = {"video": np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)}
-        assert jax.jit(objective.sample, static_argnums=2)(params, batch, None).shape == shape
-        fresh = objective.init(jax.random.key(0), batch)  # the discriminator's weights are of one size
-        (losses, _) = jax.eval_shape(
-            lambda p, b: objective.loss(p, objective.init_extra(), b, jax.random.key(0), 0, True), fresh, batch
-        )
-        assert set(losses) == {"tokenizer", "discriminator"}
+    plain, objective = tiny(), tiny(discriminator=Discriminator(filters=4, multipliers=(1, 2)))
+    params = jax.jit(plain.init)(jax.random.key(0), {"video": VIDEO})
+    batch = {"video": np.random.default_rng(1).integers(0, 256, (2, 3, 9, 5, 3)).astype(np.uint8)}
+    sample = jax.jit(lambda p, b: plain.sample(p, b, None))(params, batch)
+    assert sample.shape == batch["video"].shape and 0 <= sample.min() < sample.max() <= 1
+    fresh = jax.eval_shape(objective.init, jax.random.key(0), batch)  # the discriminator's weights are of one size
+    loss = lambda p, b: objective.loss(p, objective.init_extra(), b, jax.random.key(0), 0, True)[0]
+    assert set(jax.eval_shape(loss, fresh, batch)) == {"tokenizer", "discriminator"}
     assert set(jax.eval_shape(objective.for_sampling().init, jax.random.key(0), batch)) == {"tokenizer"}
