@@ -15,6 +15,7 @@ from make_tfds import Pictures
 from PIL import Image
 
 from magvid import runs
+from magvid.__main__ import open_config
 from magvid.build import build, resolve
 from magvid.checkpoints import merge
 from magvid.job import Job, check_config
