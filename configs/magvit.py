@@ -237,7 +237,7 @@ def _clips(name, data, args, transforms=()):
         splits = [dict(source, split=split) for split in ("train", "validation")]
         augment = []
     else:
-        splits = _sources(name, data, args["source"])
+        splits = list(_sources(name, data, args["source"]))
         augment = [dict(target="magvid.data.pipeline:Augment", flip=True)] if data.flip else []
     if args.get("views"):
         splits[0], augment = defaults.views(splits[0], args["views"], transforms=augment), []

@@ -81,7 +81,8 @@ def config_of(arg: str):
     if "row=untrained" not in arg:
         return ablation.get_config(arg)
     config = ablation.get_config(arg.replace("row=untrained", "row=commit"))
-    config.steps = config.optim.transformer.rules[0][1]["warmup"] = 1
+    config.steps = 1
+    config.optim.transformer.rules[0][1].update(warmup=1, decay="constant")  # the first step of a warm-up has a rate of 0
     return config
 
 
