@@ -11,7 +11,6 @@ import pytest
 
 from helpers import Golden, flatten, nest
 from magvid import optim
-from magvid.masked.commit import (
     COMMIT,
     FIXED_CONDITION,
     PREFIX,
@@ -299,7 +298,7 @@ def test_nonsense_is_refused():
     with pytest.raises(ValueError, match='no mask schedule "cosin"; choose of cosine'):
         tiny().with_decoding(schedule="cosin")
     changed = tiny().with_decoding(schedule="uniform", guidance=2.0, steps=3)
-    assert changed.decoding == dict(schedule=uniform, steps=3) and changed.guidance == 2.0
+    assert changed.decoding == dict(schedule="uniform", steps=3) and changed.guidance == 2.0
 
 
 def test_mismatches_are_named():
