@@ -11,11 +11,11 @@ import pytest
 
 from helpers import Golden, flatten, nest
 from magvid import optim
+from magvid.masked.commit import (
     COMMIT,
     FIXED_CONDITION,
     PREFIX,
     mask_tokens,
-    uniform,
 )
 from magvid.models.layers import GroupNorm
 from magvid.models.quantizers import VQ
