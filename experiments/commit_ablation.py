@@ -239,7 +239,8 @@ def arm_table(scores: Mapping[str, Mapping], copies: Mapping[str, Mapping], seed
             of = [scores[f"{row}-{tasks}-{s}"][decoding or ""] for s in seeds]
             columns += arm_cells(of, tasks)
         rows.append([title, *columns])
-    rows.append([COPY, *(cell for tasks, found in copies.items() for cell in arm_cells([found], tasks))])
+    copied = [[*arm_cells([found], tasks)[:-1], "exact"] for tasks, found in copies.items()]  # nothing is tokenized
+    rows.append([COPY, *(cell for cells in copied for cell in cells)])
     return markdown(["arm", *(name for tasks in copies for name in HEADERS[tasks])], rows)
 
 

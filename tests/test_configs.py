@@ -251,7 +251,7 @@ def test_where_tokenizers_begin(name, arg):
         return
     run, kind = expected
     maps = {"map": f"magvid.models.vq3d:inflate_{kind}"} if kind else {}
-    assert [entry.to_dict() for entry in found] == [dict(run=run, weights="params", **maps)]
+    assert [dict(entry) for entry in found] == [dict(run=run, weights="params", **maps)]
 
 
 def test_a_beginning_that_there_is_not_is_named():
