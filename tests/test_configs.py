@@ -81,7 +81,7 @@ def test_smoke_runs_take_two_steps(tmp_path):
 def begins_as(config, run, flat) -> bool:
     """Whether the first convolution of a 3D-VQ begins as that of the 2D-VQ in `run`, in the middle of its time axis."""
     shapes = {"tokenizer": params(config, "tokenizer", config.data.train.source.frames)}
-    init = [dict(config.init[0].to_dict(), run=str(run))]
+    init = [dict(config.init[0], run=str(run))]
     kernel = lambda tree: np.asarray(tree["encoder"]["Conv_0"]["kernel"])
     before, after, middle = (kernel(runs.initial(init, shapes)["tokenizer"])[k] for k in (0, 2, 1))
     return not before.any() and not after.any() and np.array_equal(middle, kernel(flat))
