@@ -1,10 +1,10 @@
 """A data set -> the tokens of its clips, once and for all: read, encoded and written at the same time.
 
-Every process makes every n-th shard on its own devices, so that nothing waits for another process until the end. What is
-complete is kept: the same command goes on after an interruption, and makes anew what is missing or damaged.
+Every process makes every n-th shard on its own devices, so that nothing waits for another process until the end. What
+is complete is kept: the same command goes on after an interruption, and makes anew what is missing or damaged.
 
-The tokens are those that training would compute, up to rounding: a device that computes a batch of another size, or another
-device, in another order may choose the other one of two codes that are equally near.
+The tokens are those that training would compute, up to rounding: where a batch of another size, or another device, sums
+in another order, the other one of two codes that are equally near may be chosen.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def encode(
     trust: bool = False,
     on_progress: Progress | None = None,
 ) -> TokenRecord:
-    """Writes the tokens of all clips, views and tasks of `config.data.<split>` to the folder `out`; returns their record.
+    """Writes the tokens of all clips, views and tasks of `config.data.<split>` to the folder `out` -> their record.
 
     rows: of a shard, default 4096. batch: clips that this process encodes at a time, default as in training. devices:
     default all of this process. UserError for a config that has no tokens to keep, a folder that holds others, and
@@ -113,16 +113,17 @@ def _make(
     """Writes `shards`. The devices are given a batch before the one before it is fetched, and wait for nobody."""
     rows = Rows(source, np.concatenate([record.shard_rows(shard) for shard in shards]))
     batches = pipeline.epoch(rows, program.batch, workers=workers)
-    total, begin = -(-len(rows) // program.batch), time.monotonic()
+    total, begin = -(-len(rows) // program.batch), None
     with contextlib.closing(batches), contextlib.closing(Writer(out, record, shards)) as writer:
         for done, (batch, computed) in enumerate(_one_ahead(batches, program), 1):
             valid = batch["valid"]
             labels = batch["label"] if record.labelled else np.zeros(len(valid), np.int32)
             tokens = np.stack(jax.device_get(computed), axis=1)
             writer.add(labels[valid], tokens[valid])
+            begin = begin or time.monotonic()  # after the first batch, which was compiled
             if on_progress:
-                speed = done * program.batch / max(time.monotonic() - begin, 1e-9)
-                on_progress(done, total, f"{speed:.3g} clips/s")
+                clips, seconds = (done - 1) * program.batch, time.monotonic() - begin
+                on_progress(done, total, f"{clips / seconds:.3g} clips/s" if clips else "")
 
 
 def _one_ahead(batches: Iterator[Mapping[str, np.ndarray]], program: Program):
@@ -151,12 +152,12 @@ def _begin(out: pathlib.Path, wanted: TokenRecord, rows: int | None) -> TokenRec
             raise UserError(f"{out} holds {strangers[0]} without {FILE}: choose another --out, or remove it")
         runs.write_json(out / FILE, wanted.to_json())
     record = TokenRecord.read(out)
-    found = record.differences(wanted) or wanted.differences(record)
+    found = record.differences(wanted)
+    there, here = (", ".join(task["name"] for task in r.tasks) for r in (record, wanted))
+    if there != here:
+        found.append(f"tasks are {there} there, {here} here")
     if rows and record.rows_per_shard != rows:
-        found = [*found, f"rows_per_shard is {record.rows_per_shard} there, {rows} here"]
-    there, here = ([task["name"] for task in r.tasks] for r in (record, wanted))
-    if there != here:  # readers find a task by its name, and rows have the order of the record
-        found = [*found, f"the tasks are {', '.join(there)} there, {', '.join(here)} here"]
+        found.append(f"rows_per_shard is {record.rows_per_shard} there, {rows} here")
     if found:
         raise UserError(f"{out} holds other tokens: {'; '.join(found[:4])}. Choose another --out, or remove it")
     return record
@@ -180,8 +181,8 @@ def _finish(out: pathlib.Path, record: TokenRecord) -> TokenRecord:
 
 
 def _without_caches(config: dict) -> dict:
-    data = {split: {k: v for k, v in (section or {}).items() if k != "cache"} for split, section in config["data"].items()}
-    return {**config, "data": data}
+    without = lambda section: {k: v for k, v in (section or {}).items() if k != "cache"}
+    return {**config, "data": {split: without(section) for split, section in config["data"].items()}}
 
 
 def _batch(config: Mapping[str, Any]) -> int:
