@@ -1,7 +1,7 @@
 """A run folder describes itself: config.json, data.json, checkpoints/, and a hash. Runs refer to each other by path.
 
 objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen weights of that run's `tokenizer`
-objective.perceptual = dict(target=..., weights_file="a.npz")  # frozen weights from a file of tools/convert_*.py
+objective.perceptual = dict(target=..., weights_file="a.npz")  # frozen weights from a file of tools/convert_features.py
 init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
 """
 
@@ -274,9 +274,8 @@ def _read_weights(field: str, path: str) -> tuple[Params, str]:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise UserError(
-            f"objective.{field}.{FILE}: there is no file {path}; make it with tools/convert_features.py (what is "
-            f"no feature network: another tools/convert_*.py), or set objective.{field} to None in the config, or its argument "
-            "perceptual=0, to train without it"
+            f"objective.{field}.{FILE}: there is no file {path}; make it with tools/convert_features.py, or train "
+            f"without it: set objective.{field} to None in the config (published configs: perceptual=0)"
         )
     try:
         with np.load(file, allow_pickle=False) as arrays:

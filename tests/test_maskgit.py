@@ -165,7 +165,7 @@ def test_smoke(tmp_path):
 def test_what_needs_an_uncond_token_is_refused():
     _, objective, _ = objective_and_params()
     parts = dict(tokenizer=objective.tokenizer, transformer=objective.transformer, vocab=objective.vocab)
-    with pytest.raises(ValueError, match="guidance=1.5 needs an UNCOND token"):
+    with pytest.raises(ValueError, match="guidance=1.5 and condition_drop=0.0 need an UNCOND token"):
         Masked(**parts, tasks=("CG",), guidance=1.5)
     with pytest.raises(ValueError, match="tasks FP need an UNCOND token"):
         Masked(**parts, tasks=("FP",))
