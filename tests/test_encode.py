@@ -348,7 +348,7 @@ def test_the_command_line_encodes_trains_and_samples(tmp_path, monkeypatch, caps
     trains = ["train", "--config=two.py", "--workdir=run", "--config.data.train.cache=tokens"]
     assert main(trains) == 2 and "data.clips is 5 there, 6 here" in capsys.readouterr().err
     assert main([*trains, "--config.data.train.source.clips=5"]) == 0
-    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["train"]["cache"] == "tokens"
+    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["train"]["cache"] == "../tokens"  # relative, as the paths of runs
     assert json.loads((tmp_path / "run/data.json").read_text())["clip"]["width"] == 32
     shutil.rmtree("tokens")  # sampling needs no tokens
     assert main(["sample", "--run=run", "--task=FP", "--number=1", "--steps=2", "--format=gif"]) == 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from magvid import evaluate
+from magvid import evaluate, runs
 from magvid.__main__ import main
 from magvid.evaluate import Scores, evaluate_run, table
 from magvid.generator import Clips
@@ -120,4 +120,4 @@ def test_bad_requests(tmp_path):
         evaluate_run(run, best_of=0, trust=True)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to .*choose another --out"):
-        evaluate.check_writable(tmp_path / "file" / "out")
+        runs.check_writable(tmp_path / "file" / "out", "--out")
