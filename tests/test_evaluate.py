@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from magvid import evaluate, runs
+from magvid import runs
 from magvid.__main__ import main
 from magvid.evaluate import Scores, evaluate_run, table
 from magvid.generator import Clips
