@@ -106,6 +106,7 @@ def test_the_autoregressive_row_has_the_size_of_the_others():
     assert get("table6_ar", "").optim.transformer.optimizer.decay_regex == ".*"
 
 
+@pytest.mark.full  # six programs to compile
 def test_smoke_of_the_rows(tmp_path):
     one, arg = jax.devices()[:1], "smoke=1"
     for name in ("vq2d_bair", "vq3d_bair"):
