@@ -30,7 +30,7 @@ from magvid.types import DecodingSteps, Groups
 DECODING = [
     name
     for name, parameter in inspect.signature(decode).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY and name not in ("mask_id", "conditioning")
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "mask_id"
 ]
 
 
