@@ -2,13 +2,13 @@
 beginning are worth at equal budgets. experiments/commit_ablation.py trains and scores all of them.
 
     magvid train --config=configs/ablation.py:part=vq2d --workdir=runs/ablation/vq2d-0
-    magvid train --config=configs/ablation.py:part=vq3d,begin=central --workdir=runs/ablation/vq3d-central-0
+    magvid train --config=configs/ablation.py:part=vq3d,inflate=central --workdir=runs/ablation/vq3d-central-0
     magvid train --config=configs/ablation.py:part=transformer,row=commit,tasks=MT8 --workdir=runs/ablation/commit-MT8-0
 
 Clips of 8x32x32 of the world "small". Tokenizers (part=vq2d, vq3d) train with the discriminator, LeCam and reflect
-padding as in the paper; they have no temporal patch, so that every kernel of the 2D-VQ inflates. begin: none | central |
-average, of the 3D-VQ and its discriminator, from the averaged weights of the 2D-VQ of the same seed (the published
-configs begin at the last ones, as the official code does). 3D-VQ: 4x4x4 tokens a clip; 2D-VQ: 8x4x4.
+padding as in the paper; they have no temporal patch, so that every kernel of the 2D-VQ inflates. inflate: central |
+average | 0 (at random): how the 3D-VQ and its discriminator begin, from the averaged weights of the 2D-VQ of the same
+seed (the published configs begin at the last ones, as the official code does). 3D-VQ: 4x4x4 tokens a clip; 2D-VQ: 8x4x4.
 
 Transformers (part=transformer) train on the tokens of vq3d-central, row=maskgit_2d on those of vq2d. tasks=CFP is frame
 prediction given the class, because one frame of a sprite does not tell its motion; tasks=MT8 the paper's eight. row:
@@ -24,7 +24,7 @@ from configs.magvit import EIGHT
 CLIP = dict(frames=8, height=32, width=32)
 CLASSES, CODES, DIM = 18, 256, 32
 PARTS = ("vq2d", "vq3d", "transformer")
-BEGINS = ("none", "central", "average")
+INFLATIONS = ("central", "average", "0")
 STEPS = dict(vq2d=800, vq3d=700, transformer=500)
 
 CONDITIONING = dict(tables.ROWS, maskgit_2d=tables.ROWS["latent"], ar=tables.ROWS["prefix"])
@@ -33,9 +33,9 @@ ONE_TASK = ("prefix", "ar")  # the prefix has the length of one task's condition
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, part="transformer", begin="central", row="commit", tasks="CFP", seed=0, root="runs/ablation", smoke=False
+        arg, part="transformer", inflate="central", row="commit", tasks="CFP", seed=0, root="runs/ablation", smoke=False
     )
-    for name, choices in (("part", PARTS), ("begin", BEGINS), ("row", CONDITIONING), ("tasks", ("CFP", "MT8"))):
+    for name, choices in (("part", PARTS), ("inflate", INFLATIONS), ("row", CONDITIONING), ("tasks", ("CFP", "MT8"))):
         defaults.choose(dict.fromkeys(choices), args[name], name)
     return _transformer(args) if args["part"] == "transformer" else _tokenizer(args)
 
@@ -91,9 +91,9 @@ def _tokenizer(args):
     if planar:
         frames = dict(target="magvid.data.pipeline:Frames", indices=(1, 3, 4, 6))
         config.data.train.transforms = [frames]
-    elif args["begin"] != "none":
+    elif args["inflate"] != "0":
         config.init = [
-            dict(run=f"{args['root']}/vq2d-{args['seed']}", map=f"magvid.models.vq3d:inflate_{args['begin']}")
+            dict(run=f"{args['root']}/vq2d-{args['seed']}", map=f"magvid.models.vq3d:inflate_{args['inflate']}")
         ]
     config.optim = dict(
         tokenizer=defaults.muon(4e-3, 1 if smoke else 50),

@@ -11,7 +11,7 @@ of 20.2 after as many clips).
 
 inflate=central or average: begins as the 2D-VQ of vq2d_sprites.py in runs/sprites/tokenizer2d. Its sizes are other
 ones, for as many tokens, because a patch that spans frames has no counterpart in two dimensions: levels divide time
-instead, which makes a step longer. inflate=0: these sizes, at random. With smoke=1 they begin at random too.
+instead. inflate=0: these sizes, at random. With smoke=1 they begin at random too.
 """
 
 from ml_collections import ConfigDict

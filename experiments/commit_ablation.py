@@ -41,9 +41,9 @@ PROGRAM = Program(
 
 TOKENIZERS = {  # row of the table: (name of the run, argument of the config)
     "2D-VQ": ("vq2d", "part=vq2d"),
-    "3D-VQ, from scratch": ("vq3d-none", "part=vq3d,begin=none"),
-    "3D-VQ, average inflation": ("vq3d-average", "part=vq3d,begin=average"),
-    "3D-VQ, central inflation": ("vq3d-central", "part=vq3d,begin=central"),
+    "3D-VQ, from scratch": ("vq3d-none", "part=vq3d,inflate=0"),
+    "3D-VQ, average inflation": ("vq3d-average", "part=vq3d,inflate=average"),
+    "3D-VQ, central inflation": ("vq3d-central", "part=vq3d,inflate=central"),
 }
 ARMS = {  # row of the table: (row of the config, how it is decoded where not as it was trained)
     "latent masking, MTM decoding (MaskGIT)": ("latent", None),

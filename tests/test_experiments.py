@@ -33,7 +33,7 @@ def test_the_ablation_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     table = (tmp_path / "table.md").read_text()
     assert all(f"| {title} |" in table for title in [*kept, *commit_ablation.TOKENIZERS, commit_ablation.COPY])
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["copy"]["CFP"]["skill"] in (0, None)  # None: after two steps the tokenizer is worse than the copy
+    assert scores["copy"]["CFP"]["CFP"]["skill"] in (0, None)  # None: after two steps the tokenizer is worse than the copy
     assert set(scores["scores"]["commit-MT8-0"]) == {"", "latent"}
     assert all((tmp_path / name).stat().st_size for name in ("cfp.png", "mt8_opc.png", "tokenizers.png"))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
