@@ -46,6 +46,7 @@ EXTRAS = {
     "test": [
         "beartype>=0.21",  # checks the shapes in signatures while tests run
         "pytest>=8",
+        "pytest-xdist>=3.6",  # a test of JAX compiles on one core most of its time: one worker for each
         "scikit-image>=0.24",  # an independent SSIM
         "tensorflow-datasets>=4.9.10",  # prepares the tiny data sets that its reader is tested on, without TensorFlow
         "importlib_resources",
