@@ -197,12 +197,12 @@ def test_splits_fingerprint_and_pickle(tmp_path):
     assert ImageFolder(tmp_path, 6, 9).fingerprint != folders[None].fingerprint
 
 
-def test_a_name_that_is_not_text(tmp_path):
+def test_a_name_that_is_not_text(tmp_path, caplog):
     save(tmp_path / "a.png", noise())
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     folder = ImageFolder(tmp_path, 6, 9, split="train")
     np.testing.assert_array_equal(folder[0]["video"][0], noise())
-    assert len(folder.fingerprint) == 16
+    assert len(folder.fingerprint) == 16 and r"(\udcff.png)" in caplog.text
 
 
 def test_bytes_in_place_of_a_file():

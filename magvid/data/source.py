@@ -151,5 +151,6 @@ def report_bad(path: pathlib.Path, bad: dict[str, str], total: int, noun: str, r
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """A job opens a folder several times: for training, validation, evaluation."""
-    log.warning("%s", message)
+    """A job opens a folder several times: for training, validation, evaluation. Bytes of a file's name that are not text
+    are shown as \\xff: a log may be kept where they cannot be written."""
+    log.warning("%s", message.encode(errors="backslashreplace").decode())
