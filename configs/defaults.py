@@ -25,7 +25,7 @@ def parse_arg(arg, **defaults):
 def choose(table, name, what):
     """A row of a table, or a ValueError that lists its rows."""
     if name not in table:
-        raise ValueError(f'there is no {what} "{name}"; choose of {", ".join(map(str, table))}')
+        raise ValueError(f'{what}="{name}" is unknown; choose of {", ".join(map(str, table))}')
     return table[name]
 
 

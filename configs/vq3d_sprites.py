@@ -48,6 +48,7 @@ def tokenizer(b, smoke, planar=False):
 
 def get_config(arg=None):
     args = defaults.parse_arg(arg, budget="quick", smoke=False, inflate="")
+    init = defaults.inflate(args["inflate"] or "0", "runs/sprites/tokenizer2d")
     b = defaults.choose(BUDGETS, args["budget"], "budget")
     b = b | INFLATED[args["budget"]] if args["inflate"] else b
     smoke = args["smoke"]
@@ -76,6 +77,6 @@ def get_config(arg=None):
     config.eval_every = 0 if smoke else b["steps"] // 15
     config.save_every = 500
     config.keep = 2
-    if args["inflate"] and not smoke:
-        config.init = defaults.inflate(args["inflate"], "runs/sprites/tokenizer2d")
+    if init and not smoke:
+        config.init = init
     return config

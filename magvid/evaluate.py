@@ -193,4 +193,4 @@ class PrintProgress:
             print(f"\r{done}/{total} {text:<16}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
         elif time.monotonic() >= self.next:
             self.next = time.monotonic() + 10
-            print(f"{done} of {total} batches ({text})", file=sys.stderr, flush=True)
+            print(f"{done} of {total} batches" + (f" ({text})" if text else ""), file=sys.stderr, flush=True)

@@ -223,6 +223,8 @@ def _flag_error(error: Exception, program: Program) -> str:
     if match := re.match(r"flag --([^=]+)=(.*?): (invalid literal|could not convert)", text):
         kind = "a whole number" if match[3] == "invalid literal" else "a number"
         return f'--{match[1]} must be {kind}, got "{match[2]}"'
+    if match := re.match(r"flag --([^=]+)=.*Non-boolean argument to boolean flag', '(.*)'", text):
+        return f'--{match[1]} must be true or false, got "{match[2]}"'
     if match := re.match(r"Type <class '(\w+)'> of field (\S+) is not supported", text):
         return f"--{match[2]} is a {match[1]}: change one entry (--{match[2]}[0]=...), or the config itself"
     return text.replace("flag --", "--")

@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -22,6 +23,8 @@ from magvid import build
 from magvid.checkpoints import CheckpointError, Checkpoints, merge
 from magvid.state import join
 from magvid.types import Groups, Params, UserError
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -294,12 +297,17 @@ def _follow(field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Para
     try:
         run = open_run(spec["run"], trust)
     except UserError as e:
-        raise UserError(f"objective.{field}.run: {e}; say where it is by --config.objective.{field}.run=FOLDER") from None
+        raise UserError(
+            f"objective.{field}.run: {str(e).rstrip('?')}: train it first, or say where it is by "
+            f"--config.objective.{field}.run=FOLDER"
+        ) from None
     there = run.config["objective"].get(field)
     if there is None:
         raise UserError(f'run {run.path} has no "{field}": its objective has {", ".join(run.config["objective"])}')
     if _is_reference(there):
         return _follow(field, there, trust)
+    if run.step < run.config.get("steps", 0):
+        log.warning('"%s" is of %s, which stopped at step %d of %d', field, run.path, run.step, run.config["steps"])
     return there, *run.read(field, spec.get("weights"))
 
 

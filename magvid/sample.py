@@ -51,6 +51,8 @@ class Options:
             raise ValueError(f'format "{self.format}" is unknown: use {", ".join(FORMATS)}')
         if self.tasks is not None and not self.tasks:
             raise ValueError("no task is named: give names such as FP,FI, or leave it out for all")
+        if self.tasks is not None and len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"--task={','.join(self.tasks)} names a task twice; for several samples of it give --number")
         ranges = dict(
             seed=(0, 2**32 - 1),
             number=(1, 1000),
@@ -65,8 +67,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails as well
                 raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
-        if self.video is None and (self.start or self.fps is not None or self.size is not None):
-            raise ValueError("--start, --fps and --size say how a file is read: give one with --video")
+        read = {name: getattr(self, name) for name in ("start", "fps", "size") if getattr(self, name) not in (None, 0)}
+        if self.video is None and read:
+            flags = " ".join(f"--{name}={value}" for name, value in read.items())
+            raise ValueError(f"{flags}: this says how a file is read; give one with --video")
         if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
             raise ValueError(f'--size={self.size}: give height and width in pixels, such as 64x96')
         if self.overlap is not None and self.frames is None:
@@ -75,6 +79,13 @@ class Options:
             raise ValueError("--intermediates shows how one clip is decoded: leave out --frames")
         if self.video is not None and self.index:
             raise ValueError("--index counts evaluation clips, and --video takes the place of them: give one of both")
+
+    @property
+    def suffix(self) -> str:
+        """Of the files' names: the seed, and what else was asked for, so that other settings do not overwrite them."""
+        named = ("label", "size", "frames", "overlap", "steps", "temperature", "schedule", "guidance")
+        asked = {"seed": self.seed, **{name: getattr(self, name) for name in named}}
+        return "".join(f"_{name}{re.sub(r'[^\w.+-]+', '-', str(v))}" for name, v in asked.items() if v is not None)
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -90,11 +101,12 @@ def sample_run(
     run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False
 ) -> list[pathlib.Path]:
     """Writes <out>/<task>_<clip>_seed<seed>.<format> for each task and clip, and a grid; returns the paths, grid last.
+    Settings other than the run's are part of the names (_frames64, _guidance2, ...).
 
     The grid's columns are condition (padded), generated and real; where nothing but a class is given, generated alone,
     and as many samples as are asked for. A run without tasks gives reconstructions, of a file at any `size` and number
     of `frames`. Longer or shorter videos than the run's clips come from frame prediction, over and over: what of them is
-    beyond the real clip has white beside it. `intermediates` adds <task>_<clip>_seed<seed>_steps.png. A video is read,
+    beyond the real clip has white beside it. `intermediates` adds <task>_<clip>_seed<seed>_decoding.png. A video is read,
     and the size of what comes of a class alone taken, as the run folder's data.json says, so that the data set itself
     may be gone. UserError or ValueError, in one sentence, for a run, video, task, class, size or folder that does not
     fit.
@@ -116,6 +128,7 @@ def sample_run(
         trust=trust,
     )
     _check_fit(model, options)
+    _say_what_was_not_learned(model, options)
     from_class = options.label is not None and all(model.programs.objective.blind)
     if options.video is None and not from_class:
         clips = Clips.of(model.config)
@@ -123,7 +136,7 @@ def sample_run(
     else:
         clip = clip or Clips.of(model.config).format
         classes = clip.classes
-        shown = _from_class(clip, options) if from_class else _from_video(clip, options, long=bool(model.tasks))
+        shown = _from_class(clip, options) if from_class else _from_video(clip, options, model)
     if options.label is not None:
         label = find_class(options.label, classes, model.programs.objective.classes)
         shown.rows["label"] = np.full_like(shown.rows["label"], label)
@@ -154,6 +167,14 @@ def _check_fit(model: Generator, options: Options) -> None:
         raise UserError(
             f"--frames={options.frames}: evaluation clips have the length that the config says "
             "(--config.data.eval.source.frames=N, or of data.train); for a file give --video"
+        )
+
+
+def _say_what_was_not_learned(model: Generator, options: Options) -> None:
+    if options.guidance and getattr(model.programs.objective, "condition_drop", None) == 0:
+        print(
+            f"--guidance={options.guidance:g}: this run was trained with objective.condition_drop=0, so it has hardly "
+            "learned what it is guided away from, videos without their condition"
         )
 
 
@@ -202,14 +223,14 @@ def _write_steps(out: pathlib.Path, model: Generator, tasks: Mapping[int, str], 
     for i, task in tasks.items():
         steps = model.steps(shown.of(i), options.seed)
         for j, name in enumerate(shown.names):
-            paths.append(out / f"{_stem(task, name, options)}_steps.png")
+            paths.append(out / f"{_stem(task, name, options)}_decoding.png")
             one = type(steps)(*(part[j] for part in steps))
             write_image(paths[-1], steps_picture(one, f"{task} {name}, seed {options.seed}"))
     return paths
 
 
 def _stem(task: str, name: str, options: Options) -> str:
-    return f"{task.replace(':', '-')}_{name}_seed{options.seed}"
+    return f"{task.replace(':', '-')}_{name}{options.suffix}"
 
 
 def _write(
@@ -262,15 +283,16 @@ def _from_clips(clips: Clips, options: Options) -> Shown:
     return Shown(rows, [f"{i:05d}" for i in rows["index"]], 8.0, rows["video"])
 
 
-def _from_video(clip: ClipFormat, options: Options, long: bool) -> Shown:
+def _from_video(clip: ClipFormat, options: Options, model: Generator) -> Shown:
     """The beginning of a file, cut to the size of the clips, `number` times. Says what was done to it.
 
-    `long`: what is shown are the first frames of `options.frames`; otherwise all of these.
+    A tokenizer is shown `options.frames`, tasks a clip, of which frame prediction needs no more than it is given.
     """
     height, width, stride = clip.height, clip.width, clip.stride
-    t = clip.frames if long else options.frames or clip.frames
-    needed = (t - 1) * stride + 1
-    wanted = max(needed, ((options.frames or t) - 1) * stride + 1)
+    t = clip.frames if model.tasks else options.frames or clip.frames
+    least = model.programs.objective.given_frames(t) if model.tasks else t
+    needed = (least - 1) * stride + 1
+    wanted = (max(t, options.frames or t) - 1) * stride + 1
     path = pathlib.Path(options.video).expanduser()
     if not path.is_file():
         raise UserError(f"there is no video {options.video}")
@@ -283,12 +305,13 @@ def _from_video(clip: ClipFormat, options: Options, long: bool) -> Shown:
     resized = resize_crop(video[::stride], height, width)
     h, w = video.shape[1:3]
     print(
-        f"{path.name}: {t} frames at {fps / stride:g} per second, "
+        f"{path.name}: {min(t, len(resized))} frames at {fps / stride:g} per second, "
         f"{w}x{h} pixels centre-cropped and resized to {width}x{height}"
     )
     count = options.number or NUMBER
     real = np.stack([resized] * count)
-    rows = {"video": real[:, :t], "label": np.zeros(count, np.int32), "index": np.arange(count)}
+    beyond = [(0, 0), (0, max(0, t - len(resized))), *[(0, 0)] * 3]
+    rows = {"video": np.pad(real, beyond)[:, :t], "label": np.zeros(count, np.int32), "index": np.arange(count)}
     return Shown(rows, [f"{path.stem}_{i:02d}" for i in range(count)], fps / stride, real)
 
 

@@ -99,7 +99,7 @@ def test_the_sprites_2d_vq_trains_and_the_3d_vq_begins_as_it(tmp_path):
 def test_a_wrong_argument_is_named():
     with pytest.raises(ValueError, match='takes no argument "budgt"; it takes budget=quick, smoke=False, inflate='):
         get("vq3d_sprites", "budgt=long")
-    with pytest.raises(ValueError, match='there is no budget "huge"; choose of quick, long'):
+    with pytest.raises(ValueError, match='budget="huge" is unknown; choose of quick, long'):
         get("vq3d_sprites", "budget=huge")
     with pytest.raises(ValueError, match='smoke="x" is not of type bool'):
         get("vq3d_sprites", "smoke=x")
@@ -122,7 +122,7 @@ def shapes_of(objective: str, video: tuple[int, ...]):
     return jax.eval_shape(build(json.loads(objective)).init, jax.random.key(0), batch)
 
 
-@pytest.mark.parametrize("size", ["B", "L"])
+@pytest.mark.parametrize("size", ["B", pytest.param("L", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_build_at_full_size(name, size):
     """Plain data, parts that fit each other, and the sizes of the paper; nothing is read from disk."""
@@ -204,7 +204,10 @@ def ones(shapes):
 
 
 @pytest.mark.parametrize("inflate", [inflate_central, inflate_average])
-@pytest.mark.parametrize("name, pixels, size", [("ucf101", 128, "B"), ("k600", 128, "L"), ("bair", 64, "B")])
+@pytest.mark.parametrize(
+    "name, pixels, size",
+    [("ucf101", 128, "B")] + [pytest.param(*row, marks=pytest.mark.full) for row in (("k600", 128, "L"), ("bair", 64, "B"))],
+)
 def test_video_tokenizers_can_begin_as_the_2d_vq_of_imagenet(name, pixels, size, inflate):
     """Every leaf of tokenizer and discriminator fits, as officially; so do those of the 2D-VQ on frames in between."""
     images = get("vq2d_imagenet", f"size={size},pixels={pixels},perceptual=0")
@@ -256,10 +259,10 @@ def test_where_tokenizers_begin(name, arg):
 
 
 def test_a_beginning_that_there_is_not_is_named():
-    for arg, message in {"begin=k600": "no begin .* imagenet, frames", "inflate=1": "central, average, 0"}.items():
+    for arg, message in {"begin=k600": 'begin="k600" is unknown.* imagenet, frames', "inflate=1": "central, average, 0"}.items():
         with pytest.raises(ValueError, match=message):
             get("vq3d_ucf101", arg)
-    with pytest.raises(ValueError, match='there is no pixels "32"; choose of 128, 64'):
+    with pytest.raises(ValueError, match='pixels="32" is unknown; choose of 128, 64'):
         get("vq2d_imagenet", "pixels=32")
 
 
@@ -268,7 +271,7 @@ def test_a_beginning_that_there_is_not_is_named():
 def test_published_data_fit_their_sources(name, kind):
     """The constructors take what the configs give them; official: BAIR's second camera, 15 windows in evaluation."""
     if kind == "tfds" and name.split("_")[1] not in ("imagenet", "ucf101", "bair"):
-        with pytest.raises(ValueError, match='there is no source "tfds"; choose of folder'):
+        with pytest.raises(ValueError, match='source="tfds" is unknown; choose of folder'):
             get(name, f"source={kind}")
         return
     data = get(name, f"source={kind}").data.to_dict()
@@ -290,7 +293,7 @@ def test_default_sources_are_the_official_ones():
     assert of("vq3d_ucf101") == "magvid.data.folder:VideoFolder"
 
 
-@pytest.mark.parametrize("kind", ["folder", "tfds"])
+@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.full), "tfds"])
 def test_a_tokenizer_trains_on_images(tmp_path, kind):
     """The published program on images that lie on a disk, and then from it, inflated, on videos."""
     if kind == "tfds":
@@ -339,6 +342,7 @@ def test_what_the_help_and_the_alarms_name_can_be_set_by_a_flag(name, fields):
         assert str(found).lower() in (value, f"{value}.0")
 
 
+@pytest.mark.full
 def test_smoke_of_the_published_settings(tmp_path):
     """The three programs, and what distinguishes the others: class alone, eight tasks, ten tasks with classes."""
     one, arg = jax.devices()[:1], "smoke=1"

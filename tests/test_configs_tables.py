@@ -87,7 +87,7 @@ def test_eight_tasks_are_trained_for_as_long_as_the_official_model():
     assert len(objective.tasks) == 8 and get("table5_commit", "tasks=MT8").steps == 202_800
     with pytest.raises(ValueError, match="has the length of one task's: use tasks=FP"):
         get("table5_prefix", "tasks=MT8")
-    with pytest.raises(ValueError, match='there is no tasks "FP2"; choose of FP, MT8'):
+    with pytest.raises(ValueError, match='tasks="FP2" is unknown; choose of FP, MT8'):
         get("table5_commit", "tasks=FP2")
 
 
@@ -143,7 +143,7 @@ def test_every_arm_of_the_ablation_builds_and_fits_its_tokenizer():
 
 
 def test_wrong_arguments_of_the_ablation_are_named():
-    with pytest.raises(ValueError, match='there is no row "comit"; choose of latent'):
+    with pytest.raises(ValueError, match='row="comit" is unknown; choose of latent'):
         ablation.get_config("row=comit")
     with pytest.raises(ValueError, match="row=ar has one task's condition in its prefix: use tasks=CFP"):
         ablation.get_config("row=ar,tasks=MT8")

@@ -150,6 +150,7 @@ def test_the_configs_have_the_original_parameters(size):
     assert masked["objective"]["transformer"]["vocab"] == 2025
 
 
+@pytest.mark.full
 def test_smoke(tmp_path):
     """The tokenizer without its discriminator, whose program test_configs runs for MAGVIT's."""
     one, config = jax.devices()[:1], get("vqgan_imagenet", "smoke=1")

@@ -68,8 +68,9 @@ def test_a_video_file_is_the_condition(tmp_path, capsys, clip):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "clip.mp4: 8 frames at 25 per second, 64x48 pixels centre-cropped and resized to 16x16"
     names = ["FP_clip_00", "FP_clip_01", "CFP5_clip_00", "CFP5_clip_01", "grid_2tasks_clip_00"]
-    assert said[1:] == [str(tmp_path / f"{n}_seed0.gif") for n in names]
-    one, two = (read_video(tmp_path / f"{n}_seed0.gif")[0] for n in names[:2])
+    asked = "seed0_labeldisc-growing_steps2_temperature0.5"
+    assert said[1:] == [str(tmp_path / f"{n}_{asked}.gif") for n in names]
+    one, two = (read_video(tmp_path / f"{n}_{asked}.gif")[0] for n in names[:2])
     assert one.shape == (8, 16, 16, 3) and (one != two).any()
 
 
@@ -114,7 +115,7 @@ def test_a_class_alone_needs_no_clips(tmp_path):
     run.config["data"]["eval"]["source"]["split"] = "test"
     options = Options(tasks=("CG",), label="3", number=3, index=2**20 + 5, out=str(tmp_path), scale=1)
     paths = sample_run(run, options, trust=True)
-    assert [p.name for p in paths[:3]] == [f"CG_{2**20 + i:05d}_seed0.mp4" for i in (5, 6, 7)]
+    assert [p.name for p in paths[:3]] == [f"CG_{2**20 + i:05d}_seed0_label3.mp4" for i in (5, 6, 7)]
     videos = [read_video(p)[0] for p in paths]
     assert (videos[0] != videos[1]).any() and videos[3].shape[2] < 2 * 96 + 80  # one column
 
@@ -131,6 +132,8 @@ def test_flags_that_would_do_nothing_are_refused(tmp_path, clip):
         Options(overlap=3)
     with pytest.raises(ValueError, match="leave out --frames"):
         Options(intermediates=True, frames=20)
+    with pytest.raises(ValueError, match="--task=FP,FP names a task twice"):
+        Options(tasks=("FP", "FP"))
     for size in ("16", "16x", "0x16", "16x-3", "axb"):
         with pytest.raises(ValueError, match=f"--size={size}: give height and width"):
             Options(video=str(clip), size=size)
@@ -178,10 +181,22 @@ def test_long_videos_with_the_real_one_as_far_as_it_goes(tmp_path, clip):
     assert [len(read_video(path)[0]) for path in short] == [5, 5]
 
 
+def test_prediction_needs_no_more_of_a_video_than_it_is_given(tmp_path, clip, capsys):
+    run = tiny_runs.echo_run(0.0)
+    options = Options(tasks=("FP",), video=str(clip), start=0.4, number=1, out=str(tmp_path), scale=1, format="gif")
+    video, grid = (read_video(path)[0] for path in sample_run(run, options, trust=True))
+    assert video.shape == (8, 16, 16, 3) and "clip.mp4: 2 frames" in capsys.readouterr().out
+    real = grid[:, 20:116, -96:]
+    assert (real[2:] == 255).all() and all((frame != 255).any() for frame in real[:2])
+    with pytest.raises(UserError, match="too short: 2 frames from 0.4 s on, this run needs 8"):
+        sample_run(run, dataclasses.replace(options, tasks=("FP", "CG")), trust=True)
+
+
 def test_of_all_tasks_frame_prediction_goes_on(tmp_path, capsys):
     run = tiny_runs.echo_run(0.0)
     options = Options(frames=11, number=1, out=str(tmp_path))
-    assert [p.name for p in sample_run(run, options, trust=True)] == ["FP_00000_seed0.mp4", "grid_FP_00000_seed0.mp4"]
+    names = [p.name for p in sample_run(run, options, trust=True)]
+    assert names == ["FP_00000_seed0_frames11.mp4", "grid_FP_00000_seed0_frames11.mp4"]
     assert "CG is left out: it makes clips of one length" in capsys.readouterr().out
     with pytest.raises(UserError, match="task CG makes clips of one length: --frames is for frame prediction"):
         sample_run(run, dataclasses.replace(options, tasks=("FP", "CG")), trust=True)
@@ -192,8 +207,8 @@ def test_of_all_tasks_frame_prediction_goes_on(tmp_path, capsys):
 def test_intermediates_are_a_picture_per_sample(tmp_path):
     command = ["sample", f"--run={tiny_runs.masked_run()}", "--task=FP,CG", "--number=2", "--intermediates"]
     assert main([*command, f"--out={tmp_path}", "--steps=4", "--schedule=uniform", "--guidance=1.5"]) == 0
-    pictures = sorted(p.name for p in tmp_path.glob("*.png"))
-    assert pictures == [f"{t}_0000{i}_seed0_steps.png" for t in ("CG", "FP") for i in (0, 1)]
+    pictures, asked = sorted(p.name for p in tmp_path.glob("*.png")), "seed0_steps4_scheduleuniform_guidance1.5"
+    assert pictures == [f"{t}_0000{i}_{asked}_decoding.png" for t in ("CG", "FP") for i in (0, 1)]
     assert len(list(tmp_path.glob("*.mp4"))) == 5
 
 

@@ -91,9 +91,16 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(path)
+        try:
+            from safetensors.numpy import load_file
+        except ImportError:
+            raise UserError(f"reading {path.name} needs safetensors, which is not installed: pip install safetensors") from None
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise UserError(f"{path} is not a .safetensors file ({error}): download it again") from None
+    if path.suffix not in (".pth", ".pt", ".bin"):
+        raise UserError(f"{path} is no file of weights by its name: expected .safetensors, .pth, .pt or .bin")
     try:
         import torch
     except ImportError:

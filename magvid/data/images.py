@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magvid import video
-from magvid.data.source import Cut, Source, class_name, file_names, report_bad, split_names
+from magvid.data.source import Cut, Source, class_name, file_names, no_folder, report_bad, split_names
 from magvid.types import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -47,7 +47,7 @@ class ImageFolder(Source):
         super().__init__(1, height, width, crop=crop)
         self.path = pathlib.Path(path).expanduser()
         if not self.path.is_dir():
-            raise UserError(f"there is no folder {path}" + (", it is a file" if self.path.exists() else ""))
+            raise UserError(no_folder(path, "images"))
         video.import_pillow()  # a missing package is no fault of the files
         names = sorted(file_names(self.path, SUFFIXES))
         if not names:

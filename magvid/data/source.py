@@ -114,6 +114,13 @@ def file_names(path: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[str]:
         seen.add(real)
 
 
+def no_folder(path: str | os.PathLike, what: str) -> str:
+    """The message where `path` is not a folder of `what`."""
+    path = pathlib.Path(path).expanduser().absolute()
+    is_file = ", it is a file" if path.exists() else ""
+    return f"there is no folder {path}{is_file}: put {what} there, or say where they are (the source's `path` in the config)"
+
+
 def class_name(path: pathlib.Path, name: str) -> str:
     """The class of a file: its first folder below `path`, or `path` itself."""
     return name.split("/")[0] if "/" in name else path.resolve().name
@@ -152,5 +159,5 @@ def report_bad(path: pathlib.Path, bad: dict[str, str], total: int, noun: str, r
 @functools.cache
 def warn_once(message: str) -> None:
     """A job opens a folder several times: for training, validation, evaluation. Bytes of a file's name that are not text
-    are shown as \\xff: a log may be kept where they cannot be written."""
+    are escaped: a log may be kept where they cannot be written."""
     log.warning("%s", message.encode(errors="backslashreplace").decode())

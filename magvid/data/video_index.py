@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from magvid import video
-from magvid.data.source import file_names
+from magvid.data.source import file_names, no_folder
 from magvid.types import UserError
 
 FORMAT = "magvid.video_index/1"
@@ -32,7 +32,7 @@ def index_folder(path: str | os.PathLike, index: str | os.PathLike | None = None
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_dir():
-        raise UserError(f"there is no folder {path}" + (", it is a file" if path.exists() else ""))
+        raise UserError(no_folder(path, "videos"))
     video.import_av()  # a missing package is no fault of the files
     names = sorted(file_names(path, video.SUFFIXES))
     if not names:

@@ -117,6 +117,10 @@ class TokenObjective:
         """Which of the tasks are given the first frames, so that they can go on where a clip ends."""
         return tuple(isinstance(row.region, task_table.FirstFrames) for row in self.rows)
 
+    def given_frames(self, frames: int) -> int:
+        """How many of the first frames of a clip of so many the tasks are given together: all, unless they predict."""
+        return max(row.region.frames if p else frames for row, p in zip(self.rows, self.predicts))
+
     def continuation(self, overlap: int) -> "TokenObjective":
         """The same, frame prediction being from `overlap` frames: what makes the next window of a long video.
 
