@@ -1,7 +1,7 @@
 """A trained run that generates, and the held-out clips that it is shown; `sample` and `evaluate` are made of it.
 
 It names no model, data set or objective: the run's config does. An objective with tasks has `tasks`, `labelled`,
-`blind`, `predicts`, `classes`, `overlap`, `with_tasks`, `with_decoding`, `continuation`, `condition_video` and
+`blind`, `predicts`, `given_frames`, `classes`, `overlap`, `with_tasks`, `with_decoding`, `continuation`, `condition_video` and
 `reconstruct` (see objectives/tokens.py); of one without them `sample` is taken for the reconstruction. It may have
 `for_sampling` (the same without what only losses need), `check_size` (where the weights fit one size of clips) and
 `decoding_steps`.

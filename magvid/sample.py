@@ -85,7 +85,8 @@ class Options:
         """Of the files' names: the seed, and what else was asked for, so that other settings do not overwrite them."""
         named = ("label", "size", "frames", "overlap", "steps", "temperature", "schedule", "guidance")
         asked = {"seed": self.seed, **{name: getattr(self, name) for name in named}}
-        return "".join(f"_{name}{re.sub(r'[^\w.+-]+', '-', str(v))}" for name, v in asked.items() if v is not None)
+        text = "".join(f"_{name}{value}" for name, value in asked.items() if value is not None)
+        return re.sub(r"[^\w.+-]+", "-", text)
 
     @property
     def decoding(self) -> dict[str, Any]:

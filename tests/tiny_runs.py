@@ -74,6 +74,10 @@ class Echo:
     def predicts(self):
         return tuple(isinstance(find_task(t).region, FirstFrames) for t in self.tasks)
 
+    def given_frames(self, frames):
+        rows = [find_task(t).region for t in self.tasks]
+        return max(r.frames if isinstance(r, FirstFrames) else frames for r in rows)
+
     def continuation(self, overlap):
         kind = lambda t: t.rstrip("0123456789")
         return self.with_tasks(f"{kind(t)}{overlap}" if p else t for t, p in zip(self.tasks, self.predicts, strict=True))
