@@ -41,6 +41,7 @@ EXTRAS = {
         "torch>=2.6",
         "torchvision>=0.21",  # ResNet-50 and VGG-16
         "diffusers>=0.35",
+        "accelerate>=1.0",  # diffusers loads and builds its pipelines with it
         "transformers>=5.5,<6",
     ],
     "test": [

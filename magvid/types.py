@@ -35,6 +35,20 @@ class Quantized:
     metrics: dict  # name -> scalar
 
 
+@flax.struct.dataclass
+class Condition:
+    """What a denoiser is told beside the noisy latents. A frame axis of 1 means: the same for every frame.
+
+    Layers name the tokens they read, in order; `concat` is joined to the latents along the channels; `scalars` (fps,
+    length of a gap, ...) are embedded inside of the U-Net.
+    """
+
+    tokens: dict[str, Float[Array, "b t n c"]] = flax.struct.field(default_factory=dict)
+    masks: dict[str, Bool[Array, "b n"]] = flax.struct.field(default_factory=dict)  # tokens that count; absent: all
+    concat: Float[Array, "b t h w c"] | None = None
+    scalars: dict[str, Float[Array, "b"]] = flax.struct.field(default_factory=dict)
+
+
 class DecodingSteps(NamedTuple):
     """The steps of parallel decoding for display: what the model saw, sampled and hid again.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 # Signatures are checked in these modules: before anything imports them, and NumPy's arrays count as JAX's.
-CHECKED = ("losses", "masked", "models", "objectives")
+CHECKED = ("diffusion", "losses", "masked", "models", "objectives")
 jaxtyping.Array = jax.Array | np.ndarray
 jaxtyping.install_import_hook([f"magvid.{name}" for name in CHECKED], "helpers_typing.checked")
 

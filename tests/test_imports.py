@@ -25,10 +25,12 @@ ARROWS = {
     "video": {"types"},
     "losses": {"types"},
     "masked": {"types", "build", "masked"},
+    "diffusion": {"types", "diffusion"},
     "models": {"types", "models", "sharding"},
+    "adapters": {"types", "models.layers", "adapters"},
     "data": {"types", "video", "data"},
     "metrics": {"types", "video", "models", "data.sprite_world", "metrics"},
-    "objectives": {"types", "video", "losses", "masked", "objectives"},
+    "objectives": {"types", "video", "losses", "masked", "diffusion", "objectives"},
     "optim": set(),
     "sharding": {"types"},
     "state": {"types", "optim", "sharding"},
@@ -71,7 +73,7 @@ def within(name: str, prefixes: set[str]) -> bool:
 def test_arrows(module):
     short = module.removeprefix("magvid.")
     home = short if short in ARROWS else short.split(".")[0]
-    if home in ("data", "metrics", "models", "masked", "objectives") and short == home:
+    if home in ("adapters", "data", "diffusion", "metrics", "models", "masked", "objectives") and short == home:
         return  # an empty __init__
     assert home in ARROWS, f"say in ARROWS what {module} may import"
     for name in imports_of(module):
@@ -81,7 +83,7 @@ def test_arrows(module):
             assert within(name.removeprefix("magvid."), ARROWS[home]), f"{module} must not import {name}"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("magvid.masked") or m == "magvid.losses"])
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("magvid.masked", "magvid.diffusion", "magvid.losses"))])
 def test_mathematics_knows_no_flax(module):
     assert not {name for name in imports_of(module) if name.startswith(("flax", "optax", "orbax"))}
 

@@ -145,8 +145,9 @@ def conv3d_of_nearest(
 class Conv(nn.Module):
     """Convolution of (b t h w c) to `features` channels.
 
-    `padding`: "zero" is TensorFlow's SAME; any mode of `jnp.pad` ("reflect", "edge", "wrap", "reflect_odd", ...) pads
-    every axis by ((k-1)//2, k//2) first, as the MAGVIT paper's reflect padding does. `upsample` repeats every cell
+    `padding`: "zero" is TensorFlow's SAME; ((before, after), ...) of t, h, w pads by so many zeros (PyTorch's padding=1
+    with a stride differs from SAME); any mode of `jnp.pad` ("reflect", "edge", "wrap", "reflect_odd", ...) pads every
+    axis by ((k-1)//2, k//2) first, as the MAGVIT paper's reflect padding does. `upsample` repeats every cell
     (nearest neighbour) first. `planar` convolves each frame by itself: the parameter has no temporal axis (kh kw c o).
     """
 
@@ -154,7 +155,7 @@ class Conv(nn.Module):
     kernel: tuple[int, int, int] = (3, 3, 3)
     strides: tuple[int, int, int] = (1, 1, 1)
     use_bias: bool = True
-    padding: str = "zero"
+    padding: str | Pads = "zero"
     upsample: tuple[int, int, int] = (1, 1, 1)
     planar: bool = False
     dtype: Dtype = None
@@ -173,7 +174,9 @@ class Conv(nn.Module):
         if self.upsample != (1, 1, 1):
             return conv3d_of_nearest(x, kernel, self.upsample, "constant" if self.padding == "zero" else self.padding)
         window = kernel.shape[:3]
-        if self.padding == "zero":
+        if not isinstance(self.padding, str):
+            pads = self.padding
+        elif self.padding == "zero":
             pads = lax.padtype_to_pads(x.shape[1:4], window, self.strides, "SAME")
         else:
             x, pads = pad_mode(x, [((k - 1) // 2, k // 2) for k in window], self.padding), [(0, 0)] * 3
