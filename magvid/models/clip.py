@@ -261,6 +261,11 @@ class CLIP(nn.Module):
         """Of length 1, float32."""
         return unit(self.vision(images).embedding)
 
+    def embed_frames(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t p"]:
+        """Of every frame of a video in [0, 1], which is normalised here."""
+        b, t = video.shape[:2]
+        return self.embed_images(normalise(video.reshape(b * t, *video.shape[2:]))).reshape(b, t, -1)
+
     def embed_texts(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
         """Of length 1, float32."""
         return unit(self.text(ids).embedding)
@@ -268,3 +273,26 @@ class CLIP(nn.Module):
     def scores(self, images: Float[Array, "b p"], texts: Float[Array, "m p"]) -> Float[Array, "b m"]:
         """exp(logit_scale) * cosine."""
         return jnp.exp(self.logit_scale.astype(jnp.float32)) * (images @ texts.T)
+
+
+class TemporalPool(nn.Module):
+    """Embeddings of frames (b t p) of length 1, t = `frames` -> one embedding (b p) of length 1: their mean, and what an
+    encoder that knows their order adds to it (CLIP4Clip's sequential transformer; Luo et al., 2021).
+    """
+
+    frames: int
+    depth: int
+    heads: int
+    mlp: int
+    activation: Callable = quick_gelu
+    dtype: type | str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t p"]) -> Float[Array, "b p"]:
+        t, p = x.shape[1:]
+        if t != self.frames:
+            raise ValueError(f"clips of {t} frames, but the order of {self.frames} is learned: take so many of each clip")
+        x = x * p**0.5  # entries of size 1, as the encoder's own
+        positions = self.param("position_embedding", normal(0.5), (t, p))
+        y, _ = Encoder(self.depth, self.heads, self.mlp, self.activation, dtype=self.dtype, name="encoder")(x + positions)
+        return unit(jnp.mean(x + y, axis=1))
