@@ -98,6 +98,8 @@ class Generator:
         _check(run)
         config, params = runs.load(run, weights, trust)
         objective = build(config["objective"])
+        if not hasattr(objective, "sample"):
+            raise UserError(f"{run.path} makes no videos: it is a {type(objective).__name__}")
         objective = objective.for_sampling() if hasattr(objective, "for_sampling") else objective
         options = {k: v for k, v in (decoding or {}).items() if v is not None}
         if (tasks is not None or options) and not hasattr(objective, "tasks"):
@@ -283,7 +285,7 @@ class Preview:
         self._kept: tuple[Programs, Rows] | None = None  # of the first call: compiled once
 
     def __call__(self, objective: Objective, params: Groups, step: int) -> dict[str, UInt8[np.ndarray, "b t H w 3"]]:
-        if not self.config["data"].get("eval") or jax.process_count() > 1:
+        if not self.config["data"].get("eval") or jax.process_count() > 1 or not hasattr(objective, "sample"):
             return {}
         if self._kept is None:
             self._kept = self._prepare(objective)

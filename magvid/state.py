@@ -20,8 +20,8 @@ Scalars = dict[str, Float[Array, ""]]
 class Objective(Protocol):
     """What is being trained: pure methods. `params` = {group: tree} holds trained and frozen groups together.
 
-    Optional: `init_extra() -> extra`; `after_step(params, extra, key) -> params, extra`; `alarms`, {metric: (least value,
-    what to do)}, said where the metric stays below.
+    Optional: `sample`, which an objective that makes no videos lacks; `init_extra() -> extra`; `after_step(params, extra,
+    key) -> params, extra`; `alarms`, {metric: (least value, what to do)}, said where the metric stays below.
     """
 
     def init(self, key: Key[Array, ""], batch: dict) -> Groups: ...

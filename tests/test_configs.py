@@ -24,7 +24,7 @@ from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
-SHARED = ("__init__", "defaults", "magvit", "tables")
+SHARED = ("__init__", "clips", "defaults", "magvit", "tables")
 EVERY = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
 EVERY = [name for name in EVERY if not name.startswith(("table", "ablation"))]  # test_configs_tables.py
 CONFIGS = [name for name in EVERY if name.endswith("_sprites")]

@@ -1,0 +1,166 @@
+"""Text for training: tokenizers that turn a record's text into `text_ids`, without a download or with a published one.
+
+Both are transforms of the data pipeline, and have `encode(text) -> ids (n,)`, the fixed `length` n, and `null`, the ids of
+the empty text, which classifier-free guidance puts in place of a caption.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from magvid.data.stream import Record
+from magvid.types import UserError
+
+PAD, BOS, UNK, FIRST = 0, 1, 2, 3  # then the words, and EOS last: CLIP pools at the highest id
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words, single digits and single signs: "Turned by 12 degrees," -> turned by 1 2 degrees ,"""
+    return re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text.lower())
+
+
+def words_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Every word of the texts once, sorted: a vocabulary."""
+    return tuple(sorted({word for text in texts for word in split_words(text)}))
+
+
+class Tokenizer:
+    """What the tokenizers share. `key` is the entry of the record that is read: a text, or several (ids (s n))."""
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        raise NotImplementedError
+
+    @property
+    def null(self) -> Int32[np.ndarray, "n"]:
+        return self.encode("")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        if self.key not in record:
+            raise ValueError(f"the record has no {self.key!r} to tokenize; it has {', '.join(record)}: set `key`")
+        text = record[self.key]
+        ids = self.encode(text) if isinstance(text, str) else np.stack([self.encode(t) for t in text])
+        return record | {"text_ids": ids}
+
+
+@dataclasses.dataclass(frozen=True)
+class WordTokenizer(Tokenizer):
+    """[BOS, words, EOS, PAD, ...] over a closed list of words; `size` ids, of which EOS is the last.
+
+    ValueError for a word that is not listed (with `unknown`, UNK stands for it), and for a text that is too long.
+    """
+
+    words: tuple[str, ...]
+    length: int
+    key: str = "text"
+    unknown: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "words", tuple(self.words))
+        if len(set(self.words)) < len(self.words) or not self.words:
+            raise ValueError("words must be a list of different words, at least one; see words_of")
+        if strange := [w for w in self.words if split_words(w) != [w]]:
+            raise ValueError(f"words has {strange[:5]}, which no text is split into: lower case, no spaces, single digits")
+        if self.length < 2:
+            raise ValueError(f"length={self.length}: BOS and EOS need 2 places")
+
+    @property
+    def size(self) -> int:
+        return FIRST + len(self.words) + 1
+
+    @property
+    def eos(self) -> int:
+        return self.size - 1
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, int]:
+        return {word: FIRST + i for i, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        found = split_words(text)
+        missing = [word for word in found if word not in self.numbers]
+        if missing and not self.unknown:
+            raise ValueError(f'the vocabulary of {len(self.words)} words lacks "{missing[0]}" of "{text}": add it, or set unknown')
+        if len(found) + 2 > self.length:
+            raise ValueError(f'"{text}" has {len(found)} words, and length={self.length} has room for {self.length - 2}')
+        ids = [BOS, *(self.numbers.get(word, UNK) for word in found), self.eos]
+        return np.asarray(ids + [PAD] * (self.length - len(ids)), np.int32)
+
+    def decode(self, ids: Int32[np.ndarray, "n"]) -> str:
+        """The words, without BOS, EOS and PAD; `?` for UNK."""
+        names = {UNK: "?"} | {number: word for word, number in self.numbers.items()}
+        return " ".join(names[int(i)] for i in ids if int(i) in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class HFTokenizer(Tokenizer):
+    """A tokenizer of the transformers library from a local `folder` (Stable Diffusion's `tokenizer/`), padded and cut to
+    `length`. Nothing is downloaded. UserError where the package or the folder is missing.
+    """
+
+    folder: str
+    length: int = 77
+    key: str = "text"
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        found = _load(self.folder)(text, padding="max_length", truncation=True, max_length=self.length)
+        return np.asarray(found["input_ids"], np.int32)
+
+    @property
+    def size(self) -> int:
+        return len(_load(self.folder))
+
+
+@functools.lru_cache(maxsize=4)  # not in the dataclass: worker processes load their own
+def _load(folder: str) -> Any:
+    path = pathlib.Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"there is no tokenizer folder {folder}: it stands beside the weights of a text encoder")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise UserError(
+            f'published tokenizers need transformers, which cannot be imported ({error}): pip install -e ".[convert]"'
+        ) from error
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} does not hold a tokenizer that transformers can read ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class DistinctTexts:
+    """The first `count` records of a source whose texts differ from those before: a gallery in which every text has one
+    right answer. UserError where the first `search` records have fewer.
+    """
+
+    source: Any
+    count: int
+    key: str = "text"
+    search: int = 10_000
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Record:
+        return self.source[self.numbers[range(self.count)[i]]]
+
+    @functools.cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the records in the source."""
+        found: dict[str, int] = {}
+        for i in range(min(self.search, len(self.source))):
+            found.setdefault(self.source[i][self.key], i)
+            if len(found) == self.count:
+                return tuple(found.values())
+        raise UserError(f"{self.count} records of different {self.key} were asked for, but there are {len(found)}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "source":  # a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self.source, name)
