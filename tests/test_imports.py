@@ -32,6 +32,7 @@ ARROWS = {
     "metrics": {"types", "video", "models", "data.sprite_world", "metrics"},
     "objectives": {"types", "video", "losses", "masked", "diffusion", "objectives"},
     "optim": set(),
+    "lora": set(),
     "sharding": {"types"},
     "state": {"types", "optim", "sharding"},
     "logs": {"types", "video"},

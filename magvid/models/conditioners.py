@@ -1,0 +1,132 @@
+"""What a diffusion model is told, from a batch: modules (batch, keep) -> Condition.
+
+keep = {name: bool (b,)} hides conditions clip by clip: where it is False, a condition is replaced by its null. Training
+drops conditions so, guidance makes its null branches so; a name that is absent is kept. `names` are those that a
+conditioner obeys. Every entry of `batch` has the batch as its first axis. Sub-modules are named for the group of
+parameters that they have in an objective: two conditioners with a `vae` share one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from magvid.types import Condition
+
+Keep = Mapping[str, Array]
+
+
+def kept(keep: Keep, name: str, like: Array) -> Bool[Array, "b ..."]:
+    """keep[name], shaped so that it broadcasts against `like` (b ...)."""
+    mask = keep.get(name, jnp.ones(len(like), bool))
+    return jnp.reshape(mask, (-1,) + (1,) * (like.ndim - 1))
+
+
+def first_frame(batch: Mapping[str, Array]) -> Float[Array, "b h w 3"]:
+    """batch["image"] (b h w 3), or else the first frame of batch["video"], in [0, 1]."""
+    if "image" not in batch and "video" not in batch:
+        raise ValueError(f'an image is conditioned on: give "image" or "video" beside {sorted(batch)}')
+    image = batch["image"] if "image" in batch else batch["video"][:, 0]
+    return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+
+
+class TextTokens(nn.Module):
+    """Hidden states of a text tower (models.clip) as tokens, the same for every frame.
+
+    The tower's result has `tokens` (b n c). Token ids are batch[`key`] (b n). The null is the empty prompt: `null`, its n
+    ids, or batch["null_ids"] (b n), which wins and may hold a negative prompt.
+    """
+
+    text: nn.Module
+    null: Sequence[int] = ()
+    token: str = "text"
+    key: str = "text_ids"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.token,)
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        if self.key not in batch:
+            raise ValueError(f'the tokens of the text are missing: give "{self.key}" beside {sorted(batch)}')
+        ids = jnp.asarray(batch[self.key])
+        if self.token in keep:
+            ids = jnp.where(kept(keep, self.token, ids), ids, self.null_ids(batch, ids))
+        return Condition(tokens={self.token: self.text(ids).tokens[:, None]})
+
+    def null_ids(self, batch: Mapping[str, Array], ids: Array) -> Array:
+        null = jnp.asarray(batch["null_ids"] if "null_ids" in batch else [self.null], ids.dtype)
+        if null.shape[1] != ids.shape[1]:
+            raise ValueError(
+                f"the empty prompt has {null.shape[1]} ids and a prompt {ids.shape[1]}: give the empty prompt, padded "
+                'likewise, as `null` or as "null_ids"'
+            )
+        return null
+
+
+class ImageTokens(nn.Module):
+    """The first frame through an image tower (models.clip) as tokens, the same for every frame; the null is zeros.
+
+    The tower's result has `embedding` (b c), which becomes one token (SVD), and `tokens` (b n c), which are taken instead
+    with `pooled` False. `prepare`: images (b h w 3) in [0, 1] -> what the tower reads; SVD's is `models.clip.prepare`.
+    """
+
+    vision: nn.Module
+    prepare: Callable[[Array], Array]
+    pooled: bool = True
+    token: str = "image"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.token,)
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        encoded = self.vision(self.prepare(first_frame(batch)))
+        tokens = encoded.embedding[:, None] if self.pooled else encoded.tokens
+        tokens = jnp.where(kept(keep, self.token, tokens), tokens, 0)
+        return Condition(tokens={self.token: tokens[:, None]})
+
+
+class ImageLatent(nn.Module):
+    """The first frame's latent, for every frame, joined to the noisy ones; the null is zeros (SVD).
+
+    The frame, with noise of strength batch["aug"] (b,) or `aug`, goes through `vae`, whose mode is taken *unscaled*. The
+    strength is told as the scalar "aug" with `tell`. The noise comes from the random stream "condition".
+    """
+
+    vae: nn.Module
+    aug: float = 0.02
+    tell: bool = True
+    obeys: str = "image"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.obeys,)
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        image = 2 * first_frame(batch) - 1
+        aug = jnp.asarray(batch.get("aug", jnp.full(len(image), self.aug)), jnp.float32)
+        noise = jax.random.normal(self.make_rng("condition"), image.shape)
+        mean, _ = self.vae.encode((image + aug[:, None, None, None] * noise)[:, None])
+        mean = mean.astype(jnp.float32)
+        return Condition(
+            concat=jnp.where(kept(keep, self.obeys, mean), mean, 0), scalars={"aug": aug} if self.tell else {}
+        )
+
+
+class Scalars(nn.Module):
+    """Numbers that a network embeds, from the batch or else the constants of `values`; they have no null.
+
+    They are told as they are: SVD's network wants dict(fps=6, motion=127) for 7 frames per second, one less.
+    """
+
+    values: Mapping[str, float]
+
+    names = ()
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        b = len(next(iter(batch.values())))
+        number = lambda name, value: jnp.asarray(batch.get(name, jnp.full(b, value)), jnp.float32)
+        return Condition(scalars={name: number(name, value) for name, value in self.values.items()})

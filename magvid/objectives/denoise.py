@@ -1,0 +1,275 @@
+"""Training and sampling of a diffusion model on latents of a frozen autoencoder, or on pixels."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from magvid.diffusion import predictions, samplers
+from magvid.diffusion.guidance import chain, known_frames, ramp
+from magvid.diffusion.predictions import Eps, Prediction, unit
+from magvid.diffusion.samplers import DDIM, Sampler
+from magvid.diffusion.schedules import Discrete, Level, Schedule, corrupt, uniform
+from magvid.losses import weighted_mean
+from magvid.objectives.vqgan import cut, scale
+from magvid.types import Condition, Groups, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How clips are sampled. `guidance` has rows (names of hidden conditions, weight), the one that hides most first:
+
+        x0(hidden_1) + weight_1 (x0(hidden_2) - x0(hidden_1)) + ... + weight_k (x0(nothing hidden) - x0(hidden_k))
+
+    One row is classifier-free guidance; ((("text", "image"), s_image), (("text",), s_text)) is AID's dual guidance. A
+    weight may be a pair, linear over the frames. `wraps` are further functions from denoisers to denoisers, the innermost
+    first (`diffusion.guidance.clip`).
+    """
+
+    sampler: Sampler = DDIM()
+    steps: int = 50
+    guidance: Sequence[Any] = ()
+    wraps: Sequence[Callable] = ()
+
+
+@runtime_checkable
+class Merged(Protocol):
+    """Parameters that are added to the network's (magvid.lora.LoRA)."""
+
+    def init(self, params: Params, key: Array) -> Params: ...
+
+    def merge(self, params: Params, added: Params) -> Params: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoise:
+    """batch: "video" (b t h w 3) or "latents" (b t h w c), scaled as the network sees them, and what the conditioners
+    read. Optional: "known" bool (b t), frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t),
+    weights of the frames in the loss; "valid" (b,); to sample, "noise" (b t h w c) to begin with.
+
+    Groups: "network", "vae", the sub-modules of the conditioners by name, and "lora". `trained` names those that get the
+    loss; by default the network, or with `lora` only "lora", and the network is then taken from a run or frozen.
+
+    times: (schedule, key, shape) -> levels. weight: (level, prediction) -> factor of the network's squared error.
+    drop: rows (names, share of the clips); the conditions of a row are hidden together, those of different rows never, so
+    (("text",), .05), (("image",), .05), (("text", "image"), .05) hides each alone and both at times.
+    augmentation: (mean, std) of ln of the noise on the conditioning image, batch["aug"], in training (SVD: -3, 0.5).
+    clip: (t h w) of the clips to sample where the batch has neither video, latents nor noise.
+    """
+
+    network: nn.Module
+    vae: nn.Module | None = None
+    conditioners: Sequence[nn.Module] = ()
+    schedule: Schedule = Discrete()
+    prediction: Prediction = Eps()
+    times: Callable = uniform
+    weight: Callable = unit
+    drop: Sequence[Any] = ()
+    augmentation: Sequence[float] | None = None
+    sampling: Sampling = Sampling()
+    lora: Merged | None = None
+    trained: Sequence[str] = ()
+    clip: Sequence[int] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.prediction, Eps) and getattr(self.schedule, "zero_snr", False):
+            raise ValueError("the noise says nothing about x0 at zero terminal SNR: predict v or x0, or set zero_snr=False")
+        shares = [share for _, share in self.drop]
+        if min(shares, default=0) < 0 or sum(shares) > 1:
+            raise ValueError(f"drop={self.drop}: at most one row hides a clip's conditions, so shares sum to at most 1")
+        known = {n for c in self.conditioners for n in getattr(c, "names", ())}
+        for field, rows in (("drop", self.drop), ("guidance", self.sampling.guidance)):
+            if unknown := {n for names, _ in rows for n in names} - known:
+                raise ValueError(f"{field} hides {sorted(unknown)}, but the conditioners have {sorted(known)}")
+
+    # Parameters ---------------------------------------------------------------------------------------------------
+
+    def init(self, key: Array, batch: dict) -> Groups:
+        groups: Groups = {}
+        keys = jax.random.split(key, 4)
+        if self.vae is not None:
+            groups["vae"] = self.vae.init(keys[0], jnp.zeros(self.video_shape(batch)))["params"]
+        parts = []
+        for i, conditioner in enumerate(self.conditioners):
+            rngs = {"params": jax.random.fold_in(keys[1], i), "condition": keys[1]}
+            part, variables = conditioner.init_with_output(rngs, batch, {})
+            for name, tree in variables.get("params", {}).items():
+                if not isinstance(tree, Mapping):
+                    raise ValueError(f"{type(conditioner).__name__}'s parameter {name} lies in no sub-module, and so in no group")
+                groups.setdefault(name, tree)  # a conditioner may use but a part of a shared one
+            parts.append(part)
+        shape = self.latent_shape(batch)
+        condition = join(parts, shape[1])
+        groups["network"] = self.network.init(keys[2], jnp.zeros(shape), jnp.zeros(shape[0]), condition)["params"]
+        if self.lora is not None:
+            groups["lora"] = self.lora.init(groups["network"], keys[3])
+        return groups
+
+    def denoiser(self, params: Groups) -> predictions.Denoiser:
+        """(x, level, condition) -> x0."""
+        return predictions.denoiser(self.raw(params), self.prediction)
+
+    def raw(self, params: Groups) -> Callable[[Array, Array, Condition], Array]:
+        """The network (x, time, condition) -> its output, with LoRA's kernels merged in."""
+        weights = params["network"]
+        if self.lora is not None:
+            weights = self.lora.merge(weights, params["lora"])
+        return lambda x, time, condition: self.network.apply({"params": weights}, x, time, condition)
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def loss(self, params: Groups, extra: dict, batch: dict, key: Array, step: Array | int, train: bool):
+        """Squared error of the network's output, mean over the pixels and frames of a clip, weighted by its level, mean
+        over clips. Conditions are dropped in training only; levels and noise are drawn always.
+        """
+        keys = dict(zip(("latents", "level", "noise", "drop", "aug", "condition"), jax.random.split(key, 6), strict=True))
+        x0 = self.latents(params, batch, keys["latents"])
+        b, t = x0.shape[:2]
+        s: Level = self.times(self.schedule, keys["level"], (b,))
+        noise = jax.random.normal(keys["noise"], x0.shape)
+        xt, learned = corrupt(x0, noise, s), jnp.asarray(batch.get("loss_mask", jnp.ones((b, t))), jnp.float32)
+        if "known" in batch:
+            xt = jnp.where(batch["known"][..., None, None, None], x0, xt)
+            learned = learned * ~batch["known"]
+        if self.augmentation is not None:
+            mean, std = self.augmentation
+            batch = {**batch, "aug": jnp.exp(mean + std * jax.random.normal(keys["aug"], (b,)))}
+        keep = self.keep(keys["drop"], b) if train else {}
+        condition = self.condition(params, batch, keep, keys["condition"], t)
+        scaled = self.prediction.coefficients(s.like(xt)).scale * xt
+        output = self.raw(params)(scaled, s.time, condition).astype(jnp.float32)
+        error = jnp.mean(jnp.square(output - self.prediction.target(x0, noise, s)), axis=(2, 3, 4))
+        valid = jnp.asarray(batch.get("valid", jnp.ones(b)), jnp.float32)
+        mean = lambda per_clip: jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
+        per_clip = weighted_mean(error, learned)
+        loss = mean(per_clip * self.weight(s, self.prediction))
+        trained = self.trained or (("network",) if self.lora is None else ("lora",))
+        return {group: loss for group in trained}, ({"loss": loss, "unweighted": mean(per_clip)}, extra)
+
+    def keep(self, key: Array, b: int) -> dict[str, Bool[Array, "b"]]:
+        """Which conditions each clip keeps: one draw decides which row of `drop`, if any, hides its names."""
+        draw, above, kept = jax.random.uniform(key, (b,)), 0.0, {}
+        for names, share in self.drop:
+            hit = (draw >= above) & (draw < above + share)
+            kept |= {n: kept.get(n, True) & ~hit for n in names}
+            above += share
+        return kept
+
+    def condition(self, params: Groups, batch: dict, keep: dict, key: Array, frames: int) -> Condition:
+        """What all conditioners say, without gradient where their groups are frozen."""
+        told = [c.apply({"params": params}, batch, keep, rngs={"condition": key}) for c in self.conditioners]
+        return join(told, frames)
+
+    # Latents ------------------------------------------------------------------------------------------------------
+
+    def latents(self, params: Groups, batch: dict, key: Array | None) -> Float[Array, "b t h w c"]:
+        """batch["latents"], or the video's: a sample of the posterior with `key`, its mean without; scaled, float32."""
+        if "latents" in batch:
+            return batch["latents"].astype(jnp.float32)
+        video = 2 * scale(batch["video"]) - 1
+        if self.vae is None:
+            return video
+        mean, logvar = self.vae.apply({"params": params["vae"]}, video, method="encode")
+        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+        z = mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        return lax.stop_gradient(z * self.vae.scaling)
+
+    def decode(self, params: Groups, z: Float[Array, "b t h w c"]) -> Float[Array, "b t h w 3"]:
+        """Scaled latents to video in [0, 1]."""
+        if self.vae is not None:
+            z = self.vae.apply({"params": params["vae"]}, z / self.vae.scaling, method="decode").astype(jnp.float32)
+        return jnp.clip((z + 1) / 2, 0, 1)
+
+    def reconstruct(self, params: Groups, batch: dict) -> Float[Array, "b t h w 3"]:
+        """batch["video"] through the autoencoder and back: the best that latents can express."""
+        return cut(self.decode(params, self.latents(params, batch, None)), batch["video"])
+
+    def video_shape(self, batch: dict) -> tuple[int, ...]:
+        """(b t h w 3) of the clips of a batch, also of one of their latents."""
+        if "video" in batch:
+            return batch["video"].shape
+        for name in ("latents", "noise"):
+            if name in batch:
+                b, t, h, w, _ = batch[name].shape
+                return b, t, h * self._factor, w * self._factor, 3
+        if self.clip is None:
+            raise ValueError(f'the size of the clips is unknown: give "noise" beside {sorted(batch)}, or set clip=(t, h, w)')
+        return (len(next(iter(batch.values()))), *self.clip, 3)
+
+    def latent_shape(self, batch: dict) -> tuple[int, ...]:
+        """(b t h w c) of the latents of a batch."""
+        for name in ("latents", "noise"):
+            if name in batch:
+                return batch[name].shape
+        shape = self.video_shape(batch)
+        if self.vae is None:
+            return shape
+        encode = lambda x: self.vae.init_with_output(jax.random.key(0), x, method="encode")[0][0]
+        return jax.eval_shape(encode, jnp.zeros(shape)).shape
+
+    @property
+    def _factor(self) -> int:
+        return 1 if self.vae is None else self.vae.factor
+
+    # Sampling -----------------------------------------------------------------------------------------------------
+
+    def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
+        """Clips in [0, 1]."""
+        return self.decode(params, self.sample_latents(params, batch, key))
+
+    def sample_latents(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w c"]:
+        """Scaled latents. Frames that are "known" come out as they are, from the batch's "latents" or "video"."""
+        noise_key, condition_key, step_key = jax.random.split(key, 3)
+        shape = self.latent_shape(batch)
+        noise = batch["noise"] if "noise" in batch else jax.random.normal(noise_key, shape)
+        denoise = self.guided(params, batch, condition_key, shape[1])
+        clean = known = None
+        if "known" in batch:
+            clean, known = self.latents(params, batch, None), batch["known"]
+            denoise = known_frames(denoise, clean, known)
+        levels = self.schedule.levels(self.sampling.steps)
+        x = samplers.sample(self.sampling.sampler, denoise, samplers.begin(noise, levels), levels, step_key)
+        # a schedule may end above sigma 0
+        return x if clean is None else jnp.where(known[..., None, None, None], clean, x)
+
+    def guided(self, params: Groups, batch: dict, key: Array, frames: int) -> samplers.Guided:
+        """The denoiser (x, level) -> x0 that the sampler asks: `Sampling.guidance` and `wraps`."""
+        rows = self.sampling.guidance
+        b = len(next(iter(batch.values())))
+        hidden = [{n: jnp.zeros(b, bool) for n in names} for names, _ in rows] + [{}]
+        # one key: every branch sees the same noise on its image
+        conditions = [self.condition(params, batch, keep, key, frames) for keep in hidden]
+        weights = [w if isinstance(w, int | float) else ramp(*w, frames) for _, w in rows]
+        return reduce(lambda d, wrap: wrap(d), self.sampling.wraps, chain(self.denoiser(params), conditions, weights))
+
+    def with_decoding(self, **options) -> "Denoise":
+        """The same with other fields of `Sampling`; a number as `guidance` is the weight of its only row."""
+        guidance = options.get("guidance")
+        if isinstance(guidance, int | float):
+            rows = self.sampling.guidance
+            if len(rows) != 1:
+                raise ValueError(f"guidance={guidance} is one weight, and there are {len(rows)}: give all rows of {rows}")
+            options["guidance"] = ((rows[0][0], float(guidance)),)
+        return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **options))
+
+
+def join(conditions: Sequence[Condition], frames: int) -> Condition:
+    """All that conditioners say; `concat` for each of `frames` frames, along the channels in order. ValueError where two
+    give one name.
+    """
+    merged: dict[str, dict] = {"tokens": {}, "masks": {}, "scalars": {}}
+    for condition in conditions:
+        for field, values in merged.items():
+            new = getattr(condition, field)
+            if twice := sorted(set(values) & set(new)):
+                raise ValueError(f"two conditioners give the {field} {twice}: leave one out, or rename it")
+            values.update(new)
+    every = lambda x: jnp.broadcast_to(x, (len(x), frames, *x.shape[2:]))
+    concat = [every(c.concat) for c in conditions if c.concat is not None]
+    return Condition(**merged, concat=jnp.concatenate(concat, axis=-1) if concat else None)

@@ -1,0 +1,97 @@
+"""Conditioners: what they say, what they say instead, and what they want to be given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny_diffusion as tiny
+from magvid.models.conditioners import ImageLatent, ImageTokens, Scalars, TextTokens
+
+BATCH = tiny.batch()
+KEY = jax.random.key(0)
+FIRST = jnp.asarray([True, False])  # the first clip keeps its conditions
+
+
+def run(module, batch=BATCH, keep=None, key=KEY):
+    """(what the module says, its parameters)."""
+    rngs = {"params": KEY, "condition": key}
+    return module.init_with_output(rngs, batch, keep or {})
+
+
+def test_text_tokens():
+    module = TextTokens(tiny.Text(), null=(9, 0, 0, 0, 0))
+    said, variables = run(module)
+    assert module.names == ("text",) and list(variables["params"]) == ["text"]
+    tower = lambda ids: tiny.Text().apply({"params": variables["params"]["text"]}, ids).tokens
+    np.testing.assert_array_equal(said.tokens["text"], tower(BATCH["text_ids"])[:, None])
+    some = run(module, keep={"text": FIRST, "image": ~FIRST})[0].tokens["text"]
+    empty = tower(np.asarray([[9, 0, 0, 0, 0]]))
+    np.testing.assert_array_equal(some[0], said.tokens["text"][0])
+    np.testing.assert_array_equal(some[1], empty)
+    negative = {**BATCH, "null_ids": np.full((2, 5), 7)}
+    np.testing.assert_array_equal(run(module, negative, {"text": FIRST})[0].tokens["text"][1], tower(np.full((1, 5), 7)))
+
+
+def test_text_that_is_missing_is_named():
+    with pytest.raises(ValueError, match='"text_ids" beside .*video'):
+        run(TextTokens(tiny.Text()), {"video": BATCH["video"]})
+    with pytest.raises(ValueError, match="empty prompt has 0 ids and a prompt 5"):
+        run(TextTokens(tiny.Text()), keep={"text": FIRST})
+
+
+def test_two_texts_have_two_names():
+    batch = {**BATCH, "state_ids": BATCH["text_ids"][::-1]}
+    said, _ = run(TextTokens(tiny.Text(), token="state", key="state_ids"), batch)
+    assert list(said.tokens) == ["state"]
+
+
+@pytest.mark.parametrize("pooled,shape", [(True, (2, 1, 1, 3)), (False, (2, 1, 4, 4))])
+def test_image_tokens(pooled, shape):
+    module = ImageTokens(tiny.Vision(), tiny.prepare, pooled)
+    said, variables = run(module)
+    assert said.tokens["image"].shape == shape
+    encoded = tiny.Vision().apply({"params": variables["params"]["vision"]}, BATCH["video"][:, 0] / 127.5 - 1)
+    expected = encoded.embedding[:, None] if pooled else encoded.tokens
+    np.testing.assert_allclose(said.tokens["image"][:, 0], expected, atol=1e-6)
+    some = run(module, keep={"image": FIRST})[0].tokens["image"]
+    np.testing.assert_array_equal(some[0], said.tokens["image"][0])
+    assert not some[1].any() and said.tokens["image"][1].any()
+
+
+def test_image_latent():
+    module = ImageLatent(tiny.VAE(), aug=0.0)
+    said, variables = run(module)
+    assert said.concat.shape == (2, 1, 2, 3, 2)
+    frame = BATCH["video"][:, :1] / np.float32(127.5) - 1
+    mean, _ = tiny.VAE().apply({"params": {**variables["params"]["vae"], "exit": {}}}, frame, method="encode")
+    np.testing.assert_allclose(said.concat, mean, atol=1e-6)  # not times `scaling`
+    some = run(module, keep={"image": FIRST})[0]
+    np.testing.assert_array_equal(some.concat[0], said.concat[0])
+    assert not some.concat[1].any()
+    np.testing.assert_array_equal(some.scalars["aug"], [0, 0])
+    assert not run(ImageLatent(tiny.VAE(), tell=False))[0].scalars
+
+
+def test_noise_on_the_conditioning_image():
+    """Of the strength that is told; an "image" of floats stands in for the first frame."""
+    clear = run(ImageLatent(tiny.VAE(), aug=0.0))[0]
+    batch = {"image": BATCH["video"][:, 0] / np.float32(255), "aug": np.asarray([0.0, 0.5], np.float32)}
+    noisy = run(ImageLatent(tiny.VAE()), batch)[0]
+    np.testing.assert_array_equal(noisy.scalars["aug"], batch["aug"])
+    np.testing.assert_allclose(noisy.concat[0], clear.concat[0], atol=1e-6)
+    assert np.abs(noisy.concat[1] - clear.concat[1]).max() > 0.05
+    default = run(ImageLatent(tiny.VAE()))[0]
+    np.testing.assert_allclose(default.scalars["aug"], [0.02, 0.02])
+    other = run(ImageLatent(tiny.VAE()), key=jax.random.key(1))[0]
+    assert not np.array_equal(default.concat, other.concat)
+    with pytest.raises(ValueError, match='"image" or "video" beside .*fps'):
+        run(ImageLatent(tiny.VAE()), {"fps": BATCH["fps"]})
+
+
+def test_scalars():
+    said, variables = run(Scalars({"fps": 6.0, "motion": 127.0}))
+    assert not variables
+    np.testing.assert_array_equal(said.scalars["fps"], [5, 6])
+    np.testing.assert_array_equal(said.scalars["motion"], [127, 127])
+    assert said.scalars["motion"].dtype == jnp.float32

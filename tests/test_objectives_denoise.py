@@ -1,0 +1,347 @@
+"""The diffusion objective: its loss in closed form, what its network sees, who is hidden when, sampling, LoRA."""
+
+import dataclasses
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny_diffusion as tiny
+from helpers import flatten
+from magvid import optim
+from magvid.build import build
+from magvid.diffusion import guidance, predictions, schedules
+from magvid.diffusion.guidance import chain, ramp
+from magvid.diffusion.predictions import V, X0, Eps
+from magvid.diffusion.samplers import DPMSolverPP2M, EulerEDM, begin
+from magvid.diffusion.samplers import sample as run_sampler
+from magvid.diffusion.schedules import EDM, Discrete
+from magvid.lora import LoRA
+from magvid.models.conditioners import ImageLatent, ImageTokens, Scalars, TextTokens
+from magvid.objectives.denoise import Denoise, Sampling, join
+from magvid.state import init_state, make_eval, make_step
+from magvid.types import Condition
+
+KEY = jax.random.key(0)
+BATCH = tiny.batch()
+NULL = (9, 0, 0, 0, 0)
+Z = np.asarray(jax.random.normal(jax.random.key(5), (2, 3, 2, 4, 2)))
+
+SVD = dict(
+    network=tiny.Network(),
+    vae=tiny.VAE(),
+    conditioners=(
+        ImageTokens(tiny.Vision(), tiny.prepare),
+        ImageLatent(tiny.VAE()),
+        TextTokens(tiny.Text(), null=NULL),
+        Scalars({"fps": 6.0, "motion": 127.0}),
+    ),
+    schedule=EDM(),
+    prediction=V(),
+    times=schedules.log_normal,
+    drop=((("text",), 0.1), (("image",), 0.1), (("text", "image"), 0.2)),
+    augmentation=(-3.0, 0.5),
+    sampling=Sampling(EulerEDM(), 2, ((("text", "image"), (1.0, 3.0)), (("text",), 2.0))),
+)
+
+
+SEEN = []  # what `Seeing` was called with
+
+
+class Seeing(nn.Module):
+    """Says a constant, at first 0, of as many channels as the latents have."""
+
+    @nn.compact
+    def __call__(self, x, time, condition):
+        SEEN.append((x, time, condition))
+        return jnp.broadcast_to(self.param("constant", nn.initializers.zeros, ()), x.shape)
+
+
+def fixed_levels(schedule, key, shape):
+    return schedule.at(jnp.asarray([0.2, 0.7]))
+
+
+def seeing(**changes) -> Denoise:
+    """On latents, with a network that says 0, at two fixed levels."""
+    SEEN.clear()
+    return Denoise(**{**dict(network=Seeing(), prediction=X0(), times=fixed_levels), **changes})
+
+
+def loss_of(objective, batch, params=None, key=KEY, train=True):
+    params = objective.init(KEY, batch) if params is None else params
+    losses, (metrics, extra) = objective.loss(params, {}, batch, key, 0, train)
+    assert extra == {}
+    return losses, metrics
+
+
+# The loss -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_error_of_the_output():
+    """A network that says 0 has the mean square of its target, clip by clip, times the clip's weight."""
+    per_clip = np.square(Z).mean((1, 2, 3, 4))
+    assert loss_of(seeing(), {"latents": Z})[0]["network"] == pytest.approx(per_clip.mean(), rel=1e-5)
+    losses, metrics = loss_of(seeing(weight=predictions.min_snr), {"latents": Z})
+    weight = np.asarray(predictions.min_snr(fixed_levels(Discrete(), None, None), X0()))
+    assert weight[0] == 5 and weight[1] < 1
+    assert losses["network"] == pytest.approx((per_clip * weight).mean(), rel=1e-5)
+    assert metrics["loss"] == losses["network"] and metrics["unweighted"] == pytest.approx(per_clip.mean(), rel=1e-5)
+
+
+def test_the_noise_is_the_target_of_eps():
+    """What the network saw gives the noise away, and with it the loss."""
+    loss = loss_of(seeing(prediction=Eps()), {"latents": Z})[0]["network"]
+    x, time, _ = SEEN[-1]
+    np.testing.assert_array_equal(time, [200, 700])
+    noise = predictions.noise_in(x, Z, fixed_levels(Discrete(), None, None))
+    assert loss == pytest.approx(float(jnp.square(noise).mean()), rel=1e-4)
+    assert noise.std() == pytest.approx(1, abs=0.15)
+    first = SEEN[-1][0]
+    loss_of(seeing(prediction=Eps()), {"latents": Z}, key=jax.random.key(1))
+    assert not np.any(SEEN[-1][0] == first)
+
+
+def test_edm_scales_the_input_and_tells_ln_sigma():
+    loss_of(seeing(schedule=EDM(), prediction=V()), {"latents": Z})
+    s = fixed_levels(EDM(), None, None)
+    x, time, _ = SEEN[-1]
+    np.testing.assert_allclose(time, np.log(s.sigma) / 4, rtol=1e-6)
+    assert (x.reshape(2, -1).std(1) < 1.5).all() and s.sigma[1] > 50
+
+
+def test_frames_and_clips_that_do_not_count():
+    square = np.square(Z).mean((2, 3, 4))
+    mask = np.asarray([[1, 0, 1], [0, 1, 0]], bool)
+    by_mask = loss_of(seeing(), {"latents": Z, "loss_mask": mask})[0]["network"]
+    assert by_mask == pytest.approx((square[0, [0, 2]].mean() + square[1, 1]) / 2, rel=1e-5)
+    valid = loss_of(seeing(), {"latents": Z, "valid": np.asarray([False, True])})[0]["network"]
+    assert valid == pytest.approx(square[1].mean(), rel=1e-5)
+    known = loss_of(seeing(), {"latents": Z, "known": mask})[0]["network"]
+    assert known == pytest.approx((square[0, 1] + square[1, [0, 2]].mean()) / 2, rel=1e-5)
+    x = SEEN[-1][0]
+    np.testing.assert_array_equal(x[mask], Z[mask])  # clean in place
+    assert not np.any(x[~mask] == Z[~mask])
+
+
+def test_latents_are_scaled_samples_of_the_posterior():
+    objective = Denoise(network=tiny.Network(), vae=tiny.VAE())
+    params = objective.init(KEY, BATCH)
+    assert objective.latent_shape(BATCH) == (2, 3, 2, 3, 2) and objective.video_shape({"latents": Z}) == (2, 3, 4, 8, 3)
+    video = BATCH["video"] / np.float32(127.5) - 1
+    mean, logvar = tiny.VAE().apply({"params": params["vae"]}, video, method="encode")
+    np.testing.assert_allclose(objective.latents(params, BATCH, None), 0.5 * mean, atol=1e-6)
+    draws = jax.vmap(lambda k: objective.latents(params, BATCH, k))(jax.random.split(KEY, 2000))
+    np.testing.assert_allclose(draws.std(0), 0.5 * np.exp(0.5 * logvar), rtol=0.1)
+    np.testing.assert_array_equal(objective.latents(params, {"latents": Z}, KEY), Z)
+    found = objective.reconstruct(params, BATCH)
+    assert found.shape == BATCH["video"].shape and found.min() >= 0 and found.max() <= 1
+
+
+# Conditions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def svd():
+    objective = Denoise(**SVD)
+    return objective, jax.jit(objective.init)(KEY, BATCH)
+
+
+def test_groups_are_the_parts(svd):
+    objective, params = svd
+    assert set(params) == {"network", "vae", "vision", "text"}
+    assert set(params["vae"]) == {"enter", "exit"}  # whole, though a conditioner that shares it only encodes
+    assert set(params["network"]) == {"enter", "time", "mix", "exit", "text", "image", "fps", "motion", "aug"}
+    assert flatten(params)["network/enter/kernel"].shape == (4, 8)
+
+
+def test_which_conditions_are_dropped():
+    """Each row of `drop` at its rate, never two rows at once; only in training."""
+    objective = Denoise(**SVD)
+    keep = objective.keep(KEY, 100_000)
+    text, image = keep["text"], keep["image"]
+    assert np.mean(~text & image) == pytest.approx(0.1, abs=0.005)
+    assert np.mean(text & ~image) == pytest.approx(0.1, abs=0.005)
+    assert np.mean(~text & ~image) == pytest.approx(0.2, abs=0.005)
+    assert Denoise(network=tiny.Network()).keep(KEY, 3) == {}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_dropped_condition_is_its_null(svd, train):
+    """The network is told the null of all that a row names, and everything else as it is."""
+    always = dict(conditioners=SVD["conditioners"], drop=((("text", "image"), 1.0),), vae=tiny.VAE())
+    _, params = svd
+    told = seeing(**always)
+    told.loss({**params, "network": {"constant": jnp.zeros(())}}, {}, BATCH, KEY, 0, train)
+    condition = SEEN[-1][2]
+    empty = tiny.Text().apply({"params": params["text"]}, jnp.asarray([NULL])).tokens
+    is_empty = np.array_equal(condition.tokens["text"][:, 0], np.repeat(empty, 2, 0))
+    assert (is_empty, not condition.concat.any(), not condition.tokens["image"].any()) == (train,) * 3
+    assert condition.concat.shape == (2, 3, 2, 3, 2)
+    np.testing.assert_array_equal(condition.scalars["fps"], [5, 6])
+
+
+def test_noise_augmentation_is_told(svd):
+    """ln of the strength ~ N(-3, 0.5^2) in training; the constant in sampling."""
+    objective, params = svd
+    many = tiny.batch(b=4000, frames=1, h=2, w=2)
+    told = seeing(conditioners=(ImageLatent(tiny.VAE()),), vae=tiny.VAE(), augmentation=(-3.0, 0.5), times=schedules.uniform)
+    told.loss({**params, "network": {"constant": jnp.zeros(())}}, {}, many, KEY, 0, True)
+    aug = np.log(SEEN[-1][2].scalars["aug"])
+    assert aug.mean() == pytest.approx(-3, abs=0.03) and aug.std() == pytest.approx(0.5, abs=0.03)
+    condition = objective.condition(params, BATCH, {}, KEY, 3)
+    np.testing.assert_allclose(condition.scalars["aug"], 0.02)
+
+
+def test_joined_conditions():
+    one = Condition(tokens={"a": jnp.zeros((2, 1, 4, 3))}, concat=jnp.ones((2, 1, 4, 5, 1)))
+    two = Condition(scalars={"fps": jnp.zeros(2)}, concat=jnp.zeros((2, 3, 4, 5, 2)))
+    both = join([one, two], 3)
+    assert both.concat.shape == (2, 3, 4, 5, 3) and set(both.tokens) == {"a"} and set(both.scalars) == {"fps"}
+    assert both.concat[0, 2, 0, 0].tolist() == [1, 0, 0]
+    assert join([], 3) == Condition()
+    with pytest.raises(ValueError, match=r"two conditioners give the tokens \['a'\]"):
+        join([one, one], 3)
+
+
+def test_impossible_objectives_are_named():
+    with pytest.raises(ValueError, match="zero terminal SNR: predict v"):
+        Denoise(network=tiny.Network(), schedule=Discrete(zero_snr=True))
+    with pytest.raises(ValueError, match="sum to at most 1"):
+        Denoise(**{**SVD, "drop": ((("text",), 0.7), (("image",), 0.5))})
+    with pytest.raises(ValueError, match=r"drop hides \['txt'\], but the conditioners have \['image', 'text'\]"):
+        Denoise(**{**SVD, "drop": ((("txt",), 0.7),)})
+    with pytest.raises(ValueError, match="guidance hides .*'words'"):
+        Denoise(**{**SVD, "sampling": Sampling(guidance=((("words",), 2.0),))})
+    with pytest.raises(ValueError, match='"noise" beside .*text_ids'):
+        Denoise(network=tiny.Network()).video_shape({"text_ids": BATCH["text_ids"]})
+
+
+# Sampling -----------------------------------------------------------------------------------------------------------
+
+
+def test_sampling_is_the_guided_sampler(svd):
+    """The same as put together by hand: chain of three branches, a ramp for the image, two Euler steps, decoding."""
+    objective, params = svd
+    batch = {**BATCH, "noise": np.asarray(jax.random.normal(KEY, (2, 3, 2, 3, 2)))}
+    del batch["video"]
+    batch["image"] = BATCH["video"][:, 0]
+    found = jax.jit(objective.sample)(params, batch, KEY)
+    assert found.shape == (2, 3, 4, 6, 3) and found.min() >= 0 and found.max() <= 1
+    _, condition_key, _ = jax.random.split(KEY, 3)
+    hide = lambda *names: {n: jnp.zeros(2, bool) for n in names}
+    told = [objective.condition(params, batch, k, condition_key, 3) for k in (hide("text", "image"), hide("text"), {})]
+    network = lambda x, t, c: tiny.Network().apply({"params": params["network"]}, x, t, c)
+    guided = chain(predictions.denoiser(network, V()), told, [ramp(1, 3, 3), 2.0])
+    levels = EDM().levels(2)
+    z = jax.jit(lambda x: run_sampler(EulerEDM(), guided, x, levels, KEY))(begin(batch["noise"], levels))
+    np.testing.assert_allclose(found, objective.decode(params, z), atol=1e-4)
+
+
+def test_known_frames_are_sampled_as_they_are():
+    """Also where the schedule ends above sigma 0; in pixels, without an autoencoder, with clipped x0."""
+    objective = Denoise(
+        network=tiny.Network(out=3),
+        schedule=Discrete(clean_end=False),
+        sampling=Sampling(DPMSolverPP2M(), 3, wraps=(partial(guidance.clip, low=-0.5, high=0.5),)),
+    )
+    params = objective.init(KEY, BATCH)
+    known = np.asarray([[True, False, False], [True, False, True]])
+    found = jax.jit(objective.sample)(params, {**BATCH, "known": known}, KEY)
+    np.testing.assert_allclose(found[known], BATCH["video"][known] / np.float32(255), atol=1e-6)
+    assert np.all(np.abs(found[~known] - 0.5) < 0.5)
+
+
+def test_the_size_of_clips_from_noise_alone():
+    objective = dataclasses.replace(Denoise(**SVD), clip=(3, 4, 6))
+    assert objective.latent_shape({"text_ids": BATCH["text_ids"]}) == (2, 3, 2, 3, 2)
+
+
+def test_other_ways_of_decoding():
+    one = dataclasses.replace(Denoise(**SVD), sampling=Sampling(guidance=((("text",), 7.5),)))
+    assert one.with_decoding(steps=7, guidance=3).sampling == Sampling(steps=7, guidance=((("text",), 3.0),))
+    with pytest.raises(ValueError, match="guidance=3 is one weight, and there are 2"):
+        Denoise(**SVD).with_decoding(guidance=3)
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def optimisers_of(params, groups):
+    spec = dict(optimizer=dict(name="adam"), rules=[(".*", dict(peak=1e-2, decay="constant"))])
+    return {g: optim.make(spec, params[g], 100, g) for g in groups}
+
+
+def trained(objective, groups, batch, steps, dtype="float32"):
+    """(losses, first parameters, last state) of training of `groups`, all others frozen."""
+    params = objective.init(KEY, batch)
+    mine, frozen = ({g: t for g, t in params.items() if (g in groups) == own} for own in (True, False))
+    optimisers = optimisers_of(params, groups)
+    step = jax.jit(make_step(objective, optimisers, dtype=dtype))
+    state, losses = init_state(mine, frozen, {}, KEY, optimisers), []
+    for _ in range(steps):
+        state, metrics, finite = step(state, batch)
+        assert all(np.all(f) for f in finite.values())
+        losses.append(float(metrics["loss"]))
+    return losses, params, state
+
+
+def test_training_through_the_step_of_the_loop(svd):
+    losses, before, state = trained(Denoise(**SVD), ("network",), BATCH, 2)
+    assert np.all(np.isfinite(losses))
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before["network"], state.params["network"])
+    assert all(jax.tree.leaves(moved))
+    metrics = jax.jit(make_eval(Denoise(**SVD)))({**state.params, **state.frozen}, {}, BATCH, KEY, 0)
+    assert set(metrics) == {"loss/network", "loss", "unweighted"}
+
+
+def test_lora_trains_beside_a_frozen_network():
+    base = dict(network=tiny.Network(), schedule=Discrete(), times=fixed_levels)
+    plain, with_lora = Denoise(**base), Denoise(**base, lora=LoRA("mix|enter|exit", rank=2))
+    batch = {"latents": Z}
+    params = with_lora.init(KEY, batch)
+    jax.tree.map(np.testing.assert_array_equal, params["network"], plain.init(KEY, batch)["network"])
+    np.testing.assert_array_equal(loss_of(with_lora, batch, params)[0]["lora"], loss_of(plain, batch, params)[0]["network"])
+    losses, before, state = trained(with_lora, ("lora",), batch, 30)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    jax.tree.map(np.testing.assert_array_equal, state.frozen["network"], before["network"])
+    merged = {"network": with_lora.lora.merge(before["network"], state.params["lora"])}
+    after = {**state.params, **state.frozen}
+    assert loss_of(plain, batch, merged)[0]["network"] == pytest.approx(float(loss_of(with_lora, batch, after)[0]["lora"]))
+
+
+def test_two_groups_share_the_loss():
+    objective = Denoise(**{**SVD, "trained": ("network", "text"), "drop": ()})
+    _, before, state = trained(objective, ("network", "text"), BATCH, 1, "bfloat16")
+    assert np.any(before["text"]["Embed_0"]["embedding"] != state.params["text"]["Embed_0"]["embedding"])
+    assert state.params["network"]["enter"]["kernel"].dtype == jnp.float32
+
+
+def test_built_from_a_config():
+    target = lambda path, **fields: dict(target=f"magvid.{path}", **fields)
+    objective = build(
+        target(
+            "objectives.denoise:Denoise",
+            network=dict(target="tiny_diffusion:Network"),
+            conditioners=[target("models.conditioners:TextTokens", text=dict(target="tiny_diffusion:Text"), null=list(NULL))],
+            schedule=target("diffusion.schedules:Discrete", betas=dict(factory="magvid.diffusion.schedules:cosine"), zero_snr=True),
+            prediction=target("diffusion.predictions:V"),
+            times=dict(factory="magvid.diffusion.schedules:logit_normal", std=0.5),
+            weight=dict(factory="magvid.diffusion.predictions:min_snr", gamma=3.0),
+            drop=[[["text"], 0.1]],
+            lora=target("lora:LoRA", regex="mix", rank=2),
+            sampling=target(
+                "objectives.denoise:Sampling",
+                sampler=target("diffusion.samplers:DPMSolverPP2M"),
+                steps=2,
+                guidance=[[["text"], [1.0, 2.0]]],
+                wraps=[dict(factory="magvid.diffusion.guidance:clip", high=2.0)],
+            ),
+        )
+    )
+    batch = {"latents": Z, "text_ids": BATCH["text_ids"]}
+    params = jax.jit(objective.init)(KEY, batch)
+    assert np.isfinite(loss_of(objective, batch, params)[0]["lora"])
+    assert jax.eval_shape(objective.sample_latents, params, batch, KEY).shape == Z.shape
