@@ -148,7 +148,7 @@ def test_what_a_network_sees_of_known_frames(noise):
 
 @pytest.mark.parametrize("noise", [None, NOISE], ids=["clean", "noised"])
 @pytest.mark.parametrize(
-    "sampler,schedule", [(DDIM(), Discrete()), (DDPM(), Discrete()), (DPMSolverPP2M(), Discrete()), (EulerEDM(), EDM())], ids=str
+    "sampler,schedule", [(DDIM(), Discrete()), (DDPM(), Discrete()), (DPMSolverPP2M(), Discrete()), (EulerEDM(), EDM())], ids=lambda part: type(part).__name__
 )
 def test_known_frames_stay_exactly(sampler, schedule, noise):
     """Composed with guidance; bit for bit, and the others are made."""
