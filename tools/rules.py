@@ -17,8 +17,23 @@ def _drop_leading_1(x: np.ndarray) -> np.ndarray:
     return x[0]
 
 
-OPERATIONS = {"drop_leading_1": _drop_leading_1, "add_leading_1": lambda x: x[None]}
-INVERSE = {"drop_leading_1": "add_leading_1", "add_leading_1": "drop_leading_1"}
+def _kernel(x: np.ndarray) -> np.ndarray:
+    """torch's weight of a linear layer or a convolution (o i ...) -> (... i o)."""
+    return x.transpose(*range(2, x.ndim), 1, 0)
+
+
+def _weight(x: np.ndarray) -> np.ndarray:
+    return x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
+
+
+OPERATIONS = {
+    "drop_leading_1": _drop_leading_1,
+    "add_leading_1": lambda x: x[None],
+    "kernel": _kernel,
+    "weight": _weight,
+}
+INVERSE = {"drop_leading_1": "add_leading_1", "kernel": "weight"}
+INVERSE |= {back: there for there, back in INVERSE.items()}
 
 
 def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
