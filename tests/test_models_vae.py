@@ -3,6 +3,7 @@ memory.
 """
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -20,8 +21,8 @@ from tools.rules import check, invert, rename
 
 CLASSES = dict(vae=AutoencoderKL, tvae=TemporalAutoencoderKL)
 SMALL = dict(channels=(8, 16), layers=1, latent=3, groups=4)
-VIDEO = np.random.default_rng(0).uniform(-1, 1, (2, 5, 12, 20, 3)).astype(np.float32)
-LATENTS = np.random.default_rng(1).standard_normal((2, 5, 6, 10, 3)).astype(np.float32)
+VIDEO = np.random.default_rng(0).uniform(-1, 1, (2, 4, 12, 20, 3)).astype(np.float32)
+LATENTS = np.random.default_rng(1).standard_normal((2, 4, 6, 10, 3)).astype(np.float32)
 
 
 def torch_shapes(module) -> dict[str, tuple[int, ...]]:
@@ -34,8 +35,13 @@ def weights(module) -> dict:
     return {"params": nest(rename({n: generated(n, s) for n, s in torch_shapes(module).items()}, convert_vae.RULES))}
 
 
+@functools.cache  # compilation is most of what these tests cost
+def compiled(module, method):
+    return jax.jit(partial(module.apply, method=method))
+
+
 def apply(module, params, x, method):
-    return jax.jit(partial(module.apply, method=method))(params, x)
+    return compiled(module, method)(params, x)
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
@@ -183,16 +189,23 @@ def test_names_of_older_files():
 # What it promises ---------------------------------------------------------------------------------------------------
 
 
+class Open(AutoencoderKL):
+    """Whose latents are the pixels."""
+
+    def encode(self, video):
+        return Posterior(video, jnp.full_like(video, 2 * np.log(3.0)))
+
+    def decode(self, z):
+        return 2 * z
+
+
 def test_reconstruction_is_of_the_mode_or_of_a_sample():
-    module = AutoencoderKL(**SMALL)
-    params = weights(module)
-    run = jax.jit(module.apply)
-    video, posterior = run(params, VIDEO)
-    assert video.shape == VIDEO.shape
-    np.testing.assert_allclose(video, apply(module, params, posterior.mode(), "decode"), atol=1e-6)
-    other, _ = run(params, VIDEO, jax.random.key(0))
-    expected = apply(module, params, posterior.sample(jax.random.key(0)), "decode")
-    np.testing.assert_allclose(other, expected, atol=1e-5)
+    video, posterior = Open(**SMALL).apply({}, VIDEO)
+    np.testing.assert_array_equal(video, 2 * VIDEO)
+    key = jax.random.key(0)
+    other, _ = Open(**SMALL).apply({}, VIDEO, key)
+    np.testing.assert_array_equal(other, 2 * posterior.sample(key))
+    np.testing.assert_allclose(posterior.sample(key), VIDEO + 3 * jax.random.normal(key, VIDEO.shape), rtol=1e-5, atol=1e-5)
 
 
 def test_posterior():
@@ -207,7 +220,7 @@ def test_logvar_is_bounded():
     module = AutoencoderKL(**SMALL)
     params = weights(module)
     params["params"]["quant_conv"]["bias"] = np.float32([0, 0, 0, 1e3, -1e3, 0])
-    logvar = apply(module, params, VIDEO[:1, :1], "encode").logvar
+    logvar = apply(module, params, VIDEO[:, :2], "encode").logvar
     assert (logvar[..., 0] == 20).all() and (logvar[..., 1] == -30).all()
 
 
@@ -221,16 +234,16 @@ def test_a_temporal_decoder_that_does_not_blend_is_the_plain_one():
     frames = {n.replace("/spatial_res_block", ""): a for n, a in params.items()}
     frames = {n: a for n, a in frames.items() if "temporal_res" not in n and "time_conv" not in n and "mix" not in n}
     frames |= {"post_quant_conv/kernel": np.eye(3, dtype=np.float32)[None, None], "post_quant_conv/bias": np.zeros(3, np.float32)}
-    found = apply(temporal, {"params": nest(params)}, LATENTS, "decode")
-    expected = apply(plain, {"params": nest(frames)}, LATENTS, "decode")
+    found = apply(temporal, {"params": nest(params)}, LATENTS[:, :2], "decode")
+    expected = apply(plain, {"params": nest(frames)}, LATENTS[:, :2], "decode")
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_half_precision_is_close_and_keeps_float32_parameters():
     module = AutoencoderKL(**SMALL)
     params = weights(module)
-    exact = apply(module, params, LATENTS, "decode")
-    half = apply(dataclasses.replace(module, dtype=jnp.bfloat16), params, LATENTS, "decode")
+    exact = apply(module, params, LATENTS[:, :2], "decode")
+    half = apply(dataclasses.replace(module, dtype=jnp.bfloat16), params, LATENTS[:, :2], "decode")
     assert half.dtype == jnp.bfloat16 and relative_error(half.astype(jnp.float32), exact) < 0.05
 
 
@@ -246,8 +259,7 @@ def test_what_does_not_fit_is_named():
 
 
 def calls(module, method):
-    params = weights(module)
-    return jax.jit(partial(module.apply, params, method=method))
+    return partial(compiled(module, method), weights(module))
 
 
 def test_chunks_of_frames_are_exact_where_frames_are_apart():
@@ -266,13 +278,13 @@ def test_chunks_are_exact_where_the_overlap_covers_the_reach():
 
 def test_chunks_of_the_temporal_decoder_are_close():
     """And with an overlap closer."""
-    f = calls(TemporalAutoencoderKL(**SMALL), "decode")
-    z = np.random.default_rng(2).standard_normal((1, 12, 6, 10, 3)).astype(np.float32)
+    f = calls(TemporalAutoencoderKL(**{**SMALL, "channels": (8,)}), "decode")
+    z = np.random.default_rng(2).standard_normal((1, 8, 6, 10, 3)).astype(np.float32)
     whole = np.asarray(f(z))
     rms = lambda a: np.sqrt(np.mean(np.square(a - whole)) / np.mean(np.square(whole)))
-    apart, overlapping = rms(in_chunks(f, z, 4)), rms(in_chunks(f, z, 4, overlap=3))
-    assert 1e-4 < overlapping < 0.5 * apart < 0.2, (apart, overlapping)
-    np.testing.assert_array_equal(in_chunks(f, z, 12), whole)
+    apart, overlapping = rms(in_chunks(f, z, 4)), rms(in_chunks(f, z, 4, overlap=2))
+    assert 1e-4 < overlapping < 0.6 * apart < 0.2, (apart, overlapping)
+    np.testing.assert_array_equal(in_chunks(f, z, 8), whole)
 
 
 @pytest.mark.parametrize("tile, overlap", [((5, 4), (2, 1)), ((3, 10), (0, 0)), ((4, 7), (3, 6)), ((99, 5), (1, 1))])
@@ -288,7 +300,7 @@ def test_tiles_are_blended_linearly():
     np.testing.assert_allclose(found[0, 0, 0, :, 0], [0, 0, 1, 2, 3, 4, 4], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["encode", "decode"])
+@pytest.mark.parametrize("method", ["encode", pytest.param("decode", marks=pytest.mark.full)])
 def test_tiles_of_the_autoencoder_are_close(method):
     """On noise, whose statistics are those of its tiles; relative RMS of the difference."""
     f = calls(AutoencoderKL(**SMALL), method)
