@@ -182,8 +182,8 @@ def test_conversion_there_and_back_is_bit_equal(cls):
 def test_names_of_older_files():
     new = torch_shapes(AutoencoderKL(**SMALL))
     old = {n.replace("to_out.0", "proj_attn").replace("to_q", "query").replace("to_k", "key").replace("to_v", "value"): s for n, s in new.items()}
-    assert old.keys() != new.keys() and convert_vae.published_names("sd", old) == new
-    assert convert_vae.published_names("sd", new) == new
+    assert old.keys() != new.keys() and convert_vae.published("sd", old) == new
+    assert convert_vae.published("sd", new) == new
 
 
 # What it promises ---------------------------------------------------------------------------------------------------

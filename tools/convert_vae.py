@@ -1,10 +1,18 @@
-"""Autoencoders: names and arrays of diffusers' AutoencoderKL and AutoencoderKLTemporalDecoder <-> ours."""
+"""Autoencoders of diffusers, AutoencoderKL and AutoencoderKLTemporalDecoder <-> folders that a config can name.
+
+    python tools/convert_vae.py --preset=sd --weights=downloads/stable-diffusion-2-1-base --out=weights/sd-vae
+    python tools/convert_vae.py --preset=svd --weights=svd/vae/diffusion_pytorch_model.fp16.safetensors --out=weights/svd-vae
+    python tools/convert_vae.py --back --weights=weights/sd-vae --out=vae.safetensors
+
+`--weights` is a .safetensors, .bin or .ckpt file, an index of several, or a folder: the autoencoder's, or that of a whole
+pipeline. In a config: `objective.vae = dict(run="weights/sd-vae", weights="params")`.
+"""
 
 import pathlib
 import re
 import sys
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -13,8 +21,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from configs.vaes import VAES
-from magvid.build import build
+from magvid.flags import guarded, leave
 from magvid.models.vae import AutoencoderKL
+from tools.convert import Place, Tool, main
 from tools.rules import Rule
 
 T = TypeVar("T")
@@ -64,28 +73,33 @@ def _rules() -> list[Rule]:
 RULES = _rules()  # of every preset: a name that a model does not have is missed by nothing
 
 
-def module_of(preset) -> AutoencoderKL:
-    """The Flax module of a preset; a module is passed through."""
-    if not isinstance(preset, str):
-        return preset
-    if preset not in VAES:
-        raise ValueError(f'there is no autoencoder "{preset}"; choose of {", ".join(VAES)}')
-    return build(VAES[preset])
-
-
-def rules(preset) -> list[Rule]:
-    """For a preset or a module."""
-    return RULES
-
-
-def shapes(preset) -> dict[str, tuple[int, ...]]:
-    """{our name: shape} of a preset or a module, without making it."""
-    module = module_of(preset)
+def shapes(module: AutoencoderKL) -> dict[str, tuple[int, ...]]:
+    """{our name: shape}, without making them."""
     tree = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1, module.factor, module.factor, 3)))["params"]
     return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def published_names(preset, arrays: Mapping[str, T]) -> dict[str, T]:
+def published(preset: str, arrays: Mapping[str, T]) -> dict[str, T]:
     """`arrays` under the names of newer files."""
     old = re.compile(rf"(.*\.mid_block\.attentions\.0\.)({'|'.join(OLD)})(\..*)")
     return {old.sub(lambda m: m[1] + OLD[m[2]] + m[3], name): a for name, a in arrays.items()}
+
+
+def configure(spec: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Autoencoders of equal shapes differ in their scaling (SDXL's has 0.13025), which only config.json says."""
+    return {**spec, "scaling": float(config.get("scaling_factor", spec["scaling"]))}
+
+
+TOOL = Tool(
+    name="convert_vae",
+    what="an autoencoder",
+    presets=VAES,
+    place=lambda preset: Place("vae", folders=("vae",), prefixes=("vae.",)),
+    rules=lambda preset: RULES,
+    shapes=shapes,
+    published=published,
+    configure=configure,
+)
+
+if __name__ == "__main__":
+    leave(guarded(TOOL.name, sys.argv[1:], lambda argv: main(TOOL, argv)))
