@@ -35,9 +35,13 @@ def weights(module) -> dict:
     return {"params": nest(rename({n: generated(n, s) for n, s in torch_shapes(module).items()}, convert_vae.RULES))}
 
 
-@functools.cache  # compilation is most of what these tests cost
+# Compilation is most of what these tests cost.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.cache
 def compiled(module, method):
-    return jax.jit(partial(module.apply, method=method))
+    return jax.jit(partial(module.apply, method=method), compiler_options=QUICK)
 
 
 def apply(module, params, x, method):
@@ -95,17 +99,17 @@ def torch_module(module, **options):
 
 
 RANDOM = [
-    (AutoencoderKL(channels=(16, 24), layers=1, latent=3, groups=8), (2, 3, 18, 10)),
-    (AutoencoderKL(channels=(8, 16, 8), layers=3, latent=5, groups=4), (2, 1, 12, 20)),
-    (AutoencoderKL(channels=(32, 32, 64, 32), layers=2, latent=4, groups=32), (2, 5, 16, 24)),
+    (AutoencoderKL(channels=(16, 24), layers=2, latent=3, groups=8), (2, 3, 18, 10)),
+    (AutoencoderKL(channels=(8, 16, 8), layers=1, latent=5, groups=4), (2, 1, 12, 20)),
+    (AutoencoderKL(channels=(32,), layers=3, latent=4, groups=32), (2, 5, 6, 10)),
+    (TemporalAutoencoderKL(channels=(32,), layers=2, latent=6), (2, 7, 8, 6)),
     (TemporalAutoencoderKL(channels=(32, 64), layers=2, latent=4), (2, 3, 18, 10)),
-    (TemporalAutoencoderKL(channels=(64, 32, 32), layers=2, latent=3), (2, 5, 8, 20)),
-    (TemporalAutoencoderKL(channels=(32, 32, 64, 32), layers=2, latent=6), (2, 7, 16, 8)),
+    (TemporalAutoencoderKL(channels=(64, 32), layers=2, latent=3), (2, 5, 8, 20)),
 ]
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("module, shape", RANDOM, ids=[f"{type(m).__name__}-{len(m.channels)}" for m, _ in RANDOM])
+@pytest.mark.parametrize("module, shape", RANDOM, ids=[f"{type(m).__name__}-{m.channels}" for m, _ in RANDOM])
 def test_equals_diffusers_with_gradients(module, shape):
     from helpers_torch import torch
 
@@ -137,7 +141,7 @@ def test_equals_diffusers_with_gradients(module, shape):
         return sum((a * c).sum() for a, c in zip(outputs, cotangents)), outputs
 
     with jax.default_matmul_precision("highest"):
-        grads, outputs = jax.jit(jax.grad(ours, (0, 1, 2), has_aux=True))(params, video, z)
+        grads, outputs = jax.jit(jax.grad(ours, (0, 1, 2), has_aux=True), compiler_options=QUICK)(params, video, z)
     for found, a in zip(outputs, expected):
         assert relative_error(found, a) < 1e-4
     found = flatten(grads[0]["params"]) | {"video": grads[1], "z": grads[2]}

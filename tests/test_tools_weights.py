@@ -17,7 +17,7 @@ ARRAYS = {
     "a.weight": RNG.standard_normal((4, 3, 2)).astype(np.float32),
     "b": RNG.standard_normal((5, 1)).astype(np.float16),
     "c.half": RNG.standard_normal(7).astype(ml_dtypes.bfloat16),
-    "scalar": np.float32(3).reshape(()),
+    "scalar": np.array(3, np.float32),
     "empty": np.zeros((0, 4), np.float32),
     "whole": np.arange(6),
 }

@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -194,17 +195,19 @@ def read_pickle(path: pathlib.Path) -> dict[str, Stored]:
         import torch
     except ImportError:
         raise UserError(f"reading {path.name} needs torch: pip install torch, or give a .safetensors file") from None
-    options = dict(map_location="cpu", weights_only=True)
     try:
-        state = torch.load(path, mmap=_is_zip(path), **options)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:
         text = " ".join(str(error).split())
-        if found := re.search(r"(?:Unsupported global: GLOBAL|allowlist global:?|global) ([\w.]+)", text):
+        if found := re.search(r"(?i)global:?(?: global)? (\w+\.[\w.]+)", text):
             raise UserError(
                 f"{path} would run code when it is read ({found[1]}), which a file of weights need not: nothing was read; "
                 "get the .safetensors file of the same weights"
             ) from None
-        kind = text[:100] or type(error).__name__
+        # torch's own text goes on with the advice to allow code
+        reason = re.search(r"WeightsUnpickler error: (.*?)(?: Check the doc|$)", text)
+        kind = reason[1] if reason else type(error).__name__
         raise UserError(f"{path} is not a whole state dict by torch.save ({kind}): download it again") from None
     for key in ("state_dict", "model_state_dict", "model", "module"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
