@@ -159,10 +159,15 @@ class Checkpoints:
 
         Raises Corrupt when it is damaged.
         """
-        meta, start = self.meta(step), f"{item}/{group}/"
-        found = {n.removeprefix(f"{item}/"): v for n, v in meta["leaves"].items() if n.startswith(start)}
-        wanted = {n: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for n, (shape, dtype, _) in found.items()}
-        return unflatten_dict(self._arrays(step, meta, {item: wanted})[item], sep="/")[group] if wanted else {}
+        names = [n.removeprefix(f"{item}/") for n in self.meta(step)["leaves"] if n.startswith(f"{item}/{group}/")]
+        return unflatten_dict(self.some(step, item, names), sep="/")[group] if names else {}
+
+    def some(self, step: int, item: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Arrays of the item "params" or "ema" by name, verified: for what is too large to hold together."""
+        meta = self.meta(step)
+        entries = {name: meta["leaves"][f"{item}/{name}"] for name in names}
+        wanted = {n: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for n, (shape, dtype, _) in entries.items()}
+        return self._arrays(step, meta, {item: wanted})[item]
 
     def meta(self, step: int) -> dict:
         """{"step", "leaves": {"item/name": [shape, dtype, checksum]}, "frozen", "data"} of a step; Corrupt when it is

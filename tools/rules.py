@@ -3,7 +3,7 @@ names.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -36,27 +36,40 @@ INVERSE = {"drop_leading_1": "add_leading_1", "kernel": "weight"}
 INVERSE |= {back: there for there, back in INVERSE.items()}
 
 
-def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """Every source name is rewritten by the first rule that matches it whole.
+def routes(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, tuple[str, str | None]]:
+    """{target: (source, operation)}: every source name is rewritten by the first rule that matches it whole.
 
     Raises ValueError that lists the names no rule takes, and names that two sources would fill.
     """
-    renamed, homeless = {}, []
-    for name, value in flat.items():
-        rule = next((rule for rule in rules if re.fullmatch(rule[0], name)), None)
+    compiled = [(re.compile(source), target, *operation) for source, target, *operation in rules]
+    found, homeless = {}, []
+    for name in names:
+        rule = next((rule for rule in compiled if rule[0].fullmatch(name)), None)
         if rule is None:
             homeless.append(name)
             continue
-        target = re.sub(rule[0], rule[1], name)
-        if target in renamed:
+        target = rule[0].sub(rule[1], name)
+        if target in found:
             raise ValueError(f'two source parameters become "{target}"; the second is "{name}"')
-        renamed[target] = OPERATIONS[rule[2]](value) if len(rule) > 2 else value
+        found[target] = name, rule[2] if len(rule) > 2 else None
     if homeless:
         raise ValueError(
             f"no rule takes {len(homeless)} source parameters: {', '.join(homeless[:10])}; "
             "is this the right tool for the file?"
         )
-    return renamed
+    return found
+
+
+def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """The arrays by their new names, as `routes` says."""
+    operate = lambda operation, x: OPERATIONS[operation](x) if operation else x
+    return {target: operate(operation, flat[name]) for target, (name, operation) in routes(flat, rules).items()}
+
+
+def rename_shapes(shapes: Mapping[str, tuple[int, ...]], rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:
+    """The same of shapes alone; no array is allocated."""
+    blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    return {name: x.shape for name, x in rename(blank, rules).items()}
 
 
 def invert(rules: Sequence[Rule]) -> list[Rule]:
