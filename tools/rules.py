@@ -17,8 +17,32 @@ def _drop_leading_1(x: np.ndarray) -> np.ndarray:
     return x[0]
 
 
-OPERATIONS = {"drop_leading_1": _drop_leading_1, "add_leading_1": lambda x: x[None]}
-INVERSE = {"drop_leading_1": "add_leading_1", "add_leading_1": "drop_leading_1"}
+def _kernel(x: np.ndarray) -> np.ndarray:
+    """torch's weight of a linear layer or a convolution (o i ...) -> (... i o)."""
+    return x.transpose(*range(2, x.ndim), 1, 0)
+
+
+def _weight(x: np.ndarray) -> np.ndarray:
+    return x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
+
+
+def _pointwise(x: np.ndarray) -> np.ndarray:
+    """torch's weight of a 1x1 convolution (o i 1 1) -> the kernel of a linear layer (i o)."""
+    if x.shape[2:] != (1, 1):
+        raise ValueError(f"expected a 1x1 convolution, got the shape {x.shape}")
+    return x[:, :, 0, 0].T
+
+
+OPERATIONS = {
+    "drop_leading_1": _drop_leading_1,
+    "add_leading_1": lambda x: x[None],
+    "kernel": _kernel,
+    "weight": _weight,
+    "pointwise": _pointwise,
+    "pointwise_weight": lambda x: x.T[:, :, None, None],
+}
+INVERSE = {"drop_leading_1": "add_leading_1", "kernel": "weight", "pointwise": "pointwise_weight"}
+INVERSE |= {back: there for there, back in INVERSE.items()}
 
 
 def rename(flat: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
