@@ -3,8 +3,8 @@
     arrays = convert("svd", state_dict)      # {"down_blocks_0/resnets_0/norm1/scale": array, ...}
     state_dict = restore("svd", arrays)      # bit-equal
 
-Both are strict: every name consumed once, every parameter filled once, shapes as the model has them. `unet` chooses another
-module than the preset's full size (a tiny one in tests). Presets are those of configs/unets.py.
+Both are strict: every name consumed once, every parameter filled once, shapes as the model has them. Presets are those of
+configs/unets.py; of a model of another size give its `shapes`.
 """
 
 import pathlib
@@ -23,6 +23,8 @@ from magvid.build import build
 from magvid.models.unet import UNet
 from magvid.types import Condition
 from tools.rules import Rule, check, invert, rename
+
+Shapes = dict[str, tuple[int, ...]]
 
 # Parts: (suffix of the source, suffix of ours, operation), joined to the places where they occur ----------------------
 
@@ -162,7 +164,7 @@ def example(channels: int, tokens: Mapping[str, int], scalars: Sequence[str] = (
     return jnp.zeros((1, 2, size, size, channels)), jnp.zeros(1), condition
 
 
-def shapes(preset: str, unet: UNet | None = None, inputs: Mapping | None = None) -> dict[str, tuple[int, ...]]:
+def shapes(preset: str, unet: UNet | None = None, inputs: Mapping | None = None) -> Shapes:
     """{our name: shape} of a preset at its full size, or of another `unet` with its `inputs`; no array is allocated."""
     rules(preset)
     unet = unet or build(dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset]))
@@ -171,22 +173,22 @@ def shapes(preset: str, unet: UNet | None = None, inputs: Mapping | None = None)
     return {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
 
 
-def source_shapes(preset: str, ours: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def source_shapes(preset: str, ours: Shapes) -> Shapes:
     """{published name: shape} for our shapes."""
     blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}
     return {name: x.shape for name, x in rename(blank, invert(rules(preset))).items()}
 
 
-def convert(preset: str, state: Mapping[str, np.ndarray], **model) -> dict[str, np.ndarray]:
+def convert(preset: str, state: Mapping[str, np.ndarray], ours: Shapes | None = None) -> dict[str, np.ndarray]:
     """Published names and arrays -> ours. ValueError in the published names: what is missing, unknown, of a wrong shape.
 
-    `model`: `unet` and `inputs` of `shapes`.
+    `ours`: our shapes; default: those of the preset's full size.
     """
-    check(state, source_shapes(preset, shapes(preset, **model)))
+    check(state, source_shapes(preset, ours or shapes(preset)))
     return rename(state, rules(preset))
 
 
-def restore(preset: str, arrays: Mapping[str, np.ndarray], **model) -> dict[str, np.ndarray]:
+def restore(preset: str, arrays: Mapping[str, np.ndarray], ours: Shapes | None = None) -> dict[str, np.ndarray]:
     """The reverse; ValueError in our names."""
-    check(arrays, shapes(preset, **model))
+    check(arrays, ours or shapes(preset))
     return rename(arrays, invert(rules(preset)))

@@ -66,8 +66,13 @@ def _products(q: Array, k: Array, v: Array, dropout: Callable | None = None, all
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's kernel. For a gradient jax wants even lengths: odd ones get one more token, which is not read."""
+    n, m = q.shape[1], k.shape[1]
+    even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    lengths = jnp.full(len(k), m, jnp.int32) if m % 2 else None
+    kernel = partial(jax.nn.dot_product_attention, key_value_seq_lengths=lengths, implementation="cudnn")
     try:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return kernel(even(q), even(k), even(v))[:, :n]
     except RuntimeError as error:
         # Every form is traced on every host. One without CUDA's libraries cannot run this one, nor compile for CUDA.
         if "cuDNN is not detected" not in str(error):

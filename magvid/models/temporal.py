@@ -129,7 +129,7 @@ class BlendTransformer(Transformer):
         if self.depth != 1:
             raise ValueError(f"depth={self.depth}: SVD's transformer has one spatial and one temporal block")
         c = x.shape[-1]
-        return MLP(4 * c, c, self.dtype, name="time_pos_embed")(sinusoid(jnp.arange(x.shape[1]), c))
+        return MLP(4 * c, c, self.dtype, name="time_pos_embed")(sinusoid(jnp.arange(x.shape[1], dtype=jnp.float32), c))
 
     def block(self, i: int, x: Array, condition: Condition, position: Array | None, make: Callable = Block) -> Array:
         x = super().block(i, x, condition, position, make)
