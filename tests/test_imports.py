@@ -27,7 +27,7 @@ ARROWS = {
     "masked": {"types", "build", "masked"},
     "diffusion": {"types", "diffusion"},
     "models": {"types", "models", "sharding"},
-    "adapters": {"types", "models.layers", "adapters"},
+    "adapters": {"types", "models.layers", "models.attention", "adapters"},
     "data": {"types", "video", "data"},
     "metrics": {"types", "video", "models", "data.sprite_world", "metrics"},
     "objectives": {"types", "video", "losses", "masked", "diffusion", "objectives"},

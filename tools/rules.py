@@ -26,13 +26,22 @@ def _weight(x: np.ndarray) -> np.ndarray:
     return x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
 
 
+def _pointwise(x: np.ndarray) -> np.ndarray:
+    """torch's weight of a 1x1 convolution (o i 1 1) -> the kernel of a linear layer (i o)."""
+    if x.shape[2:] != (1, 1):
+        raise ValueError(f"expected a 1x1 convolution, got the shape {x.shape}")
+    return x[:, :, 0, 0].T
+
+
 OPERATIONS = {
     "drop_leading_1": _drop_leading_1,
     "add_leading_1": lambda x: x[None],
     "kernel": _kernel,
     "weight": _weight,
+    "pointwise": _pointwise,
+    "pointwise_weight": lambda x: x.T[:, :, None, None],
 }
-INVERSE = {"drop_leading_1": "add_leading_1", "kernel": "weight"}
+INVERSE = {"drop_leading_1": "add_leading_1", "kernel": "weight", "pointwise": "pointwise_weight"}
 INVERSE |= {back: there for there, back in INVERSE.items()}
 
 

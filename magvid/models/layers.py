@@ -1,8 +1,7 @@
 """Layers over video (b t h w c), channels last. Parameter names follow Flax: kernel, bias, scale.
 
 Convolution has two forms with the same numbers: XLA's own (GPU, TPU), and a sum of 2-D convolutions, one per temporal
-tap (CPU, where it is 1.7-5 times faster, forward and backward). `lax.platform_dependent` picks the form when the
-program is lowered, so that compiling for a TPU on a CPU host gives the TPU's form.
+tap (CPU, where it is 1.7-5 times faster, forward and backward).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +9,13 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from magvid.models.attention import attention as attention  # found here as well
+from magvid.models.platform import per_platform
 
 Dtype = Any
 Pads = tuple[tuple[int, int], ...]
@@ -48,36 +49,12 @@ def _conv_taps(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> A
     return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=1)
 
 
-def per_platform(cpu: Callable, default: Callable) -> Callable:
-    """f(x, kernel) that is lowered as `cpu` on CPU and as `default` elsewhere.
-
-    The gradient is written out because differentiating through `platform_dependent` would keep the residuals of both
-    forms.
-    """
-
-    @jax.custom_vjp
-    def apply(x, kernel):
-        return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
-
-    def forward(x, kernel):
-        return apply(x, kernel), (x, kernel)
-
-    def backward(residuals, g):
-        def pullback(form):
-            return lambda x, kernel, g: jax.vjp(form, x, kernel)[1](g)
-
-        return lax.platform_dependent(*residuals, g, cpu=pullback(cpu), default=pullback(default))
-
-    apply.defvjp(forward, backward)
-    return apply
-
-
 def conv3d(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Sequence[int], pads: Pads
 ) -> Array:
     """3-D cross-correlation with explicit zero padding, in the form that suits the platform it is lowered for."""
-    forms = [partial(form, strides=strides, pads=pads) for form in (_conv_taps, _conv)]
-    return per_platform(*forms)(x, kernel)
+    taps, default = (partial(form, strides=strides, pads=pads) for form in (_conv_taps, _conv))
+    return per_platform(default, cpu=taps)(x, kernel)
 
 
 def pad_mode(x: Array, pads: Sequence[tuple[int, int]], mode: str) -> Array:
@@ -139,7 +116,7 @@ def conv3d_of_nearest(
     """
     plain = partial(_conv_nearest, factors=factors, mode=mode)
     phases = partial(_conv_nearest_phases, factors=factors, mode=mode) if mode in SMALL_PAD else plain
-    return per_platform(phases, plain)(x, kernel)
+    return per_platform(plain, cpu=phases)(x, kernel)
 
 
 class Conv(nn.Module):
@@ -300,27 +277,29 @@ def depth_to_space(x: Float[Array, "b t h w c"], patch: Sequence[int]) -> Float[
     return x.reshape(b, t * pt, h * ph, w * pw, c // (pt * ph * pw))
 
 
-def attention(
-    q: Float[Array, "b n heads e"],
-    k: Float[Array, "b m heads e"],
-    v: Float[Array, "b m heads e"],
-    dropout: Callable | None = None,
-    allowed: Bool[Array, "#b #heads n m"] | None = None,
-) -> Float[Array, "b n heads e"]:
-    """Softmax attention; scale 1/sqrt(e); `dropout` maps the probabilities (b heads n m); `allowed`: which tokens m each
-    token n may read, all where None. Softmax in float32.
-
-    Written as matrix products over (b heads): the fastest form measured on CPU, and one XLA fuses on GPU and TPU.
+def sinusoid(x: Float[Array, "*n"], width: int, order: str = "cos sin") -> Float[Array, "*n width"]:
+    """Sines and cosines of x / 10000^(i / (width/2)), i = 0, 1, ..., in float32; the first half is of the first `order`
+    names (diffusers' `Timesteps` with freq_shift 0; `flip_sin_to_cos` is "cos sin").
     """
-    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    logits = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
-    logits = logits.astype(jnp.float32)
-    if allowed is not None:
-        logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    if dropout is not None:
-        probabilities = dropout(probabilities)
-    return (probabilities @ v).swapaxes(1, 2)
+    if width % 2:
+        raise ValueError(f"a sinusoid of width {width}: give an even number")
+    half = width // 2
+    angles = x.astype(jnp.float32)[..., None] * np.exp(-np.log(10000) * np.arange(half) / half).astype(np.float32)
+    waves = {"cos": jnp.cos, "sin": jnp.sin}
+    return jnp.concatenate([waves[name](angles) for name in order.split()], axis=-1)
+
+
+class MLP(nn.Module):
+    """Linear to `hidden`, SiLU, linear to `features` (default: as `hidden`): what embeds a sinusoid."""
+
+    hidden: int
+    features: int | None = None
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n o"]:
+        x = nn.silu(nn.Dense(self.hidden, dtype=self.dtype, name="linear_1")(x))
+        return nn.Dense(self.features or self.hidden, dtype=self.dtype, name="linear_2")(x)
 
 
 def check_sizes(n: int, length: int, width: int, heads: int, dropout: float) -> None:

@@ -1,0 +1,74 @@
+"""U-Nets as data: what `magvid.models.unet:UNet` is built with for the weights that are published.
+
+    config.model = dict(target="magvid.models.unet:UNet", **unets.svd)
+
+`INPUTS` says of every preset how many channels its first convolution takes (latents and what is joined to them), how wide the
+tokens of each name are, and which scalars it embeds: the names that a condition must have.
+"""
+
+
+def _transformer(name: str, **options) -> dict:
+    return dict(factory=f"magvid.models.{name}", **options)
+
+
+def _time(**options) -> dict:
+    return dict(factory="magvid.models.unet:TimeEmbedding", **options)
+
+
+# Stable Diffusion 2.1: 2.1-base predicts eps, the 768 model is the same network trained for v
+sd21 = dict(
+    heads=(5, 10, 20, 20),
+    res=dict(factory="magvid.models.unet:Res"),
+    attention=_transformer("unet:Transformer", tokens=("text",)),
+    time_embedding=_time(),
+)
+
+# Stable Diffusion 1.5; its files have 1x1 convolutions where this has linear layers: the same numbers
+sd15 = dict(sd21, heads=8)
+
+# ModelScope text-to-video 1.7b
+modelscope = dict(
+    heads=(5, 10, 20, 20),
+    res=dict(factory="magvid.models.temporal:StackRes"),
+    attention=_transformer("temporal:PostTransformer", tokens=("text",)),
+    stem=_transformer("temporal:FrameTransformer", heads=8, head_dim=64),
+    time_embedding=_time(),
+)
+
+# MAVIN: ModelScope's, with the length of the gap, and after the text the tokens of the frames at its ends
+mavin = dict(
+    modelscope,
+    attention=_transformer("temporal:PostTransformer", tokens=("text", "image")),
+    time_embedding=_time(before="length"),
+)
+
+# Stable Video Diffusion: img2vid (14 frames) and xt (25) are the same network; epsilons of diffusers: down, middle, up
+svd = dict(
+    heads=(5, 10, 20, 20),
+    res=dict(factory="magvid.models.temporal:BlendRes"),
+    attention=_transformer("temporal:BlendTransformer", tokens=("image",)),
+    time_embedding=_time(after=("fps", "motion", "augmentation")),
+    epsilon=(1e-6, 1e-6, 1e-6, 1e-5, 1e-5, 1e-6, 1e-6, 1e-6, 1e-6),
+)
+svd_xt = dict(svd)
+
+# MagDiff / VideoAssembler
+magdiff = dict(
+    heads=(5, 10, 20, 20),
+    clip_norm=True,
+    res=dict(factory="magvid.models.temporal:StackRes", dropout=(0.1, 0.1, 0.1, 0.1), single_frames=False),
+    attention=_transformer("temporal:InlineTransformer", cross_attention=dict(factory="magvid.adapters.magdiff:EPAF")),
+    time_embedding=_time(),
+)
+
+PRESETS = dict(sd15=sd15, sd21=sd21, modelscope=modelscope, mavin=mavin, svd=svd, svd_xt=svd_xt, magdiff=magdiff)
+
+INPUTS = dict(
+    sd15=dict(channels=4, tokens=dict(text=768), scalars=()),
+    sd21=dict(channels=4, tokens=dict(text=1024), scalars=()),
+    modelscope=dict(channels=4, tokens=dict(text=1024), scalars=()),
+    mavin=dict(channels=4, tokens=dict(text=1024, image=1024), scalars=("length",)),
+    svd=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "augmentation")),
+    svd_xt=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "augmentation")),
+    magdiff=dict(channels=8, tokens=dict(text=1024, image=1024), scalars=()),
+)

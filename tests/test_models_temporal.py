@@ -1,0 +1,309 @@
+"""The video families' layers: equal to diffusers and to the golden files of MAVIN and MagDiff; without what they add, Stable
+Diffusion's network.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from helpers import Golden, relative_error
+from helpers_unet import (
+    ONE_LEVEL,
+    SVD_IDS,
+    arrays,
+    check_parity,
+    golden_input,
+    golden_params,
+    golden_weight,
+    inputs,
+    last,
+    random_params,
+    randomised,
+    run,
+    tiny,
+    tokens,
+)
+from magvid.adapters.magdiff import EPAF
+from magvid.models import temporal
+from magvid.models.layers import sinusoid
+from magvid.types import Condition
+from test_models_unet import GOLDEN, Adapter, check_adapters
+
+svd_scalars = lambda ids: dict(zip(SVD_IDS, jnp.asarray(ids, jnp.float32).T, strict=True))
+length = lambda n: dict(length=jnp.full(2, float(n)))
+
+
+def check(preset: str, unet, x, time, condition: Condition, expected):
+    params = golden_params(preset, unet, x, jnp.zeros(len(x)), condition)
+    assert relative_error(run(unet, params, x, time, condition), expected) < 1e-5
+
+
+def mavin() -> dict:
+    return dict(
+        x=last(golden_input("mv_x", (2, 4, 6, 8, 8))),
+        text=golden_input("mv_ctx", (2, 7, 32)),
+        image=golden_input("mv_img", (2, 10, 32)),
+    )
+
+
+def test_golden_mavin():
+    a = mavin()
+    condition = Condition(tokens=tokens(text=a["text"], image=a["image"]), scalars=length(12))
+    check("mavin", tiny("mavin"), a["x"], (5, 731), condition, last(GOLDEN["mavin_bfg_len12"]))
+
+
+def svd_input(context: str, n: int) -> tuple:
+    x = np.moveaxis(golden_input("svd_x", (2, 5, 8, 8, 8)), 2, -1)
+    scalars = svd_scalars([(6, 127, 0.02), (6, 60, 0.1)])
+    return x, (0.7, 0.7), Condition(tokens=tokens(image=golden_input(context, (2, n, 32))), scalars=scalars)
+
+
+SVD_TINY = dict(epsilon=(1e-6, 1e-5, 1e-5, 1e-6, 1e-6), time_embedding=dict(after_width=32))
+
+
+def test_golden_svd():
+    check("svd", tiny("svd", **SVD_TINY), *svd_input("svd_ctx", 1), np.moveaxis(GOLDEN["svd_1"], 2, -1))
+
+
+def test_golden_magdiff():
+    x, context = last(golden_input("mg_u", (2, 8, 4, 8, 8))), golden_input("mg_uctx", (2, 89, 32))
+    condition = Condition(tokens=tokens(text=context[:, :77], image=context[:, 77:]), concat=x[..., 4:])
+    check("magdiff", tiny("magdiff", heads=(2, 4)), x[..., :4], (5, 731), condition, last(GOLDEN["magdiff"]))
+
+
+def test_golden_epaf():
+    """MagDiff's names of the layer alone; nine tokens as one frame of 3x3."""
+    context = golden_input("mg_ctx", (2, 109, 24))
+    condition = Condition(tokens=tokens(text=context[:, :77], image=context[:, 77:]))
+    weight = lambda name, *shape: golden_weight(f"{name}.weight", shape).T
+    params = {f"to_{k}": {"kernel": weight(f"to_{k}", 32, 24)} for k in ("k", "v", "k_ip", "v_ip")}
+    params["to_q"] = {"kernel": weight("to_q", 32, 32)}
+    params["to_out"] = {"kernel": weight("to_out.0", 32, 32), "bias": golden_weight("to_out.0.bias", (32,))}
+    for kind in ("text", "image"):
+        params[f"{kind}_scale"] = golden_weight(f"{kind}_cross_attention_scale", (1,))
+    x = golden_input("mg_x", (2, 9, 32)).reshape(2, 1, 3, 3, 32)
+    y = EPAF(4).apply({"params": params}, x, condition)
+    assert relative_error(y.reshape(2, 9, 32), GOLDEN["epaf"]) < 1e-5
+    first = EPAF(4).init(jax.random.key(0), x, condition)["params"]
+    assert float(first["text_scale"][0]) == 1.0 and float(first["image_scale"][0]) == 1.5
+
+
+# What reduces to Stable Diffusion -----------------------------------------------------------------------------------
+
+
+def small(preset: str, **options):
+    return tiny(preset, **ONE_LEVEL, **options)
+
+
+def given(preset: str, frames: int = 3) -> tuple:
+    """Arguments of a small U-Net; every family is told all that any of them reads."""
+    a = arrays(3, x=(2, frames, 4, 6, 4), text=(2, 5, 32), image=(2, 2, 32))
+    scalars = svd_scalars([(6, 127, 0.02), (6, 60, 0.1)])
+    return a["x"], jnp.array([5.0, 731.0]), Condition(tokens=tokens(text=a["text"], image=a["image"]), scalars=scalars)
+
+
+def spatial(params: dict, of) -> dict:
+    """The part of `params` that Stable Diffusion's network `of` has."""
+    names = flatten_dict(jax.eval_shape(of.init, jax.random.key(0), *given("sd21"))["params"])
+    return unflatten_dict({n: x for n, x in flatten_dict(params).items() if n in names})
+
+
+def changed(params: dict, rule) -> dict:
+    """Parameters with rule(name, x) in the place of x."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: rule(jax.tree_util.keystr(p, simple=True, separator="/"), x), params)
+
+
+def test_blended_all_spatial_is_stable_diffusion():
+    args, unet = given("svd"), small("svd", time_embedding=dict(after_width=32, after=()))
+    base = small("sd21", attention=dict(tokens=("image",)))
+    params = random_params(unet, *args)
+    expected = run(base, spatial(params, base), *args)
+    assert relative_error(run(unet, params, *args), expected) > 0.01
+    only = changed(params, lambda n, x: np.full_like(x, 40.0) if "mix_factor" in n else x)
+    assert relative_error(run(unet, only, *args), expected) < 1e-5
+    x, time, condition = args
+    flagged = condition.replace(scalars=condition.scalars | {"image_only": jnp.array([1.0, 0.0])})
+    y = run(unet, params, x, time, flagged)
+    assert relative_error(y[0], expected[0]) < 1e-5 and relative_error(y[1], expected[1]) > 0.01
+
+
+def test_modelscope_with_zero_projections_is_stable_diffusion():
+    args, unet, base = given("modelscope"), small("modelscope"), small("sd21")
+    params = random_params(unet, *args)
+    ends = ("temp_convs/conv4", "temp_attentions/proj_out", "transformer_in/proj_out")
+    silent = changed(params, lambda n, x: x * 0 if any(e in n for e in ends) else x)
+    assert relative_error(run(unet, silent, *args), run(base, spatial(params, base), *args)) < 1e-5
+
+
+class WithoutPositions(temporal.InlineTransformer):
+    def position(self, x):
+        return super().position(x) * 0
+
+
+def test_magdiff_on_equal_frames_without_its_additions_is_stable_diffusion():
+    x, time, condition = given("magdiff")
+    base = small("sd21")
+    unet = small("magdiff", attention=partial(WithoutPositions, cross_attention=EPAF))
+    params = random_params(unet, x, time, condition)
+    ends = ("temp_convs/conv4", "temp_attn/to_out", "image_scale")
+    silent = changed(params, lambda n, x: x * 0 if any(e in n for e in ends) else x)
+    silent = changed(silent, lambda n, x: x * 0 + 1 if "text_scale" in n else x)
+    still = np.repeat(x[:, :1], 3, axis=1)
+    error = lambda x: relative_error(*(run(u, p, x, time, condition) for u, p in ((unet, silent), (base, of_base))))
+    of_base = spatial(params, base)
+    assert error(still) < 1e-5
+    assert error(x) > 1e-3  # the norms see the whole clip
+
+
+@pytest.mark.parametrize("preset", ["svd", *(pytest.param(p, marks=pytest.mark.full) for p in ("modelscope", "magdiff"))])
+def test_an_adapter_beside_temporal_attention(preset):
+    """At zero it changes no bit; it sees the video, and the frames' positions where the family has any."""
+    seen = set()
+
+    class Watching(Adapter):
+        def __call__(self, x, condition, position):
+            seen.add((x.shape, None if position is None else position.shape))
+            return super().__call__(x, condition, position)
+
+    options = dict(time_embedding=dict(after=())) if preset == "svd" else {}
+    unet = small(preset, attention=dict(adapters={"beside_temporal": Watching}), **options)
+    check_adapters(small(preset, **options), unet, given(preset), 4 * 4)
+    assert seen == {((2, 3, 4, 6, 32), None if preset == "modelscope" else (3, 32))}
+
+
+def test_dropout_acts_where_a_key_is_given():
+    x, layer = jnp.ones((1, 3, 4, 4, 32)), temporal.Stack()
+    variables = jax.tree.map(lambda p: p + 0.1, layer.init(jax.random.key(0), x))
+    drop = lambda seed: layer.apply(variables, x, rngs={"dropout": jax.random.key(seed)})
+    np.testing.assert_array_equal(layer.apply(variables, x), layer.apply(variables, x))
+    assert not np.allclose(layer.apply(variables, x), drop(1)) and not np.allclose(drop(1), drop(2))
+
+
+def test_missing_scalars_are_named():
+    x, time, condition = given("mavin")
+    with pytest.raises(ValueError, match="lacks the scalars length: this model embeds length"):
+        jax.eval_shape(small("mavin").init, jax.random.key(0), x, time, condition)
+    with pytest.raises(ValueError, match="depth=2: SVD's transformer has one spatial and one temporal block"):
+        jax.eval_shape(small("svd", attention=dict(depth=2)).init, jax.random.key(0), x, time, condition)
+
+
+# diffusers ----------------------------------------------------------------------------------------------------------
+
+CONFIGS = [
+    dict(channels=(32, 64), layers=1, attention_levels=(True, False), size=dict(t=5, h=6, w=10, n=5)),
+    dict(channels=(32, 64, 96), layers=2, attention_levels=(True, True, False), size=dict(t=3, h=5, w=7, n=1)),
+    dict(channels=(64, 32), layers=1, attention_levels=(False, True), size=dict(t=7, h=9, w=4, n=3)),
+]
+first = lambda x: x.permute(0, 4, 1, 2, 3)  # (b t h w c) -> (b c t h w)
+
+
+def blocks(kind: str, attends) -> dict:
+    """diffusers' names of the blocks."""
+    return dict(
+        down_block_types=[("CrossAttnDownBlock" if a else "DownBlock") + kind for a in attends],
+        up_block_types=[("CrossAttnUpBlock" if a else "UpBlock") + kind for a in reversed(attends)],
+    )
+
+
+def config(number: int, channels: int) -> tuple[dict, dict, dict]:
+    """(fields of ours, diffusers' arguments, arrays) of a configuration."""
+    fields = dict(CONFIGS[number])
+    size = fields.pop("size")
+    t, h, w, n = size.values()
+    theirs = dict(
+        in_channels=channels,
+        out_channels=4,
+        block_out_channels=fields["channels"],
+        layers_per_block=fields["layers"],
+        cross_attention_dim=24,
+    )
+    a = arrays(number, x=(2, t, h, w, channels), context=(2, n, 24), time=(2,), extra=(2, 3))
+    return fields, theirs, a
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", range(len(CONFIGS)))
+@pytest.mark.parametrize("preset", ["modelscope", "mavin"])
+def test_equals_diffusers_unet_3d(preset, number):
+    from helpers_torch import diffusers, torch
+
+    fields, theirs, a = config(number, 4)
+    size, attends = (8, 16, 32)[number], fields["attention_levels"]
+    width = fields["channels"][0] if preset == "mavin" else None
+    theirs |= dict(attention_head_dim=size, time_cond_proj_dim=width, **blocks("3D", attends))
+    module = randomised(diffusers.UNet3DConditionModel(sample_size=8, **theirs), number)
+    fields |= dict(heads=tuple(c // size for c in fields["channels"]), stem=dict(head_dim=size))
+    time, lengths = np.array([5.0, 731.0]), jnp.array([12.0, 3.0])
+    condition = Condition(tokens=tokens(text=a["context"]))
+    options = {}
+    if preset == "mavin":
+        fields["attention"] = dict(tokens=("text",))
+        condition = condition.replace(scalars={"length": lengths})
+        embedded = np.array(sinusoid(lengths, width, "sin cos"))
+        options = dict(timestep_cond=torch.from_numpy(embedded))
+    call = lambda x: module(
+        first(x), torch.tensor(time), encoder_hidden_states=torch.from_numpy(a["context"]), **options
+    ).sample.permute(0, 2, 3, 4, 1)
+    model = dict(channels=4, tokens=dict(text=24), scalars=inputs(preset)["scalars"])
+    check_parity(preset, tiny(preset, **fields), model, module, call, a["x"], time, condition)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", range(len(CONFIGS)))
+def test_equals_diffusers_svd(number):
+    from helpers_torch import diffusers, torch
+
+    fields, theirs, a = config(number, 8)
+    attends, channels = fields["attention_levels"], fields["channels"]
+    heads = tuple(c // (8, 16, 32)[number] for c in channels)
+    theirs |= dict(num_attention_heads=heads, **blocks("SpatioTemporal", attends))
+    theirs |= dict(addition_time_embed_dim=16, projection_class_embeddings_input_dim=48)
+    module = randomised(diffusers.UNetSpatioTemporalConditionModel(sample_size=8, **theirs), number)
+    epsilon = (*(1e-6 if on else 1e-5 for on in attends), 1e-5, *(1e-6,) * len(channels))
+    fields |= dict(heads=heads, epsilon=epsilon, time_embedding=dict(after_width=16))
+    time, ids = np.array([0.7, -0.9]), np.float32([(6, 127, 0.02), (9, 60, 0.1)])
+    condition = Condition(tokens=tokens(image=a["context"]), scalars=svd_scalars(ids))
+    call = lambda x: module(
+        x.permute(0, 1, 4, 2, 3), torch.tensor(time), torch.from_numpy(a["context"]), torch.from_numpy(ids)
+    ).sample.permute(0, 1, 3, 4, 2)
+    check_parity("svd", tiny("svd", **fields), inputs("svd", 24), module, call, a["x"], time, condition)
+
+
+# Golden files of the shared folder ----------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_golden_mavin_without_frames(shared):
+    golden, a = Golden("mavin_unet_tiny", shared / "golden" / "diffusion"), mavin()
+    x, text = a["x"], tokens(text=a["text"])
+    unet = tiny("mavin", attention=dict(tokens=("text",)))
+    check("mavin", unet, x, (5, 731), Condition(tokens=text, scalars=length(12)), last(golden["out_len12"]))
+    plain = tiny("modelscope")
+    check("modelscope", plain, x, (5, 731), Condition(tokens=text), last(golden["out_plain"]))
+    np.testing.assert_allclose(sinusoid(jnp.full(1, 12.0), 32, "sin cos"), golden["motion_proj_12"], atol=1e-6)
+    np.testing.assert_allclose(sinusoid(jnp.full(1, 5.0), 32), golden["time_proj_5"], atol=1e-6)
+
+
+@pytest.mark.full
+def test_golden_svd_with_three_tokens(shared):
+    golden = Golden("diffusers_tiny", shared / "golden" / "diffusion")
+    expected = np.moveaxis(golden["svd_unet_out_ctx3"], 2, -1)
+    check("svd", tiny("svd", **SVD_TINY), *svd_input("svd_ctx3", 3), expected)
+
+
+@pytest.mark.full
+def test_golden_magdiff_layers(shared):
+    golden = Golden("magdiff", shared / "golden" / "diffusion")
+    np.testing.assert_allclose(temporal.interleaved_sinusoid(6, 16), golden["sinpos_6_16"], atol=1e-6)
+    params = {}
+    for i in range(4):
+        kernel = golden_weight(f"convs.{4 * i + 3}.weight", (32, 32, 3, 1, 1)).transpose(2, 3, 4, 1, 0)
+        params[f"norm{i + 1}"] = {"scale": golden_weight(f"convs.{4 * i}.weight", (32,))}
+        params[f"norm{i + 1}"]["bias"] = golden_weight(f"convs.{4 * i}.bias", (32,))
+        params[f"conv{i + 1}"] = {"kernel": kernel, "bias": golden_weight(f"convs.{4 * i + 3}.bias", (32,))}
+    y = temporal.Stack().apply({"params": params}, last(golden_input("mg_tc", (2, 32, 5, 4, 4))))
+    assert relative_error(y, last(golden["tempconv_out"])) < 1e-5

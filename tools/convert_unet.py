@@ -1,0 +1,194 @@
+"""Names and arrays of the published U-Nets (diffusers' layout; MAVIN's and MagDiff's own) <-> ours, by rules.
+
+    arrays = convert("svd", state_dict)      # {"down_blocks_0/resnets_0/norm1/scale": array, ...}
+    state_dict = restore("svd", arrays)      # bit-equal
+
+Both are strict: every name consumed once, every parameter filled once, shapes as the model has them. Presets are those of
+configs/unets.py; of a model of another size give its `shapes`.
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from configs import unets
+from magvid.build import build
+from magvid.models.unet import UNet
+from magvid.types import Condition
+from tools.rules import Rule, check, invert, rename
+
+Shapes = dict[str, tuple[int, ...]]
+
+# Parts: (suffix of the source, suffix of ours, operation), joined to the places where they occur ----------------------
+
+
+def linear(source: str, target: str, bias: bool = True) -> list[Rule]:
+    """A linear layer or a convolution."""
+    rules = [(rf"{source}\.weight", f"{target}/kernel", "kernel")]
+    return rules + [(rf"{source}\.bias", f"{target}/bias")] if bias else rules
+
+
+def norm(source: str, target: str) -> list[Rule]:
+    return [(rf"{source}\.weight", f"{target}/scale"), (rf"{source}\.bias", f"{target}/bias")]
+
+
+def at(place: tuple[str, str], rules: Sequence[Rule]) -> list[Rule]:
+    """Rules below a place (source regex, target with its groups): the groups of the rules are numbered on."""
+    source, target = place
+    groups = source.count("(")
+    shift = lambda text: text if not groups else _renumber(text, groups)
+    return [(rf"{source}\.{rule[0]}", f"{target}/{shift(rule[1])}", *rule[2:]) for rule in rules]
+
+
+def _renumber(target: str, by: int) -> str:
+    parts = target.split("\\")
+    return parts[0] + "".join(f"\\{int(p[0]) + by}{p[1:]}" for p in parts[1:])
+
+
+ATTENTION = [*linear(r"to_([qkv])", r"to_\1", bias=False), *linear(r"to_out\.0", "to_out")]
+FEED_FORWARD = [*linear(r"net\.0\.proj", "proj"), *linear(r"net\.2", "out")]
+BLOCK = [
+    *norm(r"norm(\d|_in)", r"norm\1"),
+    *at((r"attn(\d)", r"attn\1"), ATTENTION),
+    *at((r"(ff|ff_in)", r"\1"), FEED_FORWARD),
+]
+TRANSFORMER = [
+    *norm("norm", "norm"),
+    *linear(r"proj_(in|out)", r"proj_\1"),
+    *at((r"transformer_blocks\.(\d+)", r"transformer_blocks_\1"), BLOCK),
+]
+# Stable Diffusion 1.5's projections are 1x1 convolutions.
+CONV_TRANSFORMER = [(rule[0], rule[1], "pointwise") if "proj_" in rule[0] and len(rule) > 2 else rule for rule in TRANSFORMER]
+RES = [*norm(r"norm(\d)", r"norm\1"), *linear(r"(conv\d|conv_shortcut|time_emb_proj)", r"\1")]
+MLP = linear(r"linear_(\d)", r"linear_\1")
+MIXER = [(r"time_mixer\.mix_factor", "time_mixer/mix_factor")]
+
+# ModelScope's and MagDiff's four convolutions: Sequential layers of norm, SiLU, (dropout,) conv
+STACK = [
+    *norm(r"conv(\d)\.0", r"norm\1"),
+    *linear(r"conv1\.2", "conv1"),
+    *linear(r"conv([234])\.3", r"conv\1"),
+]
+FLAT_STACK = [
+    rule
+    for i in range(4)
+    for rule in (*norm(rf"convs\.{4 * i}", f"norm{i + 1}"), *linear(rf"convs\.{4 * i + 3}", f"conv{i + 1}"))
+]
+
+# SVD's blocks between frames
+FRAMES = [
+    *at((r"temporal_transformer_blocks\.(\d+)", r"temporal_transformer_blocks_\1"), BLOCK),
+    *at(("time_pos_embed", "time_pos_embed"), MLP),
+]
+# MagDiff's additions to a block
+INLINE = at(
+    (r"transformer_blocks\.(\d+)", r"transformer_blocks_\1"),
+    [
+        *norm("temp_norm", "temp_norm"),
+        *at(("temp_attn", "temp_attn"), ATTENTION),
+        *linear(r"attn2\.to_([kv])_ip", r"attn2/to_\1_ip", bias=False),
+        (r"attn2\.(text|image)_cross_attention_scale", r"attn2/\1_scale"),
+    ],
+)
+
+
+# Places -------------------------------------------------------------------------------------------------------------
+
+
+def everywhere(source: str, target: str, rules: Sequence[Rule]) -> list[Rule]:
+    """The rules below every `source`.i of the blocks on the way down, in the middle and up; ours is `target`, # for i."""
+    levels = (rf"(down|up)_blocks\.(\d)\.{source}\.(\d)", r"\1_blocks_\2/" + target.replace("#", r"\3"))
+    middle = (rf"mid_block\.{source}\.(\d)", "mid_block/" + target.replace("#", r"\1"))
+    return at(levels, rules) + at(middle, rules)
+
+
+SKELETON = [
+    *linear(r"(conv_in|conv_out)", r"\1"),
+    *norm("conv_norm_out", "conv_norm_out"),
+    *at(("time_embedding", "time_embedding"), MLP),
+    *linear(r"down_blocks\.(\d)\.downsamplers\.0\.conv", r"downsamplers_\1"),
+    *linear(r"up_blocks\.(\d)\.upsamplers\.0\.conv", r"upsamplers_\1"),
+]
+RESNETS = everywhere("resnets", "resnets_#", RES)
+ATTENTIONS = everywhere("attentions", "attentions_#", TRANSFORMER)
+
+SD21 = [*SKELETON, *RESNETS, *ATTENTIONS]
+SD15 = [*SKELETON, *RESNETS, *everywhere("attentions", "attentions_#", CONV_TRANSFORMER)]
+MODELSCOPE = [
+    *SD21,
+    *everywhere("temp_convs", "resnets_#/temp_convs", STACK),
+    *everywhere("temp_attentions", "attentions_#/temp_attentions", TRANSFORMER),
+    *at(("transformer_in", "transformer_in"), TRANSFORMER),
+]
+MAVIN = [*MODELSCOPE, *linear(r"time_embedding\.cond_proj", "time_embedding/cond_proj", bias=False)]
+SVD = [
+    *SKELETON,
+    *at(("add_embedding", "time_embedding/add_embedding"), MLP),
+    *everywhere("resnets", "resnets_#", [(rf"spatial_res_block\.{rule[0]}", *rule[1:]) for rule in RES]),
+    *everywhere("resnets", "resnets_#", [*at(("temporal_res_block", "temporal_res_block"), RES), *MIXER]),
+    *everywhere("attentions", "attentions_#", [*TRANSFORMER, *FRAMES, *MIXER]),
+]
+MAGDIFF = [
+    *SKELETON,
+    *RESNETS,
+    *everywhere("temp_convs", "resnets_#/temp_convs", FLAT_STACK),
+    *everywhere("attentions", "attentions_#", [*TRANSFORMER, *INLINE]),
+]
+
+RULES = dict(sd15=SD15, sd21=SD21, modelscope=MODELSCOPE, mavin=MAVIN, svd=SVD, svd_xt=SVD, magdiff=MAGDIFF)
+
+
+# Both ways ----------------------------------------------------------------------------------------------------------
+
+
+def rules(preset: str) -> list[Rule]:
+    """Published names -> ours, for `tools.rules`."""
+    if preset not in RULES:
+        raise ValueError(f'there is no U-Net preset "{preset}"; choose of {", ".join(RULES)}')
+    return RULES[preset]
+
+
+def example(channels: int, tokens: Mapping[str, int], scalars: Sequence[str] = (), size: int = 8) -> tuple:
+    """Arguments (xt, time, condition) of zeros for a U-Net with the inputs that configs/unets.py names."""
+    condition = Condition(
+        tokens={name: jnp.zeros((1, 1, 1, width)) for name, width in tokens.items()},
+        scalars={name: jnp.zeros(1) for name in scalars},
+    )
+    return jnp.zeros((1, 2, size, size, channels)), jnp.zeros(1), condition
+
+
+def shapes(preset: str, unet: UNet | None = None, inputs: Mapping | None = None) -> Shapes:
+    """{our name: shape} of a preset at its full size, or of another `unet` with its `inputs`; no array is allocated."""
+    rules(preset)
+    unet = unet or build(dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset]))
+    inputs = dict(inputs or unets.INPUTS[preset])
+    tree = jax.eval_shape(lambda: unet.init(jax.random.key(0), *example(**inputs)))["params"]
+    return {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
+
+
+def source_shapes(preset: str, ours: Shapes) -> Shapes:
+    """{published name: shape} for our shapes."""
+    blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}
+    return {name: x.shape for name, x in rename(blank, invert(rules(preset))).items()}
+
+
+def convert(preset: str, state: Mapping[str, np.ndarray], ours: Shapes | None = None) -> dict[str, np.ndarray]:
+    """Published names and arrays -> ours. ValueError in the published names: what is missing, unknown, of a wrong shape.
+
+    `ours`: our shapes; default: those of the preset's full size.
+    """
+    check(state, source_shapes(preset, ours or shapes(preset)))
+    return rename(state, rules(preset))
+
+
+def restore(preset: str, arrays: Mapping[str, np.ndarray], ours: Shapes | None = None) -> dict[str, np.ndarray]:
+    """The reverse; ValueError in our names."""
+    check(arrays, ours or shapes(preset))
+    return rename(arrays, invert(rules(preset)))
