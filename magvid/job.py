@@ -218,9 +218,8 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
     "hash"}), the last two per group.
     """
     resolved, frozen, hashes = runs.resolve(config, trust)
-    kept = ("run", "weights", runs.FILE)
-    origin = lambda group: {k: v for k, v in config["objective"][group].items() if k in kept}
-    return resolved, frozen, {g: origin(g) | {"hash": h} for g, h in hashes.items()}
+    origins = {group: spec for _, group, spec in runs.references(config["objective"])}
+    return resolved, frozen, {g: origins[g] | {"hash": h} for g, h in hashes.items()}
 
 
 def check_config(config: Mapping[str, Any]) -> dict:

@@ -16,7 +16,7 @@ import os
 import pathlib
 import socket
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from magvid import build
@@ -217,18 +217,42 @@ def check_hashes(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, str],
 def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Groups, dict[str, str]]:
     """(config, {group: frozen weights}, {group: hash}) without references.
 
-    Each `objective.<field> = dict(run=..., weights=...)` becomes the spec of that field in that run, and the weights of
-    the group `<field>`. A reference to a reference is followed. `weights_file` in a spec is taken out of it: its arrays
-    are the weights of the group.
+    Each `<field> = dict(run=..., weights=...)` in the objective, also inside of its parts, becomes the spec of that field
+    in that run, and the weights of the group `<field>`. A reference to a reference is followed. `weights_file` in a spec
+    is taken out of it: its arrays are the weights of the group. UserError where a group would have two sources.
     """
-    objective, frozen, hashes = dict(config["objective"]), {}, {}
-    for field, spec in config["objective"].items():
+    frozen, hashes, sources = {}, {}, {}
+    for path, field, spec in references(config["objective"]):
+        if sources.setdefault(field, spec) != spec:
+            raise UserError(f"{path}: the weights of {field} are of {sources[field]} elsewhere, and of {spec} here")
+
+    def resolved(path: str, field: str, spec: Any) -> Any:
         if _is_reference(spec):
-            objective[field], frozen[field], hashes[field] = _follow(field, spec, trust)
-        elif isinstance(spec, Mapping) and FILE in spec:
-            objective[field] = {k: v for k, v in spec.items() if k != FILE}
-            frozen[field], hashes[field] = _read_weights(field, spec[FILE])
-    return {**config, "objective": objective}, frozen, hashes
+            found, frozen[field], hashes[field] = _follow(path, field, spec, trust)
+            return found
+        if isinstance(spec, Mapping):
+            if FILE in spec:
+                frozen[field], hashes[field] = _read_weights(path, spec[FILE])
+            return {k: resolved(f"{path}.{k}", k, v) for k, v in spec.items() if k != FILE}
+        if isinstance(spec, (list, tuple)):
+            return type(spec)(resolved(f"{path}[{i}]", field, v) for i, v in enumerate(spec))
+        return spec
+
+    return {**config, "objective": resolved("objective", "objective", config["objective"])}, frozen, hashes
+
+
+def references(spec: Any, path: str = "objective", field: str = "objective") -> Iterator[tuple[str, str, Mapping]]:
+    """(path in the config, field, {"run", ...} or {"weights_file"}) of all weights that come from elsewhere."""
+    if _is_reference(spec):
+        yield path, field, dict(spec)
+    elif isinstance(spec, Mapping):
+        if FILE in spec:
+            yield path, field, {FILE: spec[FILE]}
+        for k, v in spec.items():
+            yield from references(v, f"{path}.{k}", k)
+    elif isinstance(spec, (list, tuple)):
+        for i, v in enumerate(spec):
+            yield from references(v, f"{path}[{i}]", field)
 
 
 def check_writable(folder: pathlib.Path, flag: str) -> None:
@@ -269,7 +293,7 @@ def locked(folder: pathlib.Path, doing: str = "trained", flag: str = "--workdir"
         yield
 
 
-def _read_weights(field: str, path: str) -> tuple[Params, str]:
+def _read_weights(where: str, path: str) -> tuple[Params, str]:
     """The arrays of an .npz as nested parameters, and 12 hex digits of the file's content."""
     import numpy as np
     from flax.traverse_util import unflatten_dict
@@ -277,35 +301,34 @@ def _read_weights(field: str, path: str) -> tuple[Params, str]:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise UserError(
-            f"objective.{field}.{FILE}: there is no file {path}; make it with tools/convert_features.py, or train "
-            f"without it: set objective.{field} to None in the config (published configs: perceptual=0)"
+            f"{where}.{FILE}: there is no file {path}; make it with tools/convert_features.py, or train "
+            f"without it: set {where} to None in the config (published configs: perceptual=0)"
         )
     try:
         with np.load(file, allow_pickle=False) as arrays:
             weights = unflatten_dict(dict(arrays), sep="/")
     except (ValueError, OSError, zipfile.BadZipFile) as e:
-        raise UserError(f"objective.{field}.{FILE}: {path} is not a file of converted weights ({e})") from None
+        raise UserError(f"{where}.{FILE}: {path} is not a file of converted weights ({e})") from None
     return weights, hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def _follow(field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:
+def _follow(where: str, field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:
     if unknown := set(spec) - {"run", "weights"}:
         raise UserError(
-            f"objective.{field} refers to a run and has unknown entries {sorted(unknown)}: "
+            f"{where} refers to a run and has unknown entries {sorted(unknown)}: "
             'it may have "run" and "weights"'
         )
     try:
         run = open_run(spec["run"], trust)
     except UserError as e:
         raise UserError(
-            f"objective.{field}.run: {str(e).rstrip('?')}: train it first, or say where it is by "
-            f"--config.objective.{field}.run=FOLDER"
+            f"{where}.run: {str(e).rstrip('?')}: train it first, or say where it is by --config.{where}.run=FOLDER"
         ) from None
     there = run.config["objective"].get(field)
     if there is None:
         raise UserError(f'run {run.path} has no "{field}": its objective has {", ".join(run.config["objective"])}')
     if _is_reference(there):
-        return _follow(field, there, trust)
+        return _follow(where, field, there, trust)
     if run.step < run.config.get("steps", 0):
         log.warning('"%s" is of %s, which stopped at step %d of %d', field, run.path, run.step, run.config["steps"])
     return there, *run.read(field, spec.get("weights"))

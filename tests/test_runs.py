@@ -8,6 +8,7 @@ import helpers_objective as helpers
 import jax
 import numpy as np
 import pytest
+import tiny_runs
 
 from magvid import runs, state, train
 from magvid.types import UserError
@@ -175,3 +176,20 @@ def test_json_files_appear_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError):
         runs.write_json(tmp_path / "a.json", {"a": float("nan")})
     assert runs.read_json(tmp_path / "a.json") == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_parts_of_parts_can_be_of_other_runs(tmp_path):
+    """Below the objective's own fields, in lists as well; one group has one source."""
+    run = tiny_runs.tokenizer_run()
+    part = dict(target="mylab:Words", tokenizer=dict(run=str(run), weights="params"))
+    config = dict(objective=dict(target="mylab:Objective", conditioners=[part, dict(part)]))
+    resolved, frozen, hashes = runs.resolve(config, trust=True)
+    spec = runs.open_run(run).config["objective"]["tokenizer"]
+    assert [c["tokenizer"] for c in resolved["objective"]["conditioners"]] == [spec, spec]
+    assert set(frozen) == set(hashes) == {"tokenizer"}
+    config["objective"]["conditioners"][1] = dict(part, tokenizer=dict(run=str(run)))
+    with pytest.raises(UserError, match=r"conditioners\[1\].tokenizer: the weights of tokenizer are of .* elsewhere"):
+        runs.resolve(config, trust=True)
+    config["objective"]["conditioners"] = [dict(part, tokenizer=dict(run=f"{tmp_path}/gone"))]
+    with pytest.raises(UserError, match=r"objective.conditioners\[0\].tokenizer.run: there is no folder"):
+        runs.resolve(config, trust=True)

@@ -55,7 +55,7 @@ class Place:
 class Tool:
     """One kind of network: what its command line is given.
 
-    `rules(preset)` lead from the published names to ours; `shapes(module)` are {our name: shape}; `published(preset,
+    `rules(preset)` lead from the published names to ours; `shapes(preset, module)` are {our name: shape}; `published(preset,
     {name: array})` gives older names their newer ones and leaves out what is no parameter; `configure(spec, config)` takes
     over what a file's config.json says and shapes do not.
     """
@@ -65,7 +65,7 @@ class Tool:
     presets: Mapping[str, Mapping[str, Any]]  # {name: spec of the module}
     place: Callable[[str], Place]
     rules: Callable[[str], Sequence[Rule]]
-    shapes: Callable[[Any], Shapes]
+    shapes: Callable[[str, Any], Shapes]
     published: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda preset, arrays: dict(arrays)
     configure: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = lambda spec, config: spec
 
@@ -145,7 +145,7 @@ def convert_file(
         raise UserError(f"{folder} holds a run already: choose another --out")
     source = files.open_weights(path, place.folders)
     spec = tool.configure(spec, source.config)
-    shapes = tool.shapes(build(spec))
+    shapes = tool.shapes(preset, build(spec))
     try:
         taken = tool.published(preset, _part(source.weights, place))
         ours = convert(taken, shapes, tool.rules(preset), dtype)
@@ -277,7 +277,7 @@ def convert_back(
     group = tool.place(preset).group
     if group not in run.groups:
         raise UserError(f"run {run.path} has the weights of {', '.join(run.groups)}, not of {group}: is --preset right?")
-    shapes = tool.shapes(build(run.config["objective"][group]))
+    shapes = tool.shapes(preset, build(run.config["objective"][group]))
     try:
         published = restore(_of_run(run, group, last), shapes, tool.rules(preset), dtype)
     except ValueError as error:

@@ -1,7 +1,13 @@
-"""CLIP's towers: names and arrays of transformers' CLIPTextModel, CLIPVisionModel (WithProjection) and CLIPModel <-> ours.
+"""CLIP's towers of transformers, CLIPTextModel, CLIPVisionModel (WithProjection) and CLIPModel <-> folders that a config can
+name.
 
-    arrays = convert("clip_l_text", state_dict)     # ours: {"encoder/layers_0/fc1/kernel": array, ...}
-    state_dict = restore("clip_l_text", arrays)     # bit-equal
+    python tools/convert_clip.py --preset=openclip_h_text --weights=downloads/stable-diffusion-2-1-base --out=weights/sd21-text
+    python tools/convert_clip.py --preset=openclip_h_vision --weights=downloads/svd/image_encoder --out=weights/svd-vision
+    python tools/convert_clip.py --back --weights=weights/sd21-text --out=text.safetensors
+
+`--weights` is a .safetensors, .bin or .ckpt file, an index of several, or a folder: the tower's, or that of a whole
+pipeline, whose tokenizer's files are copied beside. A config names a tower as `text` or `vision` of a conditioner:
+`dict(run="weights/sd21-text", weights="params")`. `convert` and `restore` do the same with arrays.
 
 A preset is a name of configs/clips.py. The published files name everything below `text_model.` or `vision_model.`; files
 that newer versions of transformers write of a tower alone leave this out, and are read as well. From the file of a whole
@@ -22,7 +28,9 @@ from flax.traverse_util import flatten_dict
 
 from configs import clips
 from magvid.build import build
+from magvid.flags import guarded, leave
 from magvid.models.clip import CLIP, TextTower, VisionTower
+from tools.convert import Place, Tool, main
 from tools.rules import Rule, check, invert, rename
 
 # Buffers that older files hold: the numbers 0, 1, 2, ...
@@ -133,3 +141,29 @@ def published_names(preset, arrays: Mapping[str, np.ndarray]) -> dict[str, np.nd
         alone = r"(embeddings|encoder|pre_layrnorm|post_layernorm|final_layer_norm)\..*"
         return {f"{own}_model.{name}" if re.fullmatch(alone, name) else name: a for name, a in arrays.items()}
     return arrays
+
+
+# Command line -------------------------------------------------------------------------------------------------------
+
+
+def place(preset: str) -> Place:
+    tower = module_of(preset)
+    if isinstance(tower, CLIP):
+        return Place("clip", beside=("tokenizer", "."))
+    if isinstance(tower, TextTower):
+        return Place("text", ("text_encoder",), ("text_encoder.",), beside=("tokenizer", "."))
+    return Place("vision", ("image_encoder",), ("image_encoder.",), beside=("feature_extractor", "."))
+
+
+TOOL = Tool(
+    name="convert_clip",
+    what="a CLIP tower",
+    presets=PRESETS,
+    place=place,
+    rules=rules,
+    shapes=lambda preset, module: shapes(module),
+    published=published_names,
+)
+
+if __name__ == "__main__":
+    leave(guarded(TOOL.name, sys.argv[1:], lambda argv: main(TOOL, argv)))

@@ -1,10 +1,13 @@
-"""Names and arrays of the published U-Nets (diffusers' layout; MAVIN's and MagDiff's own) <-> ours, by rules.
+"""U-Nets of diffusers' layout (Stable Diffusion, ModelScope, Stable Video Diffusion), MAVIN's and MagDiff's <-> folders that
+a config can name.
 
-    arrays = convert("svd", state_dict)      # {"down_blocks_0/resnets_0/norm1/scale": array, ...}
-    state_dict = restore("svd", arrays)      # bit-equal
+    python tools/convert_unet.py --preset=svd --weights=downloads/stable-video-diffusion-img2vid --out=weights/svd-unet
+    python tools/convert_unet.py --preset=magdiff --weights=magdiff.ckpt --out=weights/magdiff-unet
+    python tools/convert_unet.py --back --weights=weights/svd-unet --out=unet.safetensors
 
-Both are strict: every name consumed once, every parameter filled once, shapes as the model has them. Presets are those of
-configs/unets.py; of a model of another size give its `shapes`.
+`--weights` is a .safetensors, .bin or .ckpt file, an index of several, or a folder: the U-Net's, or that of a whole
+pipeline. In a config: `objective.network = dict(run="weights/svd-unet", weights="params")`. Presets are those of
+configs/unets.py; `convert` and `restore` do the same with arrays, also of a model of another size.
 """
 
 import pathlib
@@ -20,8 +23,10 @@ from flax.traverse_util import flatten_dict
 
 from configs import unets
 from magvid.build import build
+from magvid.flags import guarded, leave
 from magvid.models.unet import UNet
 from magvid.types import Condition
+from tools.convert import Place, Tool, main
 from tools.rules import Rule, check, invert, rename
 
 Shapes = dict[str, tuple[int, ...]]
@@ -142,6 +147,7 @@ MAGDIFF = [
     *everywhere("attentions", "attentions_#", [*TRANSFORMER, *INLINE]),
 ]
 
+SPECS = {name: dict(target="magvid.models.unet:UNet", **options) for name, options in unets.PRESETS.items()}
 RULES = dict(sd15=SD15, sd21=SD21, modelscope=MODELSCOPE, mavin=MAVIN, svd=SVD, svd_xt=SVD, magdiff=MAGDIFF)
 
 
@@ -167,7 +173,7 @@ def example(channels: int, tokens: Mapping[str, int], scalars: Sequence[str] = (
 def shapes(preset: str, unet: UNet | None = None, inputs: Mapping | None = None) -> Shapes:
     """{our name: shape} of a preset at its full size, or of another `unet` with its `inputs`; no array is allocated."""
     rules(preset)
-    unet = unet or build(dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset]))
+    unet = unet or build(SPECS[preset])
     inputs = dict(inputs or unets.INPUTS[preset])
     tree = jax.eval_shape(lambda: unet.init(jax.random.key(0), *example(**inputs)))["params"]
     return {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
@@ -192,3 +198,18 @@ def restore(preset: str, arrays: Mapping[str, np.ndarray], ours: Shapes | None =
     """The reverse; ValueError in our names."""
     check(arrays, ours or shapes(preset))
     return rename(arrays, invert(rules(preset)))
+
+
+# Command line -------------------------------------------------------------------------------------------------------
+
+TOOL = Tool(
+    name="convert_unet",
+    what="a U-Net",
+    presets=SPECS,
+    place=lambda preset: Place("network", folders=("unet",), prefixes=("unet.",)),
+    rules=rules,
+    shapes=shapes,
+)
+
+if __name__ == "__main__":
+    leave(guarded(TOOL.name, sys.argv[1:], lambda argv: main(TOOL, argv)))

@@ -96,7 +96,7 @@ TOOL = Tool(
     presets=VAES,
     place=lambda preset: Place("vae", folders=("vae",), prefixes=("vae.",)),
     rules=lambda preset: RULES,
-    shapes=shapes,
+    shapes=lambda preset, module: shapes(module),
     published=published,
     configure=configure,
 )
