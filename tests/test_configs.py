@@ -24,7 +24,7 @@ from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
-SHARED = ("__init__", "clips", "defaults", "magvit", "tables")
+SHARED = ("__init__", "clips", "defaults", "magvit", "tables", "unets", "vaes")
 EVERY = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
 EVERY = [name for name in EVERY if not name.startswith(("table", "ablation"))]  # test_configs_tables.py
 CONFIGS = [name for name in EVERY if name.endswith("_sprites")]
@@ -293,7 +293,8 @@ def test_default_sources_are_the_official_ones():
     assert of("vq3d_ucf101") == "magvid.data.folder:VideoFolder"
 
 
-@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.full), "tfds"])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["folder", "tfds"])
 def test_a_tokenizer_trains_on_images(tmp_path, kind):
     """The published program on images that lie on a disk, and then from it, inflated, on videos."""
     if kind == "tfds":
