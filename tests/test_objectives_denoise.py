@@ -22,13 +22,15 @@ from magvid.diffusion.schedules import EDM, Discrete
 from magvid.lora import LoRA
 from magvid.models.conditioners import ImageLatent, ImageTokens, Scalars, TextTokens
 from magvid.objectives.denoise import Denoise, Sampling, join
-from magvid.state import init_state, make_eval, make_step
+from magvid.state import init_state, make_step
 from magvid.types import Condition
+
+pytestmark = pytest.mark.usefixtures("light_compile")
 
 KEY = jax.random.key(0)
 BATCH = tiny.batch()
 NULL = (9, 0, 0, 0, 0)
-Z = np.asarray(jax.random.normal(jax.random.key(5), (2, 3, 2, 4, 2)))
+Z = np.random.default_rng(5).normal(size=(2, 3, 2, 4, 2)).astype(np.float32)
 
 SVD = dict(
     network=tiny.Network(),
@@ -225,7 +227,7 @@ def test_impossible_objectives_are_named():
 def test_sampling_is_the_guided_sampler(svd):
     """The same as put together by hand: chain of three branches, a ramp for the image, two Euler steps, decoding."""
     objective, params = svd
-    batch = {**BATCH, "noise": np.asarray(jax.random.normal(KEY, (2, 3, 2, 3, 2)))}
+    batch = {**BATCH, "noise": Z[..., :3, :]}
     del batch["video"]
     batch["image"] = BATCH["video"][:, 0]
     found = jax.jit(objective.sample, compiler_options=tiny.FAST)(params, batch, KEY)
@@ -288,13 +290,14 @@ def trained(objective, groups, batch, steps, dtype="float32"):
     return losses, params, state
 
 
-def test_training_through_the_step_of_the_loop(svd):
-    losses, before, state = trained(Denoise(**SVD), ("network",), BATCH, 2)
+def test_two_groups_train_through_the_step_of_the_loop():
+    """One loss for both; master weights stay float32; what is frozen stays."""
+    objective = Denoise(**{**SVD, "trained": ("network", "text")})
+    losses, before, state = trained(objective, ("network", "text"), BATCH, 2, "bfloat16")
     assert np.all(np.isfinite(losses))
-    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before["network"], state.params["network"])
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), {g: before[g] for g in state.params}, state.params)
     assert all(jax.tree.leaves(moved))
-    metrics = jax.jit(make_eval(Denoise(**SVD)), compiler_options=tiny.FAST)({**state.params, **state.frozen}, {}, BATCH, KEY, 0)
-    assert set(metrics) == {"loss/network", "loss", "unweighted"}
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
 def test_lora_trains_beside_a_frozen_network():
@@ -312,21 +315,18 @@ def test_lora_trains_beside_a_frozen_network():
     assert loss_of(plain, batch, merged)[0]["network"] == pytest.approx(float(loss_of(with_lora, batch, after)[0]["lora"]))
 
 
-def test_two_groups_share_the_loss():
-    objective = Denoise(**{**SVD, "trained": ("network", "text"), "drop": ()})
-    _, before, state = trained(objective, ("network", "text"), BATCH, 1, "bfloat16")
-    assert np.any(before["text"]["Embed_0"]["embedding"] != state.params["text"]["Embed_0"]["embedding"])
-    assert state.params["network"]["enter"]["kernel"].dtype == jnp.float32
-
-
 def test_built_from_a_config():
     target = lambda path, **fields: dict(target=f"magvid.{path}", **fields)
     objective = build(
         target(
             "objectives.denoise:Denoise",
             network=dict(target="tiny_diffusion:Network"),
-            conditioners=[target("models.conditioners:TextTokens", text=dict(target="tiny_diffusion:Text"), null=list(NULL))],
-            schedule=target("diffusion.schedules:Discrete", betas=dict(factory="magvid.diffusion.schedules:cosine"), zero_snr=True),
+            conditioners=[
+                target("models.conditioners:TextTokens", text=dict(target="tiny_diffusion:Text"), null=list(NULL))
+            ],
+            schedule=target(
+                "diffusion.schedules:Discrete", betas=dict(factory="magvid.diffusion.schedules:cosine"), zero_snr=True
+            ),
             prediction=target("diffusion.predictions:V"),
             times=dict(factory="magvid.diffusion.schedules:logit_normal", std=0.5),
             weight=dict(factory="magvid.diffusion.predictions:min_snr", gamma=3.0),

@@ -101,7 +101,8 @@ class Denoise:
             part, variables = conditioner.init_with_output(rngs, batch, {})
             for name, tree in variables.get("params", {}).items():
                 if not isinstance(tree, Mapping):
-                    raise ValueError(f"{type(conditioner).__name__}'s parameter {name} lies in no sub-module, and so in no group")
+                    owner = type(conditioner).__name__
+                    raise ValueError(f"{owner}'s parameter {name} lies in no sub-module, and so in no group")
                 groups.setdefault(name, tree)  # a conditioner may use but a part of a shared one
             parts.append(part)
         shape = self.latent_shape(batch)
