@@ -29,3 +29,11 @@ def shared() -> pathlib.Path:
     """The folder of golden files; tests that use it carry the marker `full`, and a missing folder is a failure."""
     assert SHARED.is_dir(), f"{SHARED} is missing: set MAGVID_SHARED to the folder that holds golden/"
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def light_compile():
+    """For modules of many small programs, which are run once: LLVM's optimisation would take longer than they do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

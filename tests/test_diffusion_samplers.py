@@ -16,6 +16,8 @@ from magvid.diffusion.predictions import V, X0, Eps
 from magvid.diffusion.samplers import DDIM, DDPM, DPMSolverPP2M, EulerEDM, begin, sample, trajectory
 from magvid.diffusion.schedules import EDM, Discrete, Level
 
+pytestmark = pytest.mark.usefixtures("light_compile")
+
 SCHEDULERS = Golden("schedulers", GOLDEN.parent / "diffusion")
 KEY = jax.random.key(0)
 SAMPLERS = [DDIM(), DDIM(1.0), DDPM(), EulerEDM(), DPMSolverPP2M()]
@@ -131,8 +133,8 @@ def test_declared_order_of_a_distribution(sampler):
 # Closed forms -------------------------------------------------------------------------------------------------------
 
 
-def some_clips(key=KEY):
-    return jax.random.normal(key, (2, 3, 4, 5, 2))
+def some_clips():
+    return jnp.asarray(golden_input("clips", (2, 3, 4, 5, 2)))
 
 
 def smooth_denoiser(x, s):
@@ -306,7 +308,10 @@ def test_clipping_and_thresholding_follow_diffusers(reference):
     follow(reference, clipped, DDIM(), Discrete(), Eps(), 20, step, wrap=clip)
     for most in (1.0, 1.5):
         scheduler = reference.diffusers.DDIMScheduler(
-            **{**SD, "prediction_type": "v_prediction"}, thresholding=True, sample_max_value=most, dynamic_thresholding_ratio=0.9
+            **{**SD, "prediction_type": "v_prediction"},
+            thresholding=True,
+            sample_max_value=most,
+            dynamic_thresholding_ratio=0.9,
         )
         follow(reference, scheduler, DDIM(), Discrete(), V(), 20, step, wrap=partial(threshold, ratio=0.9, most=most))
 

@@ -11,6 +11,8 @@ from magvid.diffusion import predictions, schedules
 from magvid.diffusion.predictions import V, X0, Eps
 from magvid.diffusion.schedules import EDM, Discrete, Level
 
+pytestmark = pytest.mark.usefixtures("light_compile")
+
 SCHEDULERS = Golden("schedulers", GOLDEN.parent / "diffusion")
 DISCRETE = [Discrete(), Discrete(betas=schedules.linear), Discrete(betas=schedules.cosine), Discrete(zero_snr=True)]
 PREDICTIONS = [Eps(), V(), X0(), V(0.5)]
@@ -33,7 +35,8 @@ def test_discrete(schedule):
     s = schedule.level(jnp.arange(1000))
     np.testing.assert_allclose(jnp.square(s.alpha) + jnp.square(s.sigma), 1, atol=1e-6)
     assert np.all(np.diff(schedule.alphas_bar) < 0)
-    chex.assert_trees_all_equal(schedule.at(jnp.asarray([0.0, 0.5, 0.9999999, 1.0])), schedule.level(jnp.asarray([0, 500, 999, 999])))
+    found = schedule.at(jnp.asarray([0.0, 0.5, 0.9999999, 1.0]))
+    chex.assert_trees_all_equal(found, schedule.level(jnp.asarray([0, 500, 999, 999])))
 
 
 def test_zero_terminal_snr():
@@ -84,6 +87,10 @@ def test_training_levels():
 # Predictions --------------------------------------------------------------------------------------------------------
 
 
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
 def levels_of(schedule) -> Level:
     return schedule.at(jnp.asarray([0.02, 0.3, 0.8]))
 
@@ -91,7 +98,7 @@ def levels_of(schedule) -> Level:
 @pytest.mark.parametrize("schedule", [Discrete(), EDM(most=30.0)], ids=["ddpm", "edm"])
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
 def test_a_network_that_hits_its_target_gives_x0(schedule, prediction):
-    x0, noise = jax.random.normal(jax.random.key(0), (2, 3, 2, 5, 4, 1))
+    x0, noise = normal(2, 3, 2, 5, 4, 1)
     s = levels_of(schedule)
     network = lambda x, time, condition: prediction.target(x0, noise, s)
     x = schedules.corrupt(x0, noise, s)
@@ -103,7 +110,7 @@ def test_a_network_that_hits_its_target_gives_x0(schedule, prediction):
 @pytest.mark.parametrize("schedule", [Discrete(), EDM()], ids=["ddpm", "edm"])
 def test_predictions_are_interchangeable(schedule):
     """One denoiser, told as eps, v, x0: what each network would say, read by its own prediction."""
-    x, s = jax.random.normal(jax.random.key(1), (3, 2, 5, 4, 1)), levels_of(schedule)
+    x, s = normal(3, 2, 5, 4, 1), levels_of(schedule)
     truth = jnp.tanh(x)
     for prediction in PREDICTIONS:
         implied = prediction.target(truth, predictions.noise_in(x, truth, s), s)
@@ -127,7 +134,8 @@ def test_v_is_the_preconditioning_of_svd_and_of_karras():
 def test_the_scaled_input_has_unit_variance():
     for prediction, data in ((V(), 1.0), (Eps(0.5), 0.5)):
         s = levels_of(EDM())
-        x = schedules.corrupt(*(jax.random.normal(jax.random.key(0), (2, 3, 20_000)) * jnp.asarray([data, 1])[:, None, None]), s)
+        x0, noise = normal(2, 3, 20_000)
+        x = schedules.corrupt(data * x0, noise, s)
         assert jnp.std(x * prediction.coefficients(s).scale[:, None], axis=1) == pytest.approx(np.ones(3), abs=0.02)
 
 
@@ -151,7 +159,7 @@ def test_loss_weights():
 @pytest.mark.parametrize("schedule", [Discrete(), EDM(most=30.0)], ids=["ddpm", "edm"])
 def test_a_weighted_loss_does_not_depend_on_the_prediction(weight, schedule):
     """One wrong x0 costs the same, whatever the network predicts."""
-    x0, noise, wrong = jax.random.normal(jax.random.key(2), (3, 3, 2, 5, 4, 1))
+    x0, noise, wrong = normal(3, 3, 2, 5, 4, 1)
     s = levels_of(schedule)
     x = schedules.corrupt(x0, noise, s)
     losses = []

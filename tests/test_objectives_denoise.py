@@ -16,19 +16,21 @@ from magvid.build import build
 from magvid.diffusion import guidance, predictions, schedules
 from magvid.diffusion.guidance import chain, ramp
 from magvid.diffusion.predictions import V, X0, Eps
-from magvid.diffusion.samplers import DPMSolverPP2M, EulerEDM, begin
+from magvid.diffusion.samplers import DDIM, EulerEDM, begin
 from magvid.diffusion.samplers import sample as run_sampler
 from magvid.diffusion.schedules import EDM, Discrete
 from magvid.lora import LoRA
 from magvid.models.conditioners import ImageLatent, ImageTokens, Scalars, TextTokens
 from magvid.objectives.denoise import Denoise, Sampling, join
-from magvid.state import init_state, make_eval, make_step
+from magvid.state import init_state, make_step
 from magvid.types import Condition
+
+pytestmark = pytest.mark.usefixtures("light_compile")
 
 KEY = jax.random.key(0)
 BATCH = tiny.batch()
 NULL = (9, 0, 0, 0, 0)
-Z = np.asarray(jax.random.normal(jax.random.key(5), (2, 3, 2, 4, 2)))
+Z = np.random.default_rng(5).normal(size=(2, 3, 2, 4, 2)).astype(np.float32)
 
 SVD = dict(
     network=tiny.Network(),
@@ -61,7 +63,7 @@ class Seeing(nn.Module):
 
 
 def fixed_levels(schedule, key, shape):
-    return schedule.at(jnp.asarray([0.2, 0.7]))
+    return schedule.at(jnp.asarray([0.1, 0.7]))
 
 
 def seeing(**changes) -> Denoise:
@@ -71,7 +73,7 @@ def seeing(**changes) -> Denoise:
 
 
 def loss_of(objective, batch, params=None, key=KEY, train=True):
-    params = objective.init(KEY, batch) if params is None else params
+    params = {"network": {"constant": jnp.zeros(())}} if params is None else params
     losses, (metrics, extra) = objective.loss(params, {}, batch, key, 0, train)
     assert extra == {}
     return losses, metrics
@@ -95,7 +97,7 @@ def test_the_noise_is_the_target_of_eps():
     """What the network saw gives the noise away, and with it the loss."""
     loss = loss_of(seeing(prediction=Eps()), {"latents": Z})[0]["network"]
     x, time, _ = SEEN[-1]
-    np.testing.assert_array_equal(time, [200, 700])
+    np.testing.assert_array_equal(time, [100, 700])
     noise = predictions.noise_in(x, Z, fixed_levels(Discrete(), None, None))
     assert loss == pytest.approx(float(jnp.square(noise).mean()), rel=1e-4)
     assert noise.std() == pytest.approx(1, abs=0.15)
@@ -128,13 +130,13 @@ def test_frames_and_clips_that_do_not_count():
 
 def test_latents_are_scaled_samples_of_the_posterior():
     objective = Denoise(network=tiny.Network(), vae=tiny.VAE())
-    params = objective.init(KEY, BATCH)
+    params = tiny.fill(objective, BATCH)
     assert objective.latent_shape(BATCH) == (2, 3, 2, 3, 2) and objective.video_shape({"latents": Z}) == (2, 3, 4, 8, 3)
     video = BATCH["video"] / np.float32(127.5) - 1
     mean, logvar = tiny.VAE().apply({"params": params["vae"]}, video, method="encode")
     np.testing.assert_allclose(objective.latents(params, BATCH, None), 0.5 * mean, atol=1e-6)
-    draws = jax.vmap(lambda k: objective.latents(params, BATCH, k))(jax.random.split(KEY, 2000))
-    np.testing.assert_allclose(draws.std(0), 0.5 * np.exp(0.5 * logvar), rtol=0.1)
+    draws = objective.latents(params, {"video": np.tile(BATCH["video"][:1], (2000, 1, 1, 1, 1))}, KEY)
+    np.testing.assert_allclose(draws.std(0), 0.5 * np.exp(0.5 * logvar[0]), rtol=0.1)
     np.testing.assert_array_equal(objective.latents(params, {"latents": Z}, KEY), Z)
     found = objective.reconstruct(params, BATCH)
     assert found.shape == BATCH["video"].shape and found.min() >= 0 and found.max() <= 1
@@ -146,7 +148,7 @@ def test_latents_are_scaled_samples_of_the_posterior():
 @pytest.fixture(scope="module")
 def svd():
     objective = Denoise(**SVD)
-    return objective, jax.jit(objective.init)(KEY, BATCH)
+    return objective, tiny.fill(objective, BATCH)
 
 
 def test_groups_are_the_parts(svd):
@@ -225,10 +227,10 @@ def test_impossible_objectives_are_named():
 def test_sampling_is_the_guided_sampler(svd):
     """The same as put together by hand: chain of three branches, a ramp for the image, two Euler steps, decoding."""
     objective, params = svd
-    batch = {**BATCH, "noise": np.asarray(jax.random.normal(KEY, (2, 3, 2, 3, 2)))}
+    batch = {**BATCH, "noise": Z[..., :3, :]}
     del batch["video"]
     batch["image"] = BATCH["video"][:, 0]
-    found = jax.jit(objective.sample)(params, batch, KEY)
+    found = jax.jit(objective.sample, compiler_options=tiny.FAST)(params, batch, KEY)
     assert found.shape == (2, 3, 4, 6, 3) and found.min() >= 0 and found.max() <= 1
     _, condition_key, _ = jax.random.split(KEY, 3)
     hide = lambda *names: {n: jnp.zeros(2, bool) for n in names}
@@ -245,13 +247,13 @@ def test_known_frames_are_sampled_as_they_are():
     objective = Denoise(
         network=tiny.Network(out=3),
         schedule=Discrete(clean_end=False),
-        sampling=Sampling(DPMSolverPP2M(), 3, wraps=(partial(guidance.clip, low=-0.5, high=0.5),)),
+        sampling=Sampling(DDIM(), 3, wraps=(partial(guidance.clip, low=-0.5, high=0.5),)),
     )
-    params = objective.init(KEY, BATCH)
+    params = tiny.fill(objective, BATCH)
     known = np.asarray([[True, False, False], [True, False, True]])
-    found = jax.jit(objective.sample)(params, {**BATCH, "known": known}, KEY)
+    found = jax.jit(objective.sample, compiler_options=tiny.FAST)(params, {**BATCH, "known": known}, KEY)
     np.testing.assert_allclose(found[known], BATCH["video"][known] / np.float32(255), atol=1e-6)
-    assert np.all(np.abs(found[~known] - 0.5) < 0.5)
+    assert np.all(np.abs(found[~known] - 0.5) < 0.4)  # 0.25 and the noise that is left
 
 
 def test_the_size_of_clips_from_noise_alone():
@@ -276,10 +278,10 @@ def optimisers_of(params, groups):
 
 def trained(objective, groups, batch, steps, dtype="float32"):
     """(losses, first parameters, last state) of training of `groups`, all others frozen."""
-    params = objective.init(KEY, batch)
+    params = tiny.fill(objective, batch)
     mine, frozen = ({g: t for g, t in params.items() if (g in groups) == own} for own in (True, False))
     optimisers = optimisers_of(params, groups)
-    step = jax.jit(make_step(objective, optimisers, dtype=dtype))
+    step = jax.jit(make_step(objective, optimisers, dtype=dtype), compiler_options=tiny.FAST)
     state, losses = init_state(mine, frozen, {}, KEY, optimisers), []
     for _ in range(steps):
         state, metrics, finite = step(state, batch)
@@ -288,21 +290,22 @@ def trained(objective, groups, batch, steps, dtype="float32"):
     return losses, params, state
 
 
-def test_training_through_the_step_of_the_loop(svd):
-    losses, before, state = trained(Denoise(**SVD), ("network",), BATCH, 2)
+def test_two_groups_train_through_the_step_of_the_loop():
+    """One loss for both; master weights stay float32; what is frozen stays."""
+    objective = Denoise(**{**SVD, "trained": ("network", "text")})
+    losses, before, state = trained(objective, ("network", "text"), BATCH, 2, "bfloat16")
     assert np.all(np.isfinite(losses))
-    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before["network"], state.params["network"])
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), {g: before[g] for g in state.params}, state.params)
     assert all(jax.tree.leaves(moved))
-    metrics = jax.jit(make_eval(Denoise(**SVD)))({**state.params, **state.frozen}, {}, BATCH, KEY, 0)
-    assert set(metrics) == {"loss/network", "loss", "unweighted"}
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
 def test_lora_trains_beside_a_frozen_network():
     base = dict(network=tiny.Network(), schedule=Discrete(), times=fixed_levels)
     plain, with_lora = Denoise(**base), Denoise(**base, lora=LoRA("mix|enter|exit", rank=2))
     batch = {"latents": Z}
-    params = with_lora.init(KEY, batch)
-    jax.tree.map(np.testing.assert_array_equal, params["network"], plain.init(KEY, batch)["network"])
+    params = tiny.fill(with_lora, batch)
+    jax.tree.map(np.testing.assert_array_equal, params["network"], tiny.fill(plain, batch)["network"])
     np.testing.assert_array_equal(loss_of(with_lora, batch, params)[0]["lora"], loss_of(plain, batch, params)[0]["network"])
     losses, before, state = trained(with_lora, ("lora",), batch, 30)
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -312,21 +315,18 @@ def test_lora_trains_beside_a_frozen_network():
     assert loss_of(plain, batch, merged)[0]["network"] == pytest.approx(float(loss_of(with_lora, batch, after)[0]["lora"]))
 
 
-def test_two_groups_share_the_loss():
-    objective = Denoise(**{**SVD, "trained": ("network", "text"), "drop": ()})
-    _, before, state = trained(objective, ("network", "text"), BATCH, 1, "bfloat16")
-    assert np.any(before["text"]["Embed_0"]["embedding"] != state.params["text"]["Embed_0"]["embedding"])
-    assert state.params["network"]["enter"]["kernel"].dtype == jnp.float32
-
-
 def test_built_from_a_config():
     target = lambda path, **fields: dict(target=f"magvid.{path}", **fields)
     objective = build(
         target(
             "objectives.denoise:Denoise",
             network=dict(target="tiny_diffusion:Network"),
-            conditioners=[target("models.conditioners:TextTokens", text=dict(target="tiny_diffusion:Text"), null=list(NULL))],
-            schedule=target("diffusion.schedules:Discrete", betas=dict(factory="magvid.diffusion.schedules:cosine"), zero_snr=True),
+            conditioners=[
+                target("models.conditioners:TextTokens", text=dict(target="tiny_diffusion:Text"), null=list(NULL))
+            ],
+            schedule=target(
+                "diffusion.schedules:Discrete", betas=dict(factory="magvid.diffusion.schedules:cosine"), zero_snr=True
+            ),
             prediction=target("diffusion.predictions:V"),
             times=dict(factory="magvid.diffusion.schedules:logit_normal", std=0.5),
             weight=dict(factory="magvid.diffusion.predictions:min_snr", gamma=3.0),
@@ -342,6 +342,6 @@ def test_built_from_a_config():
         )
     )
     batch = {"latents": Z, "text_ids": BATCH["text_ids"]}
-    params = jax.jit(objective.init)(KEY, batch)
+    params = tiny.fill(objective, batch)
     assert np.isfinite(loss_of(objective, batch, params)[0]["lora"])
     assert jax.eval_shape(objective.sample_latents, params, batch, KEY).shape == Z.shape

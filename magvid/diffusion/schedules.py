@@ -194,5 +194,6 @@ def log_normal(
 ) -> Level:
     """ln(sigma) ~ N(mean, std^2), unbounded, of `EDM`; the defaults are SVD's, Karras et al. have -1.2 and 1.2."""
     if not isinstance(schedule, EDM):
-        raise ValueError(f"log_normal draws sigmas, and {type(schedule).__name__} has timesteps: use uniform or logit_normal")
+        name = type(schedule).__name__
+        raise ValueError(f"log_normal draws sigmas, and {name} has timesteps: use uniform or logit_normal")
     return schedule.level(jnp.exp(mean + std * jax.random.normal(key, shape)))

@@ -101,7 +101,8 @@ class Denoise:
             part, variables = conditioner.init_with_output(rngs, batch, {})
             for name, tree in variables.get("params", {}).items():
                 if not isinstance(tree, Mapping):
-                    raise ValueError(f"{type(conditioner).__name__}'s parameter {name} lies in no sub-module, and so in no group")
+                    owner = type(conditioner).__name__
+                    raise ValueError(f"{owner}'s parameter {name} lies in no sub-module, and so in no group")
                 groups.setdefault(name, tree)  # a conditioner may use but a part of a shared one
             parts.append(part)
         shape = self.latent_shape(batch)
@@ -180,7 +181,7 @@ class Denoise:
         z = mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         return lax.stop_gradient(z * self.vae.scaling)
 
-    def decode(self, params: Groups, z: Float[Array, "b t h w c"]) -> Float[Array, "b t h w 3"]:
+    def decode(self, params: Groups, z: Float[Array, "b t hh wh d"]) -> Float[Array, "b t h w 3"]:
         """Scaled latents to video in [0, 1]."""
         if self.vae is not None:
             z = self.vae.apply({"params": params["vae"]}, z / self.vae.scaling, method="decode").astype(jnp.float32)
@@ -211,7 +212,7 @@ class Denoise:
         if self.vae is None:
             return shape
         encode = lambda x: self.vae.init_with_output(jax.random.key(0), x, method="encode")[0][0]
-        return jax.eval_shape(encode, jnp.zeros(shape)).shape
+        return jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
 
     @property
     def _factor(self) -> int:
