@@ -16,6 +16,11 @@ jaxtyping.install_import_hook([f"magvid.{name}" for name in CHECKED], "helpers_t
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = pathlib.Path(os.environ.get("MAGVID_SHARED", ROOT.parent / "shared"))
 
+# Many small programs run once each: XLA's optimisation would take several times as long as they do. Processes that tests
+# start do the same, so that equal programs give equal bits.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(
@@ -29,11 +34,3 @@ def shared() -> pathlib.Path:
     """The folder of golden files; tests that use it carry the marker `full`, and a missing folder is a failure."""
     assert SHARED.is_dir(), f"{SHARED} is missing: set MAGVID_SHARED to the folder that holds golden/"
     return SHARED
-
-
-@pytest.fixture(scope="module")
-def light_compile():
-    """For modules of many small programs, which are run once: LLVM's optimisation would take longer than they do."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -14,8 +14,6 @@ from magvid.diffusion.samplers import DDIM, DDPM, DPMSolverPP2M, EulerEDM, begin
 from magvid.diffusion.schedules import EDM, Discrete, corrupt
 from magvid.types import Condition
 
-pytestmark = pytest.mark.usefixtures("light_compile")
-
 B, T = 2, 3
 
 

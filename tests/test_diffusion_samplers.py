@@ -16,8 +16,6 @@ from magvid.diffusion.predictions import V, X0, Eps
 from magvid.diffusion.samplers import DDIM, DDPM, DPMSolverPP2M, EulerEDM, begin, sample, trajectory
 from magvid.diffusion.schedules import EDM, Discrete, Level
 
-pytestmark = pytest.mark.usefixtures("light_compile")
-
 SCHEDULERS = Golden("schedulers", GOLDEN.parent / "diffusion")
 KEY = jax.random.key(0)
 SAMPLERS = [DDIM(), DDIM(1.0), DDPM(), EulerEDM(), DPMSolverPP2M()]

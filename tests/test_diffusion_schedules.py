@@ -11,8 +11,6 @@ from magvid.diffusion import predictions, schedules
 from magvid.diffusion.predictions import V, X0, Eps
 from magvid.diffusion.schedules import EDM, Discrete, Level
 
-pytestmark = pytest.mark.usefixtures("light_compile")
-
 SCHEDULERS = Golden("schedulers", GOLDEN.parent / "diffusion")
 DISCRETE = [Discrete(), Discrete(betas=schedules.linear), Discrete(betas=schedules.cosine), Discrete(zero_snr=True)]
 PREDICTIONS = [Eps(), V(), X0(), V(0.5)]

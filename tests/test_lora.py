@@ -11,8 +11,6 @@ from magvid import lora
 from magvid.checkpoints import Checkpoints
 from magvid.state import TrainState
 
-pytestmark = pytest.mark.usefixtures("light_compile")
-
 KEY = jax.random.key(0)
 
 

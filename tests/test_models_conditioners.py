@@ -8,8 +8,6 @@ import pytest
 import tiny_diffusion as tiny
 from magvid.models.conditioners import ImageLatent, ImageTokens, Scalars, TextTokens
 
-pytestmark = pytest.mark.usefixtures("light_compile")
-
 BATCH = tiny.batch()
 KEY = jax.random.key(0)
 FIRST = jnp.asarray([True, False])  # the first clip keeps its conditions

@@ -25,8 +25,6 @@ from magvid.objectives.denoise import Denoise, Sampling, join
 from magvid.state import init_state, make_step
 from magvid.types import Condition
 
-pytestmark = pytest.mark.usefixtures("light_compile")
-
 KEY = jax.random.key(0)
 BATCH = tiny.batch()
 NULL = (9, 0, 0, 0, 0)
