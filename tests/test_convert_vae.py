@@ -15,6 +15,7 @@ import pytest
 
 from helpers import flatten
 from helpers_diffusion import FOLDER, generated
+from magvid import __main__ as magvid
 from magvid import runs
 from magvid.build import build
 from magvid.flags import guarded
@@ -57,9 +58,8 @@ def test_there_in_a_config_and_back(tmp_path, capsys):
     assert f"vae, {len(published())} arrays, {count:,} parameters" in capsys.readouterr().out
 
     origin = json.loads((folder / "config.json").read_text())["origin"]
-    assert origin == dict(
-        tool="convert_vae", preset="sd", dtype="float32", sha256={"model.safetensors": weights.sha256(file)}
-    )
+    files = [dict(name="model.safetensors", sha256=weights.sha256(file))]
+    assert origin == dict(tool="convert_vae", preset="sd", dtype="float32", files=files)
     config = dict(objective=dict(vae=dict(run=str(folder), weights="params")))
     resolved, frozen, hashes = runs.resolve(config)
     module = build(resolved["objective"]["vae"])
@@ -71,6 +71,8 @@ def test_there_in_a_config_and_back(tmp_path, capsys):
     np.testing.assert_array_equal(kernel, published()["encoder.conv_in.weight"].transpose(2, 3, 1, 0))
 
     equal(arrays_in(convert_back(TOOL, str(folder), str(tmp_path / "back.safetensors"))), published())
+    assert magvid.main(["sample", f"--run={folder}"]) == 2
+    assert "does not hold a run of `magvid train`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

@@ -4,6 +4,7 @@ memory.
 
 import dataclasses
 import functools
+import re
 from functools import partial
 
 import jax
@@ -154,7 +155,10 @@ def test_equals_diffusers_with_gradients(module, shape):
 # Sizes --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, total, encoder, decoder", [("sd", 83_653_863, 34_163_592, 49_490_179), ("svd", 97_742_847, 34_163_592, 63_579_183)])
+@pytest.mark.parametrize(
+    "name, total, encoder, decoder",
+    [("sd", 83_653_863, 34_163_592, 49_490_179), ("svd", 97_742_847, 34_163_592, 63_579_183)],
+)
 def test_published_sizes(name, total, encoder, decoder):
     module = build(VAES[name])
     sizes = {n: int(np.prod(s)) for n, s in convert_vae.shapes(module).items()}
@@ -185,7 +189,8 @@ def test_conversion_there_and_back_is_bit_equal(cls):
 
 def test_names_of_older_files():
     new = torch_shapes(AutoencoderKL(**SMALL))
-    old = {n.replace("to_out.0", "proj_attn").replace("to_q", "query").replace("to_k", "key").replace("to_v", "value"): s for n, s in new.items()}
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {re.sub("|".join(names), lambda m: names[m[0]], n): s for n, s in new.items()}
     assert old.keys() != new.keys() and convert_vae.published("sd", old) == new
     assert convert_vae.published("sd", new) == new
 

@@ -113,7 +113,10 @@ def restore(ours: Weights, shapes: Shapes, rules: Sequence[Rule], dtype: str = "
 
 def _reroute(found: Weights, shapes: Shapes, rules: Sequence[Rule], dtype: str) -> dict[str, Stored]:
     targets = routes(found, rules)
-    return {name: _changed(source, found[source], shapes[name], operation, dtype) for name, (source, operation) in targets.items()}
+    return {
+        name: _changed(source, found[source], shapes[name], operation, dtype)
+        for name, (source, operation) in targets.items()
+    }
 
 
 def _changed(name: str, x: Stored, shape: tuple[int, ...], operation: str | None, dtype: str) -> Stored:
@@ -153,8 +156,8 @@ def convert_file(
         raise UserError(f"{path}: {error}.{_hint(tool, preset, source.weights)}") from None
     texts = _beside(place, source.files[0], pathlib.Path(path).expanduser(), tokenizer)
     runs.check_writable(folder / "checkpoints", "--out")
-    hashes = {file.name: files.sha256(file) for file in source.files}
-    origin = dict(tool=tool.name, preset=preset, dtype=dtype, sha256=hashes)
+    hashes = [dict(name=file.name, sha256=files.sha256(file)) for file in source.files]
+    origin = dict(tool=tool.name, preset=preset, dtype=dtype, files=hashes)
     save(folder, place.group, spec, ours, origin)
     for file in texts:
         (folder / place.beside[0]).mkdir(exist_ok=True)
@@ -164,7 +167,7 @@ def convert_file(
     print(f"{out}: {place.group}, {len(ours)} arrays{unused}, {count:,} parameters")
     if place.beside:
         kept = f"{out}/{place.beside[0]}: {', '.join(f.name for f in texts)}"
-        print(kept if texts else f"no tokenizer was found beside the weights: copy its files with --tokenizer=FOLDER")
+        print(kept if texts else "no tokenizer was found beside the weights: copy its files with --tokenizer=FOLDER")
     return folder
 
 

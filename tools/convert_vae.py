@@ -70,7 +70,7 @@ def _rules() -> list[Rule]:
     return rules
 
 
-RULES = _rules()  # of every preset: a name that a model does not have is missed by nothing
+RULES = _rules()  # of every preset: those for layers that a model does not have take nothing
 
 
 def shapes(module: AutoencoderKL) -> dict[str, tuple[int, ...]]:
@@ -87,7 +87,7 @@ def published(preset: str, arrays: Mapping[str, T]) -> dict[str, T]:
 
 def configure(spec: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Autoencoders of equal shapes differ in their scaling (SDXL's has 0.13025), which only config.json says."""
-    return {**spec, "scaling": float(config.get("scaling_factor", spec["scaling"]))}
+    return {**spec, "scaling": float(config.get("scaling_factor") or spec["scaling"])}
 
 
 TOOL = Tool(

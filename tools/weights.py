@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -350,8 +350,3 @@ def parts(weights: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         prefix = next((p for p in PREFIXES if name.startswith(p)), "")
         found.setdefault(prefix, {})[name.removeprefix(prefix)] = x
     return found
-
-
-def each(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) one after the other."""
-    return ((name, np.asarray(x)) for name, x in weights.items())
