@@ -59,7 +59,7 @@ def test_golden_every_step(name):
 
 
 @pytest.mark.parametrize("name", ["e2e_full_generation", "e2e_frame_prediction", "e2e_frame_prediction_c"])
-def test_golden_with_a_transformer_and_guidance(name):
+def test_golden_with_a_transformer_and_guidance(name, optimised):
     golden, shape, config = Golden(name), Golden("e2e_bert_params").config, Golden(name).config
     model = Transformer(
         shape["vocab"], shape["total_seq_length"], shape["hidden"], shape["layers"], shape["heads"], shape["mlp"]
