@@ -313,7 +313,8 @@ def in_tiles(f: Callable, x: Float[Array, "b t h w c"], tile: tuple[int, int], o
 
     - What treats every cell by itself: exact up to rounding. A frame that one tile covers: exact.
     - The autoencoders: approximate, because their norms and their attention take in the whole frame. The more alike
-      the tiles' statistics, the closer; compare with the whole on a frame that fits before you trust it.
+      the tiles' statistics, the closer: on noise, tiles of a third of the frame that overlap by half differ by 5 %
+      (root mean square, random weights). Compare with the whole on a frame that fits before you trust it.
     """
     for name, size, lap in zip("hw", tile, overlap):
         if not 0 <= lap < size:
