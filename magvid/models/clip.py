@@ -5,7 +5,7 @@ of the published towers are in configs/clips.py.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -193,7 +193,7 @@ class VisionTower(nn.Module):
     heads: int
     mlp: int
     patch: int
-    image: tuple[int, int] = (224, 224)
+    image: Sequence[int] = (224, 224)
     activation: Callable = quick_gelu
     projection: int | None = None
     interpolate: bool = False
