@@ -21,8 +21,6 @@ from magvid.models.resize import resize_antialiased, resize_bicubic
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-MAX_SCALE = math.log(100)  # CLIP's limit of the learned logit scale
-
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
 normal = nn.initializers.normal
 
@@ -153,9 +151,9 @@ class TextTower(nn.Module):
         x = words(ids)
         x = x + positions[:n].astype(x.dtype)
         causal = jnp.tril(jnp.ones((1, 1, n, n), bool))
-        encoder = Encoder(self.depth, self.heads, self.mlp, self.activation, self.skip, self.remat, self.dtype, name="encoder")
+        sizes = self.depth, self.heads, self.mlp, self.activation, self.skip, self.remat, self.dtype
+        last, early = Encoder(*sizes, name="encoder")(x, causal)
         norm = LayerNorm(dtype=self.dtype, name="final_layer_norm")
-        last, early = encoder(x, causal)
         last = norm(last)
         tokens = norm(early) if self.skip else last
         end = jnp.argmax(ids if self.eos is None else ids == self.eos, axis=1)
@@ -218,8 +216,8 @@ class VisionTower(nn.Module):
             positions = jnp.concatenate([positions[:1], cells.reshape(-1, d)])
         x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, d)), x.reshape(b, -1, d)], axis=1) + positions.astype(x.dtype)
         x = LayerNorm(dtype=self.dtype, name="pre_layernorm")(x)
-        encoder = Encoder(self.depth, self.heads, self.mlp, self.activation, 0, self.remat, self.dtype, name="encoder")
-        tokens, _ = encoder(x)
+        sizes = self.depth, self.heads, self.mlp, self.activation, 0, self.remat, self.dtype
+        tokens, _ = Encoder(*sizes, name="encoder")(x)
         pooled = LayerNorm(dtype=self.dtype, name="post_layernorm")(tokens[:, 0])
         return Encoded(tokens, pooled, _project(self, pooled))
 
