@@ -195,8 +195,8 @@ def test_missing_scalars_are_named():
 
 CONFIGS = [
     dict(channels=(32, 64), layers=1, attention_levels=(True, False), size=dict(t=5, h=6, w=10, n=5)),
-    dict(channels=(32, 64, 96), layers=2, attention_levels=(True, True, False), size=dict(t=3, h=5, w=7, n=1)),
-    dict(channels=(64, 32), layers=1, attention_levels=(False, True), size=dict(t=7, h=9, w=4, n=3)),
+    dict(channels=(32, 64, 96), layers=1, attention_levels=(True, False, True), size=dict(t=3, h=5, w=7, n=1)),
+    dict(channels=(64,), layers=2, attention_levels=(True,), size=dict(t=7, h=9, w=4, n=3)),
 ]
 first = lambda x: x.permute(0, 4, 1, 2, 3)  # (b t h w c) -> (b c t h w)
 
@@ -226,8 +226,7 @@ def config(number: int, channels: int) -> tuple[dict, dict, dict]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("number", range(len(CONFIGS)))
-@pytest.mark.parametrize("preset", ["modelscope", "mavin"])
+@pytest.mark.parametrize("preset, number", [("modelscope", 0), ("mavin", 0), ("mavin", 1), ("modelscope", 2)])
 def test_equals_diffusers_unet_3d(preset, number):
     from helpers_torch import diffusers, torch
 

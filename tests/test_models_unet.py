@@ -141,8 +141,8 @@ def test_presets_have_the_inputs_they_name():
 
 CONFIGS = [
     ("sd21", dict(channels=(32, 64), layers=1, heads=(2, 4), attention_levels=(True, False)), dict(h=6, w=10, n=5)),
-    ("sd15", dict(channels=(32, 64, 96), layers=2, heads=8, attention_levels=(True, True, False)), dict(h=5, w=7, n=9)),
-    ("sd21", dict(channels=(64, 32), layers=1, heads=(4, 2), attention_levels=(False, True)), dict(h=9, w=4, n=1)),
+    ("sd15", dict(channels=(32, 64, 96), layers=1, heads=8, attention_levels=(True, False, True)), dict(h=5, w=7, n=9)),
+    ("sd21", dict(channels=(64,), layers=2, heads=(4,), attention_levels=(True,)), dict(h=9, w=4, n=1)),
 ]
 
 

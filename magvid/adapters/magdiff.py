@@ -11,11 +11,12 @@ from magvid.types import Condition
 
 
 class EPAF(Attention):
-    """Text and picture read by one query with keys and values of their own: a_t softmax(q k_t) v_t + a_i softmax(q k_i) v_i,
-    with two learned numbers per layer. A `cross_attention` for `unet.Transformer`.
+    """Text and picture read by one query with keys and values of their own:
+    a_t softmax(q k_t) v_t + a_i softmax(q k_i) v_i, with two learned numbers per layer. A `cross_attention` for
+    `unet.Transformer`.
 
-    `tokens` names the text and the picture, `scales` their first a. Where the text has always 77 tokens, a converted
-    MagDiff checkpoint reads text and picture from one sequence, text first.
+    `tokens` names the text and the picture, `scales` their first a. The released code reads both from one sequence and
+    splits it after 77 tokens.
     """
 
     tokens: Sequence[str] = ("text", "image")

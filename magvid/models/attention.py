@@ -34,8 +34,8 @@ def attention(
     dropout: Callable | None = None,
     allowed: Bool[Array, "#b #heads n m"] | None = None,
 ) -> Float[Array, "b n heads e"]:
-    """Softmax attention; scale 1/sqrt(e); `dropout` maps the probabilities (b heads n m); `allowed`: which tokens m each
-    token n may read, all where None. Softmax in float32.
+    """Softmax attention; scale 1/sqrt(e); `dropout` maps the probabilities (b heads n m); `allowed`: which tokens m
+    each token n may read, all where None. Softmax in float32.
 
     With `dropout` or `allowed` always by matrix products. cuDNN takes 16-bit arrays with e <= 128, a multiple of 8.
     """
@@ -128,11 +128,14 @@ def sequences(x: Float[Array, "b t h w c"], over: str) -> Float[Array, "b s n c"
     return {"space": x, "time": x.swapaxes(1, 2)}[over]
 
 
-def read_tokens(condition: Condition, names: Sequence[str]) -> tuple[Float[Array, "b t m d"], Bool[Array, "b m"] | None]:
+def read_tokens(
+    condition: Condition, names: Sequence[str]
+) -> tuple[Float[Array, "b t m d"], Bool[Array, "b m"] | None]:
     """The named tokens of a condition one after the other, and which of them count (None: all)."""
     if missing := [n for n in names if n not in condition.tokens]:
+        has = ", ".join(condition.tokens) or "none"
         raise ValueError(
-            f"attention reads the tokens {', '.join(names)}, and the condition has {', '.join(condition.tokens) or 'none'}: "
+            f"attention reads the tokens {', '.join(names)}, and the condition has {has}: "
             f"give {', '.join(missing)}, or name other tokens in the model's config"
         )
     parts = [condition.tokens[n] for n in names]
@@ -149,7 +152,8 @@ class Attention(nn.Module):
     """Multi-head attention over each frame's pixels (`over` "space") or each pixel's frames ("time").
 
     Keys and values are of the video itself, or of the condition's `tokens`, in this order; over time, of its first
-    frame's (SVD). Tokens that are the same in every frame are projected once. `zero`: the last projection begins at zero.
+    frame's (SVD). Tokens that are the same in every frame are projected once. `zero`: the last projection begins at
+    zero.
     """
 
     heads: int

@@ -39,7 +39,8 @@ def per_platform(default: Callable, **forms: Callable) -> Callable:
 
             return gradients
 
-        grads = lax.platform_dependent(g, *args, default=pullback(default), **{p: pullback(f) for p, f in forms.items()})
+        pullbacks = {platform: pullback(form) for platform, form in forms.items()}
+        grads = lax.platform_dependent(g, *args, default=pullback(default), **pullbacks)
         of = dict(zip(floats, grads))
         return tuple(of.get(i) for i in range(len(args)))
 

@@ -1,9 +1,9 @@
 """What the video models add to Stable Diffusion's U-Net: `res`, `attention` and `stem` layers for `unet.UNet`.
 
-ModelScope (Wang et al., 2023; MAVIN's base): four convolutions over time after each block, a transformer over time after each
-transformer over space, and one at the start. SVD (Blattmann et al., 2023): both blended with what they follow. MagDiff (Zhao et
-al., ECCV 2024): ModelScope's convolutions, and attention over time inside the spatial block. Numbers as in diffusers'
-`UNet3DConditionModel` and `UNetSpatioTemporalConditionModel`, and in MagDiff's code.
+ModelScope (Wang et al., 2023; MAVIN's base): four convolutions over time after each block, a transformer over time
+after each transformer over space, and one at the start. SVD (Blattmann et al., 2023): both blended with what they
+follow. MagDiff (Zhao et al., ECCV 2024): ModelScope's convolutions, and attention over time inside the spatial block.
+Numbers as in diffusers' `UNet3DConditionModel` and `UNetSpatioTemporalConditionModel`, and in MagDiff's code.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,8 +71,8 @@ class PostTransformer(Transformer):
     def __call__(self, x: Float[Array, "b t h w c"], condition: Condition) -> Float[Array, "b t h w c"]:
         x = super().__call__(x, condition)
         adapters = {site: make for site, make in self.adapters.items() if site == "beside_temporal"}
-        time = FrameTransformer(self.heads, adapters=adapters, groups=self.groups, dtype=self.dtype, name="temp_attentions")
-        return time(x, condition)
+        parts = dict(adapters=adapters, groups=self.groups, dtype=self.dtype)
+        return FrameTransformer(self.heads, **parts, name="temp_attentions")(x, condition)
 
 
 # SVD ----------------------------------------------------------------------------------------------------------------
@@ -117,8 +117,8 @@ class FrameBlock(Block):
 
 
 class BlendTransformer(Transformer):
-    """Each spatial block followed, inside of the same projections, by one between frames that sees the frame's position,
-    blended. `frame_tokens`: what that one reads; default: `tokens`.
+    """Each spatial block followed, inside of the same projections, by one between frames that sees the frame's
+    position, blended. `frame_tokens`: what that one reads; default: `tokens`.
     """
 
     frame_tokens: Sequence[str] | None = None
@@ -149,8 +149,8 @@ def interleaved_sinusoid(length: int, width: int) -> Float[np.ndarray, "length w
 
 
 class InlineBlock(Block):
-    """Attention between frames before the feed-forward. The position is added to x itself, as in the released code: also
-    where a single frame then needs no such attention.
+    """Attention between frames before the feed-forward. The position is added to x itself, as in the released code:
+    also where a single frame then needs no such attention.
     """
 
     def before_feed_forward(self, x: Array, condition: Condition, position: Array | None) -> Array:
@@ -169,5 +169,7 @@ class InlineTransformer(Transformer):
     def position(self, x: Float[Array, "b t h w c"]) -> Float[Array, "t c"]:
         return jnp.asarray(interleaved_sinusoid(x.shape[1], x.shape[-1]))
 
-    def block(self, i: int, x: Array, condition: Condition, position: Array | None, make: Callable = InlineBlock) -> Array:
+    def block(
+        self, i: int, x: Array, condition: Condition, position: Array | None, make: Callable = InlineBlock
+    ) -> Array:
         return super().block(i, x, condition, position, make)

@@ -1,9 +1,9 @@
-"""The denoising U-Net of latent diffusion, once for pictures and videos (Rombach et al., CVPR 2022; sizes and details as in
-diffusers' `UNet2DConditionModel`).
+"""The denoising U-Net of latent diffusion, once for pictures and videos (Rombach et al., CVPR 2022; sizes and details
+as in diffusers' `UNet2DConditionModel`).
 
-The skeleton is `UNet`: its `res`, `attention` and `stem` make whole layers, Stable Diffusion's own here, those of the video
-models in `temporal`. Names of parameters follow the published files: names of Stable Diffusion's layers are the same in every
-family. All layers take and return (b t h w c).
+The skeleton is `UNet`: its `res`, `attention` and `stem` make whole layers, Stable Diffusion's own here, those of the
+video models in `temporal`. Names of parameters follow the published files: names of Stable Diffusion's layers are the
+same in every family. All layers take and return (b t h w c).
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def adapted(adapters: Adapters, site: str, y: Array, x: Array, condition: Condit
 def check_sites(adapters: Adapters, sites: Sequence[str]) -> None:
     if unknown := set(adapters) - set(sites):
         raise ValueError(
-            f"there is no site {', '.join(sorted(unknown))} for an adapter here; this layer has {', '.join(sites) or 'none'}"
+            f"there is no site {', '.join(sorted(unknown))} for an adapter here; this layer has {', '.join(sites)}"
         )
 
 
@@ -48,8 +48,8 @@ def check_sites(adapters: Adapters, sites: Sequence[str]) -> None:
 
 class ResBlock(nn.Module):
     """norm, SiLU, conv, + time embedding, norm, SiLU, conv; beside it the input, through a 1x1 convolution where the
-    channels change. `temporal`: convolutions over three frames, not 3x3 pixels. `clip_norm`: norms with the statistics of
-    the whole clip, not of each frame.
+    channels change. `temporal`: convolutions over three frames, not 3x3 pixels. `clip_norm`: norms with the statistics
+    of the whole clip, not of each frame.
     """
 
     features: int
@@ -167,8 +167,8 @@ class Transformer(nn.Module):
 class TimeEmbedding(MLP):
     """The noise level (b,) and the condition's scalars -> what the `res` layers are given.
 
-    `before`: a scalar whose sinusoid [sin, cos] goes through a linear layer and is added before the MLP (MAVIN's length).
-    `after`: scalars whose sinusoids of `after_width` go together through an MLP of their own, added last (SVD).
+    `before`: a scalar whose sinusoid [sin, cos] goes through a linear layer and is added before the MLP (MAVIN's
+    length). `after`: scalars whose sinusoids of `after_width` go together through an MLP of their own, added last (SVD).
     """
 
     width: int = 320
@@ -180,7 +180,8 @@ class TimeEmbedding(MLP):
     def __call__(self, time: Float[Array, "b"], condition: Condition) -> Float[Array, "b d"]:
         names = [n for n in (self.before, *self.after) if n]
         if missing := [n for n in names if n not in condition.scalars]:
-            raise ValueError(f"the condition lacks the scalars {', '.join(missing)}: this model embeds {', '.join(names)}")
+            lacks = ", ".join(missing)
+            raise ValueError(f"the condition lacks the scalars {lacks}: this model embeds {', '.join(names)}")
         x = sinusoid(time, self.width)
         if self.before:
             linear = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="cond_proj")
@@ -228,12 +229,12 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """Noisy latents (b t h w c), their noise level (b,) and a condition -> the raw output (b t h w out): eps, v or F.
 
-    `condition.concat` is joined to the latents' channels. Every level but the last halves h and w; odd sizes round up. A
-    level has attention where `attention_levels` says so; the middle always has one. `heads` and `epsilon` (of the norms in
-    `res`) are one number, or one per level (and for `epsilon`: of the way down, the middle, the way up). `res`, `attention`
-    and `stem` (after the first convolution) are factories of whole layers, `time_embedding` of what embeds the noise level.
-    `remat` recomputes each layer in the backward pass. Dropout, where a layer has any, acts when `apply` is given
-    rngs={"dropout": key}. Defaults are Stable Diffusion 2.1's.
+    `condition.concat` is joined to the latents' channels. Every level but the last halves h and w; odd sizes round up.
+    A level has attention where `attention_levels` says so; the middle always has one. `heads` and `epsilon` (of the
+    norms in `res`) are one number, or one per level (and for `epsilon`: of the way down, the middle, the way up).
+    `res`, `attention` and `stem` (after the first convolution) are factories of whole layers, `time_embedding` of what
+    embeds the noise level. `remat` recomputes each layer in the backward pass. Dropout, where a layer has any, acts
+    when `apply` is given rngs={"dropout": key}. Defaults are Stable Diffusion 2.1's.
     """
 
     channels: Sequence[int] = (320, 640, 1280, 1280)
@@ -269,7 +270,8 @@ class UNet(nn.Module):
         conv = partial(FrameConv, dtype=self.dtype)
         if condition.concat is not None:
             xt = jnp.concatenate([xt, condition.concat.astype(xt.dtype)], axis=-1)
-        embed = self.time_embedding(4 * self.channels[0], width=self.channels[0], dtype=self.dtype, name="time_embedding")
+        width = self.channels[0]
+        embed = self.time_embedding(4 * width, width=width, dtype=self.dtype, name="time_embedding")
         embedding = embed(time, condition)
         x = conv(self.channels[0], name="conv_in")(xt)
         if self.stem is not None:
