@@ -47,7 +47,7 @@ svd = dict(
     heads=(5, 10, 20, 20),
     res=dict(factory="magvid.models.temporal:BlendRes"),
     attention=_transformer("temporal:BlendTransformer", tokens=("image",)),
-    time_embedding=_time(after=("fps", "motion", "augmentation")),
+    time_embedding=_time(after=("fps", "motion", "aug")),
     epsilon=(1e-6, 1e-6, 1e-6, 1e-5, 1e-5, 1e-6, 1e-6, 1e-6, 1e-6),
 )
 svd_xt = dict(svd)
@@ -68,7 +68,7 @@ INPUTS = dict(
     sd21=dict(channels=4, tokens=dict(text=1024), scalars=()),
     modelscope=dict(channels=4, tokens=dict(text=1024), scalars=()),
     mavin=dict(channels=4, tokens=dict(text=1024, image=1024), scalars=("length",)),
-    svd=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "augmentation")),
-    svd_xt=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "augmentation")),
+    svd=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "aug")),
+    svd_xt=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "aug")),
     magdiff=dict(channels=8, tokens=dict(text=1024, image=1024), scalars=()),
 )

@@ -27,7 +27,7 @@ from magvid.video import crossfade, to_uint8, windows
 
 Rows = Mapping[str, np.ndarray]  # a batch on the host
 # What `sample` may read: other entries need not reach the device.
-_USED = ("video", "label", "task", "index", "text", "caption")
+_USED = ("video", "label", "task", "index", "text", "caption", "text_ids")
 
 
 class Programs:

@@ -221,15 +221,16 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
     in that run, and the weights of the group `<field>`. A reference to a reference is followed. `weights_file` in a spec
     is taken out of it: its arrays are the weights of the group. UserError where a group would have two sources.
     """
-    frozen, hashes, sources = {}, {}, {}
+    frozen, hashes, sources, specs = {}, {}, {}, {}
     for path, field, spec in references(config["objective"]):
         if sources.setdefault(field, spec) != spec:
             raise UserError(f"{path}: the weights of {field} are of {sources[field]} elsewhere, and of {spec} here")
 
     def resolved(path: str, field: str, spec: Any) -> Any:
         if _is_reference(spec):
-            found, frozen[field], hashes[field] = _follow(path, field, spec, trust)
-            return found
+            if field not in frozen:  # two parts may share a network
+                specs[field], frozen[field], hashes[field] = _follow(path, field, spec, trust)
+            return specs[field]
         if isinstance(spec, Mapping):
             if FILE in spec:
                 frozen[field], hashes[field] = _read_weights(path, spec[FILE])

@@ -21,7 +21,7 @@ SIZES = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=
 ONE_LEVEL = dict(channels=(32,), layers=1, attention_levels=(True,), heads=2)
 # These networks compile for longer than they run.
 FAST_COMPILE = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-SVD_IDS = ("fps", "motion", "augmentation")
+SVD_IDS = ("fps", "motion", "aug")
 
 
 def tiny(preset: str, **options) -> UNet:

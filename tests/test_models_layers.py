@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from magvid.models import layers
+from magvid.models.attention import attention
 
 
 def random(*shape, seed=0):
@@ -92,7 +93,7 @@ def test_space_to_depth_is_undone_and_keeps_patches_together():
 
 def test_attention_equals_jax():
     q, k, v = random(2, 5, 3, 4), random(2, 7, 3, 4, seed=1), random(2, 7, 3, 4, seed=2)
-    np.testing.assert_allclose(layers.attention(q, k, v), jax.nn.dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attention(q, k, v), jax.nn.dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():

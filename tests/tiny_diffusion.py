@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from helpers import flatten, nest
+from magvid.models.vae import Posterior
 
 # LLVM takes seconds to optimise each shape's random numbers
 FAST = {"xla_backend_optimization_level": 1}
@@ -59,7 +60,7 @@ class VAE(nn.Module):
         b, t, h, w, c = video.shape
         cells = video.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
         mean, logvar = jnp.split(self.enter(cells), 2, axis=-1)
-        return mean, logvar - 4
+        return Posterior(mean, logvar - 4)
 
     def decode(self, z):
         b, t, h, w, _ = z.shape

@@ -33,15 +33,19 @@ class Sampler(Protocol):
     def step(self, denoise: Guided, carry: tuple, s0: Level, s1: Level, key: Key[Array, ""]) -> tuple: ...
 
 
+class _Memoryless:
+    """Carries x alone from step to step."""
+
+    def init(self, x: Float[Array, "b ..."]) -> tuple:
+        return (x,)
+
+
 @dataclasses.dataclass(frozen=True)
-class DDIM:
+class DDIM(_Memoryless):
     """Song et al. (2021), equation 12. eta = 0 draws nothing and solves the probability flow; eta = 1 is DDPM."""
 
     eta: float = 0.0
     order: ClassVar[int] = 1
-
-    def init(self, x):
-        return (x,)
 
     def step(self, denoise, carry, s0, s1, key):
         (x,) = carry
@@ -54,13 +58,10 @@ class DDIM:
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPM:
+class DDPM(_Memoryless):
     """Ancestral sampling (Ho et al., 2020): x1 is drawn from q(x1 | x, x0), with the variance of that ("fixed small")."""
 
     order: ClassVar[int] = 1
-
-    def init(self, x):
-        return (x,)
 
     def step(self, denoise, carry, s0, s1, key):
         (x,) = carry
@@ -70,16 +71,13 @@ class DDPM:
 
 
 @dataclasses.dataclass(frozen=True)
-class EulerEDM:
+class EulerEDM(_Memoryless):
     """Karras et al. (2022), algorithm 1 without churn: an Euler step of dx / dsigma = (x - x0) / sigma.
 
     For levels with alpha = 1. It is the step of DDIM there, written so that the last one, to sigma 0, gives x0 exactly.
     """
 
     order: ClassVar[int] = 1
-
-    def init(self, x):
-        return (x,)
 
     def step(self, denoise, carry, s0, s1, key):
         (x,) = carry

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from magvid.models.layers import attention, check_sizes
+from magvid.models.attention import attention
+from magvid.models.layers import check_sizes
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
 gelu = partial(nn.gelu, approximate=True)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from magvid.models.layers import attention, check_sizes
+from magvid.models.attention import attention
+from magvid.models.layers import check_sizes
 from magvid.models.resize import resize_antialiased, resize_bicubic
 
 # Of pixels in [0, 1]; the towers read (x - MEAN) / STD.

@@ -109,11 +109,9 @@ class ImageLatent(nn.Module):
         image = 2 * first_frame(batch) - 1
         aug = jnp.asarray(batch.get("aug", jnp.full(len(image), self.aug)), jnp.float32)
         noise = jax.random.normal(self.make_rng("condition"), image.shape)
-        mean, _ = self.vae.encode((image + aug[:, None, None, None] * noise)[:, None])
-        mean = mean.astype(jnp.float32)
-        return Condition(
-            concat=jnp.where(kept(keep, self.obeys, mean), mean, 0), scalars={"aug": aug} if self.tell else {}
-        )
+        latent = self.vae.encode((image + aug[:, None, None, None] * noise)[:, None]).mode().astype(jnp.float32)
+        told = {"aug": aug} if self.tell else {}
+        return Condition(concat=jnp.where(kept(keep, self.obeys, latent), latent, 0), scalars=told)
 
 
 class Scalars(nn.Module):

@@ -14,7 +14,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from magvid.models.attention import attention as attention  # found here as well
 from magvid.models.platform import per_platform
 
 Dtype = Any
@@ -149,6 +148,8 @@ class Conv(nn.Module):
 
     def convolve(self, x: Float[Array, "b t h w c"], kernel: Array) -> Float[Array, "b t2 h2 w2 o"]:
         if self.upsample != (1, 1, 1):
+            if not isinstance(self.padding, str):
+                raise ValueError(f"padding={self.padding} with upsample={self.upsample}: name a mode of padding")
             return conv3d_of_nearest(x, kernel, self.upsample, "constant" if self.padding == "zero" else self.padding)
         window = kernel.shape[:3]
         if not isinstance(self.padding, str):
@@ -157,7 +158,7 @@ class Conv(nn.Module):
             pads = lax.padtype_to_pads(x.shape[1:4], window, self.strides, "SAME")
         else:
             x, pads = pad_mode(x, [((k - 1) // 2, k // 2) for k in window], self.padding), [(0, 0)] * 3
-        if window == (1, 1, 1) and self.strides == (1, 1, 1):
+        if window == (1, 1, 1) and self.strides == (1, 1, 1) and not np.any(pads):
             return x @ kernel[0, 0, 0]
         return conv3d(x, kernel, self.strides, tuple((int(lo), int(hi)) for lo, hi in pads))
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from magvid.models.layers import attention, check_sizes
+from magvid.models.attention import attention
+from magvid.models.layers import check_sizes
 
 
 def weights_init(key, shape, dtype=jnp.float32) -> Array:

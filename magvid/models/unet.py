@@ -47,8 +47,8 @@ def check_sites(adapters: Adapters, sites: Sequence[str]) -> None:
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, + time embedding, norm, SiLU, conv; beside it the input, through a 1x1 convolution where the
-    channels change. `temporal`: convolutions over three frames, not 3x3 pixels. `clip_norm`: norms with the statistics
+    """norm, SiLU, conv, + time embedding (where one is given), norm, SiLU, conv; beside it the input, through a 1x1
+    convolution where the channels change. `temporal`: convolutions over three frames, not 3x3 pixels. `clip_norm`: norms with the statistics
     of the whole clip, not of each frame.
     """
 
@@ -60,13 +60,16 @@ class ResBlock(nn.Module):
     dtype: Dtype = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], embedding: Float[Array, "b d"]) -> Float[Array, "b t h w o"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], embedding: Float[Array, "b d"] | None = None
+    ) -> Float[Array, "b t h w o"]:
         window = dict(kernel=(3, 1, 1)) if self.temporal else dict(planar=True)
         conv = partial(Conv, self.features, dtype=self.dtype)
         norm = partial(GroupNorm, self.groups, self.epsilon, per_frame=not self.clip_norm, dtype=self.dtype)
         y = conv(**window, name="conv1")(nn.silu(norm(name="norm1")(x)))
-        bias = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(embedding))
-        y = y + bias[:, None, None, None]
+        if embedding is not None:
+            bias = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(embedding))
+            y = y + bias[:, None, None, None]
         y = conv(**window, name="conv2")(nn.silu(norm(name="norm2")(y)))
         if x.shape[-1] != self.features:
             x = conv(kernel=(1, 1, 1), planar=True, name="conv_shortcut")(x)

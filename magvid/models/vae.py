@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from magvid.models.layers import Conv, Dtype, GroupNorm, attention
+from magvid.models.attention import attention
+from magvid.models.layers import Conv, Dtype, GroupNorm
+from magvid.models.unet import ResBlock
 
 FrameConv = partial(Conv, planar=True)  # 3x3 in every frame
 FrameNorm = partial(GroupNorm, epsilon=1e-6, per_frame=True)
@@ -43,37 +45,9 @@ class Posterior(NamedTuple):
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
-class ResBlock(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, conv; beside it the input, through a 1x1 convolution where the channels change."""
-
-    features: int
-    groups: int = 32
-    dtype: Dtype = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
-        conv = partial(FrameConv, self.features, dtype=self.dtype)
-        norm = partial(FrameNorm, self.groups, dtype=self.dtype)
-        y = conv(name="conv1")(nn.silu(norm(name="norm1")(x)))
-        y = conv(name="conv2")(nn.silu(norm(name="norm2")(y)))
-        if x.shape[-1] != self.features:
-            x = conv(PIXEL, name="conv_shortcut")(x)
-        return x + y
-
-
-class TemporalResBlock(nn.Module):
-    """The same along time: convolutions over three frames, norms with the statistics of the whole clip and eps 1e-5."""
-
-    groups: int = 32
-    dtype: Dtype = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        conv = partial(Conv, x.shape[-1], (3, 1, 1), dtype=self.dtype)
-        norm = partial(GroupNorm, self.groups, epsilon=1e-5, dtype=self.dtype)
-        y = conv(name="conv1")(nn.silu(norm(name="norm1")(x)))
-        y = conv(name="conv2")(nn.silu(norm(name="norm2")(y)))
-        return x + y
+# The U-Net's block without a time embedding: in every frame, and along time with the statistics of the whole clip.
+FrameRes = partial(ResBlock, epsilon=1e-6)
+TimeRes = partial(ResBlock, epsilon=1e-5, clip_norm=True, temporal=True)
 
 
 class BlendedResBlock(nn.Module):
@@ -88,8 +62,9 @@ class BlendedResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
-        x = ResBlock(self.features, self.groups, self.dtype, name="spatial_res_block")(x)
-        y = TemporalResBlock(self.groups, self.dtype, name="temporal_res_block")(x)
+        parts = dict(groups=self.groups, dtype=self.dtype)
+        x = FrameRes(self.features, **parts, name="spatial_res_block")(x)
+        y = TimeRes(self.features, **parts, name="temporal_res_block")(x)
         mix = nn.sigmoid(self.param("mix_factor", nn.initializers.zeros, (1,)))
         return x + mix.astype(x.dtype) * (y - x)
 
@@ -119,7 +94,7 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        res = partial(self.res, x.shape[-1], self.groups, self.dtype)
+        res = partial(self.res, x.shape[-1], groups=self.groups, dtype=self.dtype)
         x = res(name="resnets_0")(x)
         x = FrameAttention(self.groups, self.dtype, name="attentions_0")(x)
         return res(name="resnets_1")(x)
@@ -140,7 +115,7 @@ class Level(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 o"]:
         for i in range(self.layers):
-            x = self.res(self.features, self.groups, self.dtype, name=f"resnets_{i}")(x)
+            x = self.res(self.features, groups=self.groups, dtype=self.dtype, name=f"resnets_{i}")(x)
         return x if self.resample is None else self.resample(self.features, dtype=self.dtype, name="resample")(x)
 
 
@@ -164,8 +139,8 @@ class Encoder(nn.Module):
         x = FrameConv(self.channels[0], dtype=self.dtype, name="conv_in")(x)
         for i, features in enumerate(self.channels):
             resample = halve if i + 1 < len(self.channels) else None
-            x = Level(features, self.layers, ResBlock, resample, **parts, name=f"down_blocks_{i}")(x)
-        x = MidBlock(ResBlock, **parts, name="mid_block")(x)
+            x = Level(features, self.layers, FrameRes, resample, **parts, name=f"down_blocks_{i}")(x)
+        x = MidBlock(FrameRes, **parts, name="mid_block")(x)
         x = nn.silu(FrameNorm(**parts, name="conv_norm_out")(x))
         return FrameConv(self.out, dtype=self.dtype, name="conv_out")(x)
 
@@ -179,7 +154,7 @@ class Decoder(nn.Module):
     groups: int = 32
     dtype: Dtype = None
 
-    res = ResBlock
+    res = FrameRes
 
     @nn.compact
     def __call__(self, z: Float[Array, "b t hh wh d"]) -> Float[Array, "b t h w out"]:

@@ -176,9 +176,9 @@ class Denoise:
         video = 2 * scale(batch["video"]) - 1
         if self.vae is None:
             return video
-        mean, logvar = self.vae.apply({"params": params["vae"]}, video, method="encode")
-        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-        z = mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        posterior = self.vae.apply({"params": params["vae"]}, video, method="encode")
+        posterior = jax.tree.map(lambda x: x.astype(jnp.float32), posterior)
+        z = posterior.mode() if key is None else posterior.sample(key)
         return lax.stop_gradient(z * self.vae.scaling)
 
     def decode(self, params: Groups, z: Float[Array, "b t hh wh d"]) -> Float[Array, "b t h w 3"]:
