@@ -13,7 +13,7 @@ seed (the published configs begin at the last ones, as the official code does). 
 Transformers (part=transformer) train on the tokens of vq3d-central, row=maskgit_2d on those of vq2d. tasks=CFP is frame
 prediction given the class, because one frame of a sprite does not tell its motion; tasks=MT8 the paper's eight. row:
 commit (L_mask + L_refine + L_recons), commit_mask (L_mask alone), commit_mask_recons, latent (MaskGIT's latent masking
-and decoding), prefix, ar, maskgit_2d (latent masking on 2D tokens). seed=N; smoke=1: seconds.
+and decoding), prefix, ar, maskgit_2d (latent masking on 2D tokens). seed=N; smoke=1: two steps of tiny models.
 """
 
 from ml_collections import ConfigDict

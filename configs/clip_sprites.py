@@ -4,7 +4,7 @@
 
 The budgets are those of vq3d_sprites.py: the small world, and the full one, where six of sixteen frames tell bouncing
 from jumping. Held-out retrieval (`eval/retrieval_at_1`) is over 64 clips of 64 different captions: in the small world
-there are only 72. smoke=1 takes seconds.
+there are only 72. smoke=1 takes two steps of a tiny model.
 
 The vocabulary holds every word of the captions, instructions and states of the full world, so that all runs on sprites
 share one tokenizer.

@@ -4,7 +4,7 @@
         --config.objective.tokenizer.run=runs/sprites/tokenizer
 
 The budgets are those of vq3d_sprites.py. Frame prediction comes twice: from one frame, and from five (same task token).
-smoke=1 takes seconds, on a tokenizer trained with smoke=1. clips=20000 trains on the first so many of the 2^20 clips, so
+smoke=1 takes two steps of a tiny model, on a tokenizer trained with smoke=1. clips=20000 trains on the first so many of the 2^20 clips, so
 that their tokens can be kept (`magvid encode`).
 """
 

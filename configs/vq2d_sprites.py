@@ -3,7 +3,7 @@
     magvid train --config=configs/vq2d_sprites.py:budget=quick --workdir=runs/sprites/tokenizer2d
     magvid train --config=configs/vq3d_sprites.py:budget=quick,inflate=central --workdir=runs/sprites/tokenizer
 
-The budgets are those of vq3d_sprites.py; four of sixteen frames, as MAGVIT takes of a video. smoke=1 takes seconds.
+The budgets are those of vq3d_sprites.py; four of sixteen frames, as MAGVIT takes of a video. smoke=1 takes two steps.
 """
 
 from configs import defaults, vq3d_sprites

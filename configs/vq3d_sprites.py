@@ -3,7 +3,7 @@
     magvid train --config=configs/vq3d_sprites.py:budget=quick --workdir=runs/sprites/tokenizer
 
 Clips of 16x32x32. budget=quick: the "small" world, 4x4x4 tokens a clip, minutes on two CPU cores; budget=long: the full
-world, 4x8x8 tokens. smoke=1: seconds. MAGVIT's layers, but not its published sizes: patches of pixels go in, because
+world, 4x8x8 tokens. smoke=1: two steps. MAGVIT's layers, but not its published sizes: patches of pixels go in, because
 full-resolution layers of a few channels would take most of a CPU's time (see `magvid.models.vq3d.Encoder`). What made
 these budgets, one run each in the small world on one core: Muon instead of Adam (24.3 dB in place of 21.7 after 1500
 steps), 16 filters instead of 32 (as good per step, at 0.4 times the cost), batches of 4 instead of 16 (22.5 dB in place

@@ -9,7 +9,7 @@ from helpers import GOLDEN
 FOLDER = GOLDEN.parent / "diffusion"
 
 
-def generated(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def golden_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The weight of this (PyTorch) name."""
     r = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).standard_normal(shape).astype(np.float32)
     if len(shape) <= 1:
@@ -17,7 +17,7 @@ def generated(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (r / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
-def given(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def golden_input(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The input of this name, in PyTorch's order of axes."""
     r = np.random.RandomState(zlib.crc32(f"input:{name}".encode()) & 0x7FFFFFFF)
     return r.standard_normal(shape).astype(np.float32)

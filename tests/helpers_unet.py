@@ -1,6 +1,5 @@
 """Tiny U-Nets of every family, the weights that the golden files were made with, and comparison with torch's modules."""
 
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -11,11 +10,12 @@ from flax.traverse_util import flatten_dict
 
 from configs import unets
 from helpers import flatten, nest, relative_error
+from helpers_diffusion import golden_weight
 from magvid.build import build
 from magvid.models.unet import UNet
 from magvid.types import Condition
 from tools import convert_unet
-from tools.rules import rename
+from tools.rules import invert, rename, rename_shapes
 
 SIZES = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(4, 8))
 ONE_LEVEL = dict(channels=(32,), layers=1, attention_levels=(True,), heads=2)
@@ -42,24 +42,16 @@ def inputs(preset: str, width: int = 32, **options) -> dict:
     return dict(entry, tokens=dict.fromkeys(entry["tokens"], width)) | options
 
 
-def golden_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The golden files' weights, from the published name (numpy's frozen stream)."""
-    r = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).standard_normal(shape).astype(np.float32)
-    if len(shape) <= 1:
-        return (1 + 0.1 * r if name.endswith("weight") else 0.1 * r).astype(np.float32)
-    return (r / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-
-
-def golden_input(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    seed = zlib.crc32(f"input:{name}".encode()) & 0x7FFFFFFF
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+def source_shapes(preset: str, ours: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """{published name: shape} for our shapes."""
+    return rename_shapes(ours, invert(convert_unet.rules(preset)))
 
 
 def golden_params(preset: str, unet: UNet, *arguments) -> dict:
     """Our parameters with the golden weights, for a call of the U-Net with these arguments."""
     tree = jax.eval_shape(unet.init, jax.random.key(0), *arguments)["params"]
     ours = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
-    names = convert_unet.source_shapes(preset, ours)
+    names = source_shapes(preset, ours)
     return nest(rename({n: golden_weight(n, shape) for n, shape in names.items()}, convert_unet.rules(preset)))
 
 

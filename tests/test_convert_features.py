@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import jax
@@ -22,22 +21,12 @@ ROOT = Path(__file__).parent.parent
 VIDEO = np.random.default_rng(0).random((2, 3, 64, 96, 3)).astype(np.float32)
 
 
-def torchvision_models():
-    """torchvision.models. Its compiled operators, which no network here uses, may not fit the build of torch; what
-    describes them to torch would then stop the import, and is left out.
-    """
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
-    import torchvision.models
-
-    return torchvision.models
-
-
 def torch_net(name: str):
     """torchvision's network with random weights and statistics, and its input for VIDEO."""
-    import torch
+    from helpers_torch import torch, torchvision
 
     torch.manual_seed(0)
-    net = getattr(torchvision_models(), name)(weights=None).eval()
+    net = getattr(torchvision.models, name)(weights=None).eval()
     for key, value in net.state_dict().items():
         if key.endswith(("running_mean", "running_var")) or (value.ndim == 1 and "num_batches" not in key):
             value.copy_(0.1 * torch.randn(value.shape) + (1 if key.endswith(("running_var", "weight")) else 0))
@@ -116,7 +105,7 @@ def test_a_missing_or_foreign_weight_file_is_named(tmp_path):
     with pytest.raises(UserError, match="is not a file of converted weights"):
         runs.resolve(config(tmp_path / "text.npz"))
     with pytest.raises(UserError, match="there is no file"):
-        convert_features.read(tmp_path / "gone.pth")
+        convert_features.main(["--net=vgg16", f"--weights={tmp_path}/gone.pth", f"--out={tmp_path}/a.npz"])
 
 
 def test_paths_of_weight_files_travel_with_the_config(tmp_path):

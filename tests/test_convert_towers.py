@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import flatten
-from helpers_diffusion import generated
+from helpers_diffusion import golden_weight
 from magvid import runs
 from magvid.build import build
 from magvid.flags import guarded
@@ -32,7 +32,7 @@ def published(preset):
     """{name of the file: array}; the names themselves are held to torch's in the tests of the rules."""
     tool = TOOLS[preset]
     shapes = rename_shapes(tool.shapes(preset, build(tool.presets[preset])), invert(tool.rules(preset)))
-    return {name: generated(name, shape) for name, shape in shapes.items()}
+    return {name: golden_weight(name, shape) for name, shape in shapes.items()}
 
 
 def run(preset, *argv) -> int:

@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from helpers_unet import ONE_LEVEL, golden_weight, inputs, tiny
-from tools.convert_unet import RULES, convert, restore, rules, shapes, source_shapes
+from helpers_diffusion import golden_weight
+from helpers_unet import ONE_LEVEL, inputs, source_shapes, tiny
+from tools.convert_unet import RULES, convert, restore, rules, shapes
 from tools.rules import check
 
 PRESETS = ("sd15", "sd21", "modelscope", "mavin", "svd", "magdiff")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from helpers import flatten
-from helpers_diffusion import FOLDER, generated
+from helpers_diffusion import FOLDER, golden_weight
 from magvid import __main__ as magvid
 from magvid import runs
 from magvid.build import build
@@ -33,7 +33,7 @@ TOOL = convert_vae.TOOL.__class__(**{**vars(convert_vae.TOOL), "presets": dict(s
 def published() -> dict[str, np.ndarray]:
     lines = (FOLDER / "vae_keys.txt").read_text().strip().splitlines()
     shapes = {n: tuple(int(k) for k in re.findall(r"\d+", s)) for n, s in (line.split(" ", 1) for line in lines)}
-    return {n: generated(n, s) for n, s in shapes.items()}
+    return {n: golden_weight(n, s) for n, s in shapes.items()}
 
 
 def write(path, arrays):
@@ -218,7 +218,7 @@ def test_files_of_diffusers(tmp_path, preset):
     theirs = torch_module(build(TOOL.presets[preset]), scaling_factor=0.25)
     with torch.no_grad():
         for name, p in theirs.named_parameters():
-            p.copy_(torch.from_numpy(generated(name, tuple(p.shape))))
+            p.copy_(torch.from_numpy(golden_weight(name, tuple(p.shape))))
     theirs.save_pretrained(tmp_path / "pipeline" / "vae")
     folder = convert_file(TOOL, preset, str(tmp_path / "pipeline"), str(tmp_path / "a"))
     assert runs.open_run(folder).config["objective"]["vae"]["scaling"] == 0.25

@@ -68,6 +68,7 @@ BAD = {
     "encode --config={tiny}:masked,{vq} --out={there}/new --split=test": '--split="test" is unknown: use train or eval',
     "sample": "--run is missing",
     "sample --run={run} --stpes=3": "there is no flag --stpes, did you mean --steps?",
+    "sample --run={run} --intermediates=maybe": '--intermediates must be true or false, got "maybe"',
     "sample --run={run} --number=abc": '--number must be a whole number, got "abc"',
     "sample --run={run} --number=0": "--number=0: 0 is not a positive integer",
     "sample --run={run} extra": 'unexpected argument "extra"',

@@ -11,14 +11,13 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from helpers import Golden, relative_error
+from helpers_diffusion import golden_input, golden_weight
 from helpers_unet import (
     ONE_LEVEL,
     SVD_IDS,
     arrays,
     check_parity,
-    golden_input,
     golden_params,
-    golden_weight,
     inputs,
     last,
     random_params,

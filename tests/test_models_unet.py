@@ -8,13 +8,13 @@ import pytest
 
 import helpers
 from configs import unets
-from helpers import Golden, flatten, relative_error
+from helpers import Golden, relative_error
+from helpers_diffusion import golden_input
 from helpers_unet import (
     FAST_COMPILE,
     ONE_LEVEL,
     arrays,
     check_parity,
-    golden_input,
     golden_params,
     inputs,
     last,

@@ -14,7 +14,7 @@ import pytest
 
 from configs.vaes import VAES
 from helpers import flatten, nest, relative_error
-from helpers_diffusion import FOLDER, generated, given
+from helpers_diffusion import FOLDER, golden_weight, golden_input
 from magvid.build import build
 from magvid.models.vae import AutoencoderKL, Posterior, TemporalAutoencoderKL, in_chunks, in_tiles
 from tools import convert_vae
@@ -33,7 +33,7 @@ def torch_shapes(module) -> dict[str, tuple[int, ...]]:
 
 
 def weights(module) -> dict:
-    return {"params": nest(rename({n: generated(n, s) for n, s in torch_shapes(module).items()}, convert_vae.RULES))}
+    return {"params": nest(rename({n: golden_weight(n, s) for n, s in torch_shapes(module).items()}, convert_vae.RULES))}
 
 
 # Compilation is most of what these tests cost.
@@ -61,8 +61,8 @@ def check_golden(name: str, golden, pixels: slice):
         for block in mid["resnets_1"].keys() - {"mix_factor"}:
             mid["resnets_1"][block]["conv2"] = jax.tree.map(np.zeros_like, mid["resnets_1"][block]["conv2"])
     frames = lambda a: a.transpose(0, 2, 3, 1).reshape(2, 3, *a.shape[2:], a.shape[1])  # two clips of three
-    posterior = apply(module, params, frames(given("vae_img", (6, 3, 16, 16))), "encode")
-    video = apply(module, params, frames(given("vae_z", (6, 4, 8, 8))), "decode")
+    posterior = apply(module, params, frames(golden_input("vae_img", (6, 3, 16, 16))), "encode")
+    video = apply(module, params, frames(golden_input("vae_z", (6, 4, 8, 8))), "decode")
     moments = np.concatenate([posterior.mean, posterior.logvar], -1)
     decoded = golden["tvae_dec_f3" if name == "tvae" else "vae_dec"]
     assert relative_error(moments[:, :, pixels, pixels], frames(golden[f"{name}_moments"])) < 1e-5
@@ -117,7 +117,7 @@ def test_equals_diffusers_with_gradients(module, shape):
     theirs, params = torch_module(module), weights(module)
     names = {n: tuple(p.shape) for n, p in theirs.named_parameters()}
     assert names == torch_shapes(module)
-    theirs.load_state_dict({n: torch.from_numpy(generated(n, s)) for n, s in names.items()}, strict=True)
+    theirs.load_state_dict({n: torch.from_numpy(golden_weight(n, s)) for n, s in names.items()}, strict=True)
     rng, (b, t, h, w) = np.random.default_rng(0), shape
     video = rng.uniform(-1, 1, (*shape, 3)).astype(np.float32)
     z = rng.standard_normal((b, t, h // module.factor, w // module.factor, module.latent)).astype(np.float32)
@@ -180,7 +180,7 @@ def test_names_and_shapes_are_diffusers(name):
 
 @pytest.mark.parametrize("cls", CLASSES.values())
 def test_conversion_there_and_back_is_bit_equal(cls):
-    published = {n: generated(n, s) for n, s in torch_shapes(cls(**SMALL)).items()}
+    published = {n: golden_weight(n, s) for n, s in torch_shapes(cls(**SMALL)).items()}
     back = rename(rename(published, convert_vae.RULES), invert(convert_vae.RULES))
     assert back.keys() == published.keys()
     for name, a in published.items():

@@ -178,12 +178,23 @@ def test_json_files_appear_whole_or_not_at_all(tmp_path):
     assert runs.read_json(tmp_path / "a.json") == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_parts_of_parts_can_be_of_other_runs(tmp_path):
+def test_an_unfinished_tokenizer_is_told(tmp_path, caplog):
+    shutil.copytree(tiny_runs.tokenizer_run(), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "steps": config["steps"] + 3}))
+    runs.resolve(dict(objective=dict(tokenizer=dict(run=str(tmp_path / "run")))), trust=True)
+    assert f"stopped at step {config['steps']} of {config['steps'] + 3}" in caplog.text
+
+
+def test_parts_of_parts_can_be_of_other_runs(tmp_path, monkeypatch):
     """Below the objective's own fields, in lists as well; one group has one source."""
     run = tiny_runs.tokenizer_run()
     part = dict(target="mylab:Words", tokenizer=dict(run=str(run), weights="params"))
     config = dict(objective=dict(target="mylab:Objective", conditioners=[part, dict(part)]))
+    reads, read = [], runs.Run.read
+    monkeypatch.setattr(runs.Run, "read", lambda self, group, *rest: reads.append(group) or read(self, group, *rest))
     resolved, frozen, hashes = runs.resolve(config, trust=True)
+    assert reads == ["tokenizer"]  # once for both
     spec = runs.open_run(run).config["objective"]["tokenizer"]
     assert [c["tokenizer"] for c in resolved["objective"]["conditioners"]] == [spec, spec]
     assert set(frozen) == set(hashes) == {"tokenizer"}

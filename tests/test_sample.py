@@ -204,9 +204,10 @@ def test_of_all_tasks_frame_prediction_goes_on(tmp_path, capsys):
         sample_run(run, dataclasses.replace(options, overlap=8), trust=True)
 
 
-def test_intermediates_are_a_picture_per_sample(tmp_path):
+def test_intermediates_are_a_picture_per_sample(tmp_path, capsys):
     command = ["sample", f"--run={tiny_runs.masked_run()}", "--task=FP,CG", "--number=2", "--intermediates"]
     assert main([*command, f"--out={tmp_path}", "--steps=4", "--schedule=uniform", "--guidance=1.5"]) == 0
+    assert "--guidance=1.5: this run was trained with objective.condition_drop=0" in capsys.readouterr().out
     pictures, asked = sorted(p.name for p in tmp_path.glob("*.png")), "seed0_steps4_scheduleuniform_guidance1.5"
     assert pictures == [f"{t}_0000{i}_{asked}_decoding.png" for t in ("CG", "FP") for i in (0, 1)]
     assert len(list(tmp_path.glob("*.mp4"))) == 5

@@ -30,8 +30,9 @@ from configs import clips
 from magvid.build import build
 from magvid.flags import guarded, leave
 from magvid.models.clip import CLIP, TextTower, VisionTower
+from tools import rules as by_rules
 from tools.convert import Place, Tool, main
-from tools.rules import Rule, check, invert, rename
+from tools.rules import Rule
 
 # Buffers that older files hold: the numbers 0, 1, 2, ...
 IGNORED = r"(.*\.)?embeddings\.position_ids"
@@ -110,19 +111,13 @@ def shapes(preset) -> dict[str, tuple[int, ...]]:
 
 
 def convert(preset, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """transformers' names and arrays -> ours, for a preset or a module. Arrays are views where they can be.
-
-    ValueError names what is missing, unknown or of a wrong shape.
-    """
-    found = rename(published_names(preset, arrays), rules(preset))
-    check(found, shapes(preset))
-    return found
+    """transformers' names and arrays -> ours, for a preset or a module, as `tools.rules.convert`."""
+    return by_rules.convert(published_names(preset, arrays), rules(preset), shapes(preset))
 
 
 def restore(preset, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `convert`, with the names of the published files."""
-    check(arrays, shapes(preset))
-    return rename(arrays, invert(rules(preset)))
+    return by_rules.restore(arrays, rules(preset), shapes(preset))
 
 
 def published_names(preset, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,8 +2,7 @@
 
     python tools/convert_features.py --net=resnet50 --weights=resnet50-11ad3fa6.pth --out=weights/resnet50.npz
 
-`--weights` is a state dict by torch.save (.pth, .pt, .bin; needs torch) or a .safetensors file (needs safetensors). In
-a config: `objective.perceptual = dict(target="magvid.models.resnet:ResNet50", weights_file="weights/resnet50.npz")`.
+`--weights` is a state dict by torch.save (.pth, .pt, .bin; needs torch) or a .safetensors file. In a config: `objective.perceptual = dict(target="magvid.models.resnet:ResNet50", weights_file="weights/resnet50.npz")`.
 """
 
 import pathlib
@@ -23,6 +22,7 @@ from magvid.models.resnet import ResNet50
 from magvid.models.vgg import STAGES, VGG16
 from magvid.types import UserError
 from tools.rules import Rule, check, rename
+from tools.weights import open_weights
 
 NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
@@ -86,32 +86,6 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a state dict; nothing but arrays is unpickled."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.numpy import load_file
-        except ImportError:
-            raise UserError(f"reading {path.name} needs safetensors, which is not installed: pip install safetensors") from None
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise UserError(f"{path} is not a .safetensors file ({error}): download it again") from None
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise UserError(f"{path} is no file of weights by its name: expected .safetensors, .pth, .pt or .bin")
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"reading {path.name} needs torch, which is not installed: pip install torch") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.float().numpy() for name, tensor in state.items()}
-    except Exception as error:
-        raise UserError(f"{path} is not a state dict by torch.save ({type(error).__name__}): download it again") from None
-
-
 def main(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(program_help(PROGRAM))
@@ -122,7 +96,7 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(flags.out)
     if out.suffix != ".npz":
         raise UserError(f"--out={out} should end in .npz")
-    arrays = convert(flags.net, read(pathlib.Path(flags.weights)))
+    arrays = convert(flags.net, {n: np.asarray(x) for n, x in open_weights(flags.weights).weights.items()})
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **arrays)
     print(f"{out}: {len(arrays)} arrays, {sum(a.size for a in arrays.values()):,} numbers")

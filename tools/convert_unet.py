@@ -26,8 +26,9 @@ from magvid.build import build
 from magvid.flags import guarded, leave
 from magvid.models.unet import UNet
 from magvid.types import Condition
+from tools import rules as by_rules
 from tools.convert import Place, Tool, main
-from tools.rules import Rule, check, invert, rename
+from tools.rules import Rule
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -179,25 +180,14 @@ def shapes(preset: str, unet: UNet | None = None, inputs: Mapping | None = None)
     return {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
 
 
-def source_shapes(preset: str, ours: Shapes) -> Shapes:
-    """{published name: shape} for our shapes."""
-    blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}
-    return {name: x.shape for name, x in rename(blank, invert(rules(preset))).items()}
-
-
 def convert(preset: str, state: Mapping[str, np.ndarray], ours: Shapes | None = None) -> dict[str, np.ndarray]:
-    """Published names and arrays -> ours. ValueError in the published names: what is missing, unknown, of a wrong shape.
-
-    `ours`: our shapes; default: those of the preset's full size.
-    """
-    check(state, source_shapes(preset, ours or shapes(preset)))
-    return rename(state, rules(preset))
+    """Published names and arrays -> ours, as `tools.rules.convert`; `ours`: our shapes, default those of the full size."""
+    return by_rules.convert(state, rules(preset), ours or shapes(preset))
 
 
 def restore(preset: str, arrays: Mapping[str, np.ndarray], ours: Shapes | None = None) -> dict[str, np.ndarray]:
-    """The reverse; ValueError in our names."""
-    check(arrays, ours or shapes(preset))
-    return rename(arrays, invert(rules(preset)))
+    """The reverse."""
+    return by_rules.restore(arrays, rules(preset), ours or shapes(preset))
 
 
 # Command line -------------------------------------------------------------------------------------------------------

@@ -81,6 +81,26 @@ def rename_shapes(shapes: Mapping[str, tuple[int, ...]], rules: Sequence[Rule]) 
     return {name: x.shape for name, x in rename(blank, rules).items()}
 
 
+def convert(
+    flat: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The arrays of a file under our names, whose `shapes` are given.
+
+    Every name is used once and every one of ours filled once; ValueError names, in the file's names, what is missing,
+    unknown or of a wrong shape.
+    """
+    check(flat, rename_shapes(shapes, invert(rules)))
+    return rename(flat, rules)
+
+
+def restore(
+    flat: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The inverse of `convert`; ValueError in our names."""
+    check(flat, shapes)
+    return rename(flat, invert(rules))
+
+
 def invert(rules: Sequence[Rule]) -> list[Rule]:
     """The rules that lead back. Groups of a source regex must not be nested, and appear in order in the replacement."""
     inverse = []

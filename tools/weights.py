@@ -3,7 +3,8 @@ read.
 
 Read: .safetensors; .bin, .pt, .pth, .ckpt of PyTorch, of which nothing but arrays is unpickled; either in several files
 with an index (.index.json), or a folder of diffusers or transformers. Written: .safetensors. What a file seems to hold is
-said by `describe`.
+said by `describe`. The safetensors package, whose format it is (a test holds them equal), says neither how much of a cut
+file is there nor which array is wrong, and writes only what is in memory all at once.
 """
 
 import dataclasses

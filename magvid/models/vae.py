@@ -45,9 +45,17 @@ class Posterior(NamedTuple):
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
-# The U-Net's block without a time embedding: in every frame, and along time with the statistics of the whole clip.
-FrameRes = partial(ResBlock, epsilon=1e-6)
-TimeRes = partial(ResBlock, epsilon=1e-5, clip_norm=True, temporal=True)
+class FrameRes(ResBlock):
+    """The U-Net's block in every frame, without a time embedding."""
+
+    epsilon: float = 1e-6
+
+
+class TimeRes(ResBlock):
+    """The same along time, with the statistics of the whole clip."""
+
+    clip_norm: bool = True
+    temporal: bool = True
 
 
 class BlendedResBlock(nn.Module):
