@@ -1,7 +1,6 @@
 """Samplers: their order against an exact answer, golden and live trajectories of diffusers, closed forms, one compile."""
 
 import math
-import zlib
 from functools import partial
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import GOLDEN, Golden, relative_error
+from helpers_diffusion import golden_input
 from magvid.diffusion import predictions, schedules
 from magvid.diffusion.guidance import clip, threshold
 from magvid.diffusion.predictions import V, X0, Eps
@@ -24,11 +24,6 @@ by_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDU
 
 # Compiled once for each (sampler, denoiser, number of steps), whatever the schedule.
 path = jax.jit(trajectory, static_argnums=(0, 1))
-
-
-def golden_input(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The inputs of the golden files, regenerated from their names."""
-    return np.random.RandomState(zlib.crc32(f"input:{name}".encode()) & 0x7FFFFFFF).standard_normal(shape).astype(np.float32)
 
 
 def replay(outputs, levels: Level, prediction, pick=lambda outputs, i: outputs[i]):

@@ -14,7 +14,7 @@ import pytest
 
 from configs.vaes import VAES
 from helpers import flatten, nest, relative_error
-from helpers_diffusion import FOLDER, golden_weight, golden_input
+from helpers_diffusion import FOLDER, golden_input, golden_weight
 from magvid.build import build
 from magvid.models.vae import AutoencoderKL, Posterior, TemporalAutoencoderKL, in_chunks, in_tiles
 from tools import convert_vae
