@@ -136,8 +136,16 @@ def open_config(command: str, spec: str, argv: list[str]) -> dict:
 
 
 def _open_run(command: str, argv: list[str]):
-    """(Run with the overrides of `--config.field=value`, flags)."""
-    flags = parse(COMMANDS[command], argv)
+    """(Run with the overrides of `--config.field=value`, flags). Of a config without a run: a Recipe."""
+    can = any(flag.name == "config" for flag in COMMANDS[command].flags)
+    flags = parse(COMMANDS[command], argv, "run|config" if can else "run")
+    recipe = flags.config if can else None
+    if recipe:
+        config = open_config(command, recipe, argv)
+        from magvid import job, runs
+
+        path = pathlib.Path(recipe.partition(":")[0])
+        return runs.Recipe(path, runs.anchored(job.check_config(config), pathlib.Path.cwd())), flags
     from ml_collections import ConfigDict
 
     from magvid import runs

@@ -77,16 +77,22 @@ COMMANDS = {
     ),
     "sample": Program(
         "magvid sample",
-        "Generate videos with a trained run, from a video file or from the run's evaluation clips.",
+        "Generate videos with a trained run, or as a config says with public weights, from a prompt, a picture, a video or "
+        "the run's evaluation clips.",
         [
             *RUN,
+            CONFIG._replace(help="in place of --run: a config that trains nothing, such as configs/svd.py"),
             Flag(
                 "task",
                 "str",
                 None,
                 "NAME[,NAME]",
-                "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given); default: all of the run",
+                "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given), of diffusion T2V I2V TI2V V; default: all of "
+                "the run",
             ),
+            Flag("prompt", "str", None, "TEXT", "what to show, in words"),
+            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
+            Flag("image", "str", None, "FILE", "the first frame"),
             Flag("video", "str", None, "FILE", "take the condition from this video; default: evaluation clips"),
             Flag("start", "float", 0.0, "SECONDS", "skip so much of the video", 0),
             Flag(
@@ -94,19 +100,20 @@ COMMANDS = {
                 "float",
                 None,
                 "RATE",
-                "read the video at this rate; default: as the run's data, or the file's own",
+                "read the video at this rate, or write what comes of a picture or prompt; default: as the run's data, or the "
+                "file's own",
             ),
             Flag("index", "int", 0, "N", "the first evaluation clip; of a class alone: the first sample", 0),
             Flag("number", "int", None, "N", "evaluation clips, or samples for the video; default: 4", 1),
             Flag("label", "str", None, "ID|NAME", "the class to generate; default: the clip's own"),
             Flag(
-                "size", "str", None, "HxW", "cut and resize the video to it (tokenizers: any); default: the run's clips'"
+                "size", "str", None, "HxW", "of the video or picture, cut and resized (not COMMIT); default: as the run's clips"
             ),
             Flag(
-                "frames", "int", None, "N", "length: of FP and CFP any, window by window; of a tokenizer's video any", 1
+                "frames", "int", None, "N", "length: of FP, CFP, I2V any, window by window; of a tokenizer's video, T2V any", 1
             ),
             Flag("overlap", "int", None, "N", "frames that the windows share; default: as the run's config", 1),
-            Flag("steps", "int", None, "N", "decoding steps; default: as the run's config", 1),
+            Flag("steps", "int", None, "N", "decoding or denoising steps; default: as the run's config", 1),
             Flag("temperature", "float", None, "T", "of the decoding; default: as the run's config", 0),
             Flag(
                 "schedule", "str", None, "NAME", "of masking: cosine uniform power2 logarithmic exponential; default: as above"
@@ -124,6 +131,8 @@ COMMANDS = {
             "--run=runs/magvit --task=CFP --video=a.mp4 --label=3 --out=out",
             "--run=runs/magvit --task=FP5 --frames=64 --overlap=5",
             "--run=runs/vq --video=a.mp4 --size=96x160 --frames=40",
+            "--config=configs/svd.py --image=a.png --number=1",
+            '--config=configs/modelscope.py --prompt="a panda eats bamboo on a rock"',
         ],
         "--config.objective.decoding.steps=24",
     ),
@@ -185,7 +194,7 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
     """The values of the program's flags. Where `config` (a ConfigDict) is given, `values.config` is it with its overrides;
     otherwise `--config.*` is left for later, because what it may name is not known yet.
 
-    ValueError for a flag or field that does not exist, a bad value, or a missing flag of `need`."""
+    ValueError for a flag or field that does not exist, a bad value, or a missing flag of `need` (of "run|config" one)."""
     from absl import flags
     from ml_collections import config_flags
     from ml_collections.config_flags.config_flags import UnsupportedOperationError
@@ -208,9 +217,12 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
         raise ValueError(f"{_flag_error(error, program)}; `{program.name} --help` lists the flags") from error
     if extra and (config is not None or not program.field):  # without the config, "--config.a 1" leaves the 1
         raise ValueError(f'unexpected argument "{extra[0]}": flags are written --name=value')
-    for name in need.split() if config is None else ():
-        if not getattr(values, name):
-            raise ValueError(f"--{name} is missing; `{program.name} --help` shows examples")
+    for names in need.split() if config is None else ():
+        given = [name for name in names.split("|") if getattr(values, name)]
+        if len(given) != 1:
+            flags = " or ".join(f"--{name}" for name in names.split("|"))
+            what = "is missing" if not given else "is one too many: give one of both"
+            raise ValueError(f"{flags} {what}; `{program.name} --help` shows examples")
     return values
 
 

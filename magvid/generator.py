@@ -26,8 +26,6 @@ from magvid.types import DecodingSteps, Groups, UserError
 from magvid.video import crossfade, to_uint8, windows
 
 Rows = Mapping[str, np.ndarray]  # a batch on the host
-# What `sample` may read: other entries need not reach the device.
-_USED = ("video", "label", "task", "index", "text", "caption", "text_ids")
 
 
 class Programs:
@@ -79,6 +77,7 @@ class Generator:
     programs: Programs
     mesh: jax.sharding.Mesh
     batch: int
+    frames: int  # of a clip
 
     @classmethod
     def open(
@@ -89,13 +88,13 @@ class Generator:
         decoding: Mapping[str, Any] | None = None,
         batch: int | None = None,
         weights: str | None = None,
-        clip: ClipFormat | None = None,
+        like: Rows | None = None,
         trust: bool = False,
     ) -> "Generator":
-        """tasks, decoding: in place of the run's. clip: of the videos to come; None takes that of the evaluation clips.
+        """tasks, decoding: in place of the run's. like: one row such as those to come; None takes an evaluation clip.
 
         UserError where the weights are not those of the config's model; ValueError where they do not fit the clips."""
-        _check(run)
+        check(run)
         config, params = runs.load(run, weights, trust)
         objective = build(config["objective"])
         if not hasattr(objective, "sample"):
@@ -109,13 +108,14 @@ class Generator:
         objective = objective if tasks is None else objective.with_tasks(tasks)
         objective = objective.with_decoding(**options) if options else objective
         mesh = sharding.make_mesh({"data": -1})
-        first = Clips.of(config).first() if clip is None else _blank(clip)
+        first = Clips.of(config).first() if like is None else like
         if run.trained_clip and hasattr(objective, "check_size"):
             objective.check_size(first["video"].shape[1:4], run.trained_clip.shape)
         params = _fit(run, params, objective, first)
         params = jax.device_put(params, sharding.shardings(params, config["sharding"], mesh))
         shards = sharding.data_shards(mesh)
-        return cls(config, params, Programs(objective), mesh, -(-(batch or config["batch"]) // shards) * shards)
+        batch = -(-(batch or config["batch"]) // shards) * shards
+        return cls(config, params, Programs(objective), mesh, batch, first["video"].shape[1])
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ class Generator:
         return to_uint8(video), given
 
     def _run(self, program: Callable, rows: Rows, *arguments):
-        rows = sharding.numeric({k: rows[k] for k in _USED if k in rows})
+        rows = sharding.numeric(rows)
         n, parts = len(rows["video"]), []
         for start in range(0, n, self.batch):
             part = {k: v[np.minimum(np.arange(start, start + self.batch), n - 1)] for k, v in rows.items()}
@@ -181,20 +181,16 @@ class Generator:
 
 def clip_format(run: runs.Run) -> ClipFormat:
     """Of the clips that a run is shown: as its folder says, or where that does not, as its evaluation clips are."""
-    _check(run)
+    check(run)
     return run.clip or Clips.of(run.config).format
 
 
-def _check(run: runs.Run) -> None:
+def check(run: runs.Run) -> None:
+    """UserError where a folder holds something else than a run of `magvid train`."""
     try:
         check_config(run.config)
     except UserError as error:
         raise UserError(f"{run.path} does not hold a run of `magvid train`: {error}") from error
-
-
-def _blank(clip: ClipFormat) -> dict[str, np.ndarray]:
-    """One row of the shape of the clips."""
-    return {"video": np.zeros((1, clip.frames, clip.height, clip.width, 3), np.uint8), "label": np.zeros(1, np.int32)}
 
 
 def _fit(run: runs.Run, params: Groups, objective: Objective, first: Rows) -> Groups:
@@ -278,7 +274,9 @@ class Part:
 
 
 class Preview:
-    """For `train(evaluate=...)`: clips as condition, generated and real, one above the other; one per task."""
+    """For `train(evaluate=...)`: clips as condition, generated and real, one above the other; one per task, of one task
+    (or none) `clips`.
+    """
 
     def __init__(self, config: Mapping[str, Any], clips: int = 4, seed: int = 0):
         self.config, self.clips, self.seed = config, clips, seed
@@ -298,7 +296,7 @@ class Preview:
 
     def _prepare(self, objective: Objective) -> tuple[Programs, Rows]:
         programs = Programs(objective)
-        count = len(programs.tasks) or self.clips
+        tasks = len(programs.tasks)
+        count = tasks if tasks > 1 else self.clips
         rows = next(Clips.of(self.config).batches(0, count, count))
-        rows = {k: rows[k] for k in _USED if k in rows} | {"task": np.arange(count, dtype=np.int32)}
-        return programs, sharding.numeric(rows)
+        return programs, sharding.numeric(rows | {"task": np.arange(count, dtype=np.int32) % max(tasks, 1)})

@@ -1,6 +1,7 @@
 """A run folder describes itself: config.json, data.json, checkpoints/, and a hash. Runs refer to each other by path.
 
 objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen weights of that run's `tokenizer`
+objective.conditioners[0].text = dict(run="runs/clip", part="clip.text")  # a part of one, under another name
 objective.perceptual = dict(target=..., weights_file="a.npz")  # frozen weights from a file of tools/convert_features.py
 init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
 """
@@ -90,6 +91,11 @@ class Run:
         same = self.trained_clip and read_config(self.path).get("data") == self.config.get("data")
         return self.trained_clip if same else None
 
+    @property
+    def samples(self) -> pathlib.Path:
+        """Where videos of it are written."""
+        return self.path / "samples"
+
     @functools.cached_property
     def step(self) -> int:
         """The newest saved step whose description is readable."""
@@ -145,6 +151,33 @@ class Run:
             )
 
         return self.checkpoints.newest(load, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(Run):
+    """A config all of whose weights come from elsewhere, converted public ones for example: it needs no training, and is
+    sampled like a run. `path` is the config's file.
+    """
+
+    groups = ()
+    frozen = {}
+    step = 0
+    averaged = False
+    trained_clip = None
+
+    @property
+    def hash(self) -> str:
+        return _digest(self.config)
+
+    @property
+    def clip(self) -> ClipFormat | None:
+        """`objective.clip`, at the rate of the videos to train on."""
+        shape = self.config["objective"].get("clip")
+        return None if shape is None else ClipFormat(*shape, fps=self.config["data"]["train"]["source"].get("fps"))
+
+    @property
+    def samples(self) -> pathlib.Path:
+        return pathlib.Path("samples") / self.path.stem
 
 
 def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
@@ -314,25 +347,39 @@ def _read_weights(where: str, path: str) -> tuple[Params, str]:
 
 
 def _follow(where: str, field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:
-    if unknown := set(spec) - {"run", "weights"}:
+    """(spec, weights, hash) of what a reference names: `part`, a path such as "clip.text", or else the field itself.
+    `fields` change the spec, in what leaves the weights alone, such as `dtype`.
+    """
+    if unknown := set(spec) - {"run", "weights", "part", "fields"}:
         raise UserError(
             f"{where} refers to a run and has unknown entries {sorted(unknown)}: "
-            'it may have "run" and "weights"'
+            'it may have "run", "weights", "part" and "fields"'
         )
     try:
         run = open_run(spec["run"], trust)
     except UserError as e:
         raise UserError(
-            f"{where}.run: {str(e).rstrip('?')}: train it first, or say where it is by --config.{where}.run=FOLDER"
+            f"{where}.run: {str(e).rstrip('?')}: train it first (public weights: convert them, docs/diffusion.md), or say "
+            f"where it is by --config.{where}.run=FOLDER"
         ) from None
-    there = run.config["objective"].get(field)
+    group, *inner = (spec.get("part") or field).split(".")
+    there = run.config["objective"].get(group)
     if there is None:
-        raise UserError(f'run {run.path} has no "{field}": its objective has {", ".join(run.config["objective"])}')
+        raise UserError(f'run {run.path} has no "{group}": its objective has {", ".join(run.config["objective"])}')
     if _is_reference(there):
-        return _follow(where, field, there, trust)
+        if inner:
+            there = {**there, "part": ".".join([there.get("part") or group, *inner])}
+        there = {**there, "fields": {**there.get("fields", {}), **spec.get("fields", {})}}
+        return _follow(where, group, there, trust)
     if run.step < run.config.get("steps", 0):
         log.warning('"%s" is of %s, which stopped at step %d of %d', field, run.path, run.step, run.config["steps"])
-    return there, *run.read(field, spec.get("weights"))
+    weights, digest = run.read(group, spec.get("weights"))
+    for i, name in enumerate(inner):
+        if name not in there or name not in weights:
+            at = ".".join([group, *inner[:i]])
+            raise UserError(f'{where}.part: {at} of run {run.path} has no part "{name}": it has {", ".join(weights)}')
+        there, weights = there[name], weights[name]
+    return {**there, **spec.get("fields", {})}, weights, digest
 
 
 def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False) -> Groups:

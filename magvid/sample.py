@@ -1,25 +1,27 @@
-"""Videos of a trained run: conditions from a video file or evaluation clips -> a file per sample, a labelled grid."""
+"""Videos of a trained run: conditions from a video, a picture, a prompt or evaluation clips -> a file per sample, a
+labelled grid.
+"""
 
 import dataclasses
-import difflib
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from magvid import runs
-from magvid.generator import Clips, Generator, clip_format
+from magvid import conditions, runs
+from magvid.conditions import NUMBER, Shown, find_class
+from magvid.generator import Clips, Generator, check, clip_format
 from magvid.pictures import labelled_grid, steps_picture
 from magvid.runs import ClipFormat
 from magvid.types import UserError
-from magvid.video import read_video, resize_crop, upscale, write_image, write_video
+from magvid.video import upscale, write_image, write_video
 
 FORMATS = ("mp4", "gif", "webm", "png")
+FLAGS = dict(text="a text (--prompt)", image="a picture (--image or --video)")
 VISIBLE = 128  # pixels: smaller videos are enlarged to at least this height
-NUMBER = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +29,16 @@ class Options:
     """What to generate, as the flags of `magvid sample` say it. None stands for the run's own."""
 
     tasks: Sequence[str] | None = None
-    video: str | None = None  # a file; None: evaluation clips
-    start: float = 0.0  # seconds of the file that are skipped
-    fps: float | None = None  # at which the file is read
+    video: str | None = None  # a file; without any: evaluation clips
+    image: str | None = None  # a file: the first frame
+    prompt: str | None = None
+    negative: str | None = None  # prompt that guidance leads away from; None: the empty one
+    start: float = 0.0  # seconds of the video that are skipped
+    fps: float | None = None  # at which the video is read; of a picture or a prompt: at which the result is written
     index: int = 0  # the first evaluation clip
     number: int | None = None  # of evaluation clips, or of samples for the file; None: 4, or what clips there are
     label: str | None = None  # id or name of a class
-    size: str | None = None  # "HxW" pixels to which the file is cut and resized
+    size: str | None = None  # "HxW" pixels to which the file is cut and resized, or of what comes of a prompt
     frames: int | None = None  # of the result
     overlap: int | None = None  # frames that the windows of a long video share
     steps: int | None = None
@@ -67,24 +72,40 @@ class Options:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails as well
                 raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
-        read = {name: getattr(self, name) for name in ("start", "fps", "size") if getattr(self, name) not in (None, 0)}
-        if self.video is None and read:
-            flags = " ".join(f"--{name}={value}" for name, value in read.items())
-            raise ValueError(f"{flags}: this says how a file is read; give one with --video")
+        if self.video is not None and self.image is not None:
+            raise ValueError("--video and --image both say what is shown: give one of them")
+        if self.negative is not None and self.prompt is None:
+            raise ValueError("--negative goes with a --prompt")
+        self._check_used(("start",), self.video)
+        self._check_used(("fps", "size"), self.video or self.image or self.prompt)
         if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
             raise ValueError(f'--size={self.size}: give height and width in pixels, such as 64x96')
         if self.overlap is not None and self.frames is None:
             raise ValueError("--overlap is of the windows of a long video: say its length with --frames")
         if self.intermediates and self.frames is not None:
             raise ValueError("--intermediates shows how one clip is decoded: leave out --frames")
-        if self.video is not None and self.index:
-            raise ValueError("--index counts evaluation clips, and --video takes the place of them: give one of both")
+        if self.file is not None and self.index:
+            raise ValueError("--index counts evaluation clips, and a file takes the place of them: give one of both")
+
+    def _check_used(self, names: Sequence[str], given: Any) -> None:
+        read = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, 0)}
+        if given is None and read:
+            flags = " ".join(f"--{name}={value}" for name, value in read.items())
+            raise ValueError(f"{flags}: this says how a file is read; give one with --video")
+
+    @property
+    def file(self) -> str | None:
+        return self.image if self.video is None else self.video
 
     @property
     def suffix(self) -> str:
         """Of the files' names: the seed, and what else was asked for, so that other settings do not overwrite them."""
         named = ("label", "size", "frames", "overlap", "steps", "temperature", "schedule", "guidance")
         asked = {"seed": self.seed, **{name: getattr(self, name) for name in named}}
+        if self.prompt is not None and self.file is not None:
+            asked["prompt"] = conditions.slug(self.prompt)
+        if self.negative:
+            asked["negative"] = conditions.slug(self.negative)
         text = "".join(f"_{name}{value}" for name, value in asked.items() if value is not None)
         return re.sub(r"[^\w.+-]+", "-", text)
 
@@ -112,10 +133,15 @@ def sample_run(
     may be gone. UserError or ValueError, in one sentence, for a run, video, task, class, size or folder that does not
     fit.
     """
-    out = pathlib.Path(options.out).expanduser() if options.out else run.path / "samples"
+    out = pathlib.Path(options.out).expanduser() if options.out else run.samples
     runs.check_writable(out, "--out")
+    check(run)
+    tokenizer = conditions.find_tokenizer(run.config)
+    if options.prompt is not None and tokenizer is None:
+        raise UserError(f"--prompt: {run.path} is told no text; leave it out")
+    told = {} if tokenizer is None else conditions.words(tokenizer, options.prompt or "", options.negative or "")
     clip = None
-    if options.video is not None:
+    if options.file is not None or options.prompt is not None:
         clip = options.sized(clip_format(run))
     elif options.label is not None:
         clip = run.clip
@@ -125,32 +151,51 @@ def sample_run(
         decoding=options.decoding,
         batch=options.number or NUMBER,
         weights=weights,
-        clip=clip,
+        like=None if clip is None else conditions.blank(clip) | told,
         trust=trust,
     )
     _check_fit(model, options)
     _say_what_was_not_learned(model, options)
-    from_class = options.label is not None and all(model.programs.objective.blind)
-    if options.video is None and not from_class:
-        clips = Clips.of(model.config)
-        shown, classes = _from_clips(clips, options), clips.classes
-    else:
-        clip = clip or Clips.of(model.config).format
-        classes = clip.classes
-        shown = _from_class(clip, options) if from_class else _from_video(clip, options, model)
-    if options.label is not None:
-        label = find_class(options.label, classes, model.programs.objective.classes)
-        shown.rows["label"] = np.full_like(shown.rows["label"], label)
-    frames = (options.frames if model.tasks else None) or shown.rows["video"].shape[1]
-    if options.format == "png" and frames > 1:
-        raise UserError(f"--format=png is of images, and these videos have {frames} frames: use mp4, gif or webm")
     if not model.tasks:
-        made = {"reconstruction": {"reconstruction": model.reconstruct(shown.rows), "real": shown.real}}
+        shown, _ = _show(model, options, clip, alone=False)
+        made = {"reconstruction": {"reconstruction": model.reconstruct(shown.rows), "real": _real(shown)}}
         return _write(out, made, shown, options)
-    tasks = _chosen(model, options, run)
+    tasks, objective = _chosen(model, options, run), model.programs.objective
+    alone = (options.label or options.prompt or options.file) is not None and all(objective.blind[i] for i in tasks)
+    if alone and options.frames is not None and clip is not None:  # there are no windows: the model makes one longer clip
+        clip, options = dataclasses.replace(clip, frames=options.frames), dataclasses.replace(options, frames=None)
+    shown, classes = _show(model, options, clip, alone)
+    if options.prompt is not None or options.file is not None:
+        shown = shown.told(told)
+    if options.label is not None:
+        label = find_class(options.label, classes, objective.classes)
+        shown.rows["label"] = np.full_like(shown.rows["label"], label)
     pictures = _write_steps(out, model, tasks, shown, options) if options.intermediates else []
-    made = {task: _generate(model, i, shown, options, from_class) for i, task in tasks.items()}
+    made = {task: _generate(model, i, shown, options, alone) for i, task in tasks.items()}
     return [*pictures, *_write(out, made, shown, options)]
+
+
+def _show(model: Generator, options: Options, clip: ClipFormat | None, alone: bool) -> tuple[Shown, Sequence[str]]:
+    """What is shown, and the names of the classes; `alone`: no picture is."""
+    if options.file is None and not alone:
+        clips = Clips.of(model.config)
+        return conditions.evaluation_clips(clips, options.index, options.number), clips.classes
+    clip = clip or Clips.of(model.config).format
+    if alone:
+        name = "" if options.prompt is None else conditions.slug(options.prompt)
+        return conditions.nothing(clip, options.index, options.number, name, options.fps), clip.classes
+    if options.image is not None:
+        return conditions.of_picture(clip, options.image, options.number, options.fps), clip.classes
+    if not model.tasks and options.frames:
+        clip = dataclasses.replace(clip, frames=options.frames)
+    least = model.programs.objective.given_frames(clip.frames) if model.tasks else clip.frames
+    frames = options.frames or clip.frames
+    shown = conditions.of_video(clip, options.video, options.number, options.fps, options.start, least, frames)
+    return shown, clip.classes
+
+
+def _real(shown: Shown) -> UInt8[np.ndarray, "n t h w 3"]:
+    return shown.rows["video"] if shown.real is None else shown.real
 
 
 def _check_fit(model: Generator, options: Options) -> None:
@@ -158,6 +203,10 @@ def _check_fit(model: Generator, options: Options) -> None:
     objective, what = model.programs.objective, ", ".join(model.tasks) or "this run"
     if options.label is not None and not any(getattr(objective, "labelled", ())):
         raise UserError(f"--label={options.label}: {what} is not given a class; leave it out")
+    if options.file is not None and model.tasks and all(objective.blind):
+        raise UserError(f"{what} is given no picture: leave out --{'video' if options.image is None else 'image'}")
+    if options.format == "png" and model.tasks and (options.frames or model.frames) > 1:
+        raise UserError(f"--format=png is of images, and these videos have more frames than one: use mp4, gif or webm")
     if model.tasks or (options.video is not None and not options.intermediates and options.overlap is None):
         return
     if options.intermediates:
@@ -180,20 +229,28 @@ def _say_what_was_not_learned(model: Generator, options: Options) -> None:
 
 
 def _chosen(model: Generator, options: Options, run: runs.Run) -> dict[int, str]:
-    """The tasks that can be done, by number; says which of the run's are left out, or raises where they were named."""
+    """The tasks that can be done, by number; says which of the run's are left out, or raises where they were named.
+
+    Of tasks that are told a text or a picture, those that use all that was given.
+    """
     objective, chosen = model.programs.objective, {}
+    own = options.file is not None or options.prompt is not None  # and not evaluation clips
+    told = {what: objective.told(what) for what in ("text", "image")} if own and hasattr(objective, "told") else {}
+    given = dict(text=options.prompt is not None, image=options.file is not None)
     for i, task in enumerate(model.tasks):
-        lacks = None
-        if options.video is not None and options.label is None and objective.labelled[i]:
-            lacks = "needs a class: give --label, by number or by name"
-        elif options.frames is not None and not objective.predicts[i]:
-            lacks = "makes clips of one length: --frames is for frame prediction, FP or CFP"
-        if lacks is None:
+        lacks = [f"needs {FLAGS[what]}" for what, of in told.items() if of[i] and not given[what]]
+        unused = [f"makes no use of {FLAGS[what]}" for what, of in told.items() if given[what] and not of[i]]
+        if own and options.label is None and objective.labelled[i]:
+            lacks.append("needs a class: give --label, by number or by name")
+        if options.frames is not None and not objective.predicts[i] and not (told and objective.blind[i]):
+            lacks.append("makes clips of one length: --frames is for frame prediction, FP or CFP")
+        lacks = lacks or (unused if options.tasks is None or len(unused) == sum(given.values()) else [])
+        if not lacks:
             chosen[i] = task
         elif options.tasks is not None:
-            raise UserError(f"task {task} {lacks}")
+            raise UserError(f"task {task} {lacks[0]}")
         else:
-            print(f"{task} is left out: it {lacks}")
+            print(f"{task} is left out: it {lacks[0]}")
     if not chosen:
         raise UserError(f"none of the tasks of {run.path} is left: {', '.join(model.tasks)}")
     return chosen
@@ -213,6 +270,8 @@ def _generate(
     condition, frames = model.condition(rows)[0], generated.shape[1]
     beyond = [(0, 0), (0, max(0, frames - condition.shape[1])), *[(0, 0)] * 3]
     condition = np.pad(condition, beyond, mode="edge")[:, :frames]  # as its own frames are padded
+    if shown.real is None:
+        return {"condition": condition, "generated": generated}
     beyond[1] = (0, max(0, frames - shown.real.shape[1]))
     real = np.pad(shown.real, beyond, constant_values=255)[:, :frames]
     return {"condition": condition, "generated": generated, "real": real}
@@ -250,94 +309,3 @@ def _write(
     paths.append(out / f"grid_{_stem(short, shown.names[0], options)}.{options.format}")
     write_video(paths[-1], labelled_grid(rows, columns, labels), shown.fps)
     return paths
-
-
-# Conditions ---------------------------------------------------------------------------------------------------------
-
-
-class Shown(NamedTuple):
-    """What the model is shown: rows with clips of its own size, their names, frames per second, and the real videos (n t
-    h w 3), which may be longer.
-    """
-
-    rows: dict[str, np.ndarray]
-    names: list[str]
-    fps: float
-    real: UInt8[np.ndarray, "n t h w 3"]
-
-    def of(self, task: int) -> dict[str, np.ndarray]:
-        return {**self.rows, "task": np.full(len(self.names), task, np.int32)}
-
-
-def _from_class(clip: ClipFormat, options: Options) -> Shown:
-    """Where no picture is given."""
-    index = np.arange(options.index, options.index + (options.number or NUMBER))
-    video = np.zeros((len(index), clip.frames, clip.height, clip.width, 3), np.uint8)
-    rows = {"video": video, "label": np.zeros(len(index), np.int32), "index": index}
-    return Shown(rows, [f"{i:05d}" for i in index], 8.0, video)
-
-
-def _from_clips(clips: Clips, options: Options) -> Shown:
-    """Evaluation clips."""
-    count = options.number or max(1, min(NUMBER, len(clips.source) - options.index))
-    rows = next(clips.batches(options.index, count, count))
-    return Shown(rows, [f"{i:05d}" for i in rows["index"]], 8.0, rows["video"])
-
-
-def _from_video(clip: ClipFormat, options: Options, model: Generator) -> Shown:
-    """The beginning of a file, cut to the size of the clips, `number` times. Says what was done to it.
-
-    A tokenizer is shown `options.frames`, tasks a clip, of which frame prediction needs no more than it is given.
-    """
-    height, width, stride = clip.height, clip.width, clip.stride
-    t = clip.frames if model.tasks else options.frames or clip.frames
-    least = model.programs.objective.given_frames(t) if model.tasks else t
-    needed = (least - 1) * stride + 1
-    wanted = (max(t, options.frames or t) - 1) * stride + 1
-    path = pathlib.Path(options.video).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no video {options.video}")
-    video, fps = read_video(path, options.fps or clip.fps, wanted, options.start)
-    if len(video) < needed:
-        raise UserError(
-            f"{options.video} is too short: {len(video)} frames from {options.start:g} s on, this run needs {needed}; "
-            "take a longer one or another --fps"
-        )
-    resized = resize_crop(video[::stride], height, width)
-    h, w = video.shape[1:3]
-    print(
-        f"{path.name}: {min(t, len(resized))} frames at {fps / stride:g} per second, "
-        f"{w}x{h} pixels centre-cropped and resized to {width}x{height}"
-    )
-    count = options.number or NUMBER
-    real = np.stack([resized] * count)
-    beyond = [(0, 0), (0, max(0, t - len(resized))), *[(0, 0)] * 3]
-    rows = {"video": np.pad(real, beyond)[:, :t], "label": np.zeros(count, np.int32), "index": np.arange(count)}
-    return Shown(rows, [f"{path.stem}_{i:02d}" for i in range(count)], fps / stride, real)
-
-
-def find_class(label: str, names: Sequence[str], count: int = 0) -> int:
-    """The number of a class given by number or name; `count` says how many there are where there are no names.
-
-    ValueError lists the nearest names, or the range."""
-    count = len(names) or count
-    if label.lstrip("-").isdigit():
-        if not 0 <= int(label) < count:
-            raise ValueError(
-                f"class {label} is out of range: there are {count} classes, from 0"
-                if count
-                else f"class {label}: this run has no classes"
-            )
-        return int(label)
-    if label in names:
-        return list(names).index(label)
-    near = difflib.get_close_matches(label, names, 3)
-    some = near or list(names)[:5]
-    hint = (
-        f"did you mean {' or '.join(some)}?"
-        if near
-        else f"there are {', '.join(some)}{', ...' if len(names) > 5 else ''}"
-        if some
-        else "give its number"
-    )
-    raise ValueError(f'there is no class "{label}"; {hint}')

@@ -18,6 +18,7 @@ from flax import serialization
 from helpers import GOLDEN, Golden, flatten, nest
 from magvid import runs
 from magvid.build import build
+from magvid.conditions import blank
 from magvid.generator import Generator
 from magvid.job import check_config
 from magvid.models.causal import CausalTransformer
@@ -178,7 +179,7 @@ def test_a_converted_checkpoint_is_a_run(converted):
 
 def test_it_generates_the_tokens_of_the_official_code(converted):
     golden, run = Golden("e2e_full_generation"), runs.open_run(converted / "commit")
-    model = Generator.open(run, ["official:CG"], decoding=recorded(golden), clip=run.clip)
+    model = Generator.open(run, ["official:CG"], decoding=recorded(golden), like=blank(run.clip))
     batch = dict(video=np.zeros((2, 4, 8, 8, 3), np.uint8), label=golden["label"][:, 0], task=np.zeros(2, np.int32))
     ids, _ = jax.jit(model.programs.objective.sample_ids)(model.params, batch, jax.random.key(0))
     np.testing.assert_array_equal(ids, golden["out_tokens"])

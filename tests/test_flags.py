@@ -1,6 +1,7 @@
 """Flags, configs and help; what the commands say of wrong ones is in test_main.py."""
 
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import tiny_runs
 from magvid.__main__ import open_config
 from magvid.flags import COMMANDS, load_config, overview, parse, program_help
 
-NEEDS = {"train": "config workdir", "encode": "config out"}
+NEEDS = {"train": "config workdir", "encode": "config out", "sample": "run|config"}
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -26,9 +27,10 @@ def test_help_names_every_command_flag_and_example():
 def test_examples_in_the_help_are_right(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     for example in COMMANDS[command].examples:
-        values = parse(COMMANDS[command], example.split(), NEEDS.get(command, "run"))
-        if command in NEEDS:
-            open_config(command, values.config, example.split())
+        argv = shlex.split(example)
+        values = parse(COMMANDS[command], argv, NEEDS.get(command, "run"))
+        if getattr(values, "config", None):
+            open_config(command, values.config, argv)
 
 
 def test_values_and_defaults():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from magvid.conditions import blank
 from magvid.generator import Clips, Generator, Preview, Programs
 from magvid.masked.tasks import TASKS
 from magvid.runs import ClipFormat, open_run
@@ -144,8 +145,8 @@ def test_a_model_opens_without_its_data():
     run = open_run(tiny_runs.masked_run())
     source = dict(target="magvid.data.folder:VideoFolder", path="/nowhere", frames=8, height=16, width=16)
     gone = dataclasses.replace(run, config={**run.config, "data": {"train": {"source": source}}})
-    assert run.clip == Clips.of(run.config).format and Generator.open(gone, ["FP"], clip=run.clip).tasks == ("FP",)
+    assert run.clip == Clips.of(run.config).format and Generator.open(gone, ["FP"], like=blank(run.clip)).tasks == ("FP",)
     with pytest.raises(UserError, match="/nowhere"):
         Generator.open(gone, ["FP"])
     with pytest.raises(ValueError, match="4x16x16 .* make 1x4x4 tokens, .*: it takes clips of 8x16x16 only"):
-        Generator.open(gone, ["FP"], clip=ClipFormat(4, 16, 16))
+        Generator.open(gone, ["FP"], like=blank(ClipFormat(4, 16, 16)))

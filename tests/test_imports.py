@@ -14,7 +14,7 @@ MODULES = sorted(
     for folder in ("magvid", "configs", "experiments", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
 )
-DRIVERS = {"train", "encode", "provenance", "generator", "evaluate", "sample", "job", "flags"}
+DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "evaluate", "sample", "job", "flags"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline"}
 MACHINERY |= {"data.tokens", "data.views", "metrics.frames", "video", "types"}
 
@@ -47,7 +47,8 @@ ARROWS = {
     "encode": MACHINERY | {"job", "provenance"},
     "generator": MACHINERY | {"job"},
     "evaluate": MACHINERY | {"job", "generator"},
-    "sample": MACHINERY | {"job", "generator", "pictures"},
+    "conditions": MACHINERY | {"generator", "data.images"},
+    "sample": MACHINERY | {"job", "generator", "conditions", "pictures"},
     "flags": set(),
     "__main__": MACHINERY | DRIVERS | {"report"},
 }

@@ -262,8 +262,15 @@ def test_the_size_of_clips_from_noise_alone():
 def test_other_ways_of_decoding():
     one = dataclasses.replace(Denoise(**SVD), sampling=Sampling(guidance=((("text",), 7.5),)))
     assert one.with_decoding(steps=7, guidance=3).sampling == Sampling(steps=7, guidance=((("text",), 3.0),))
-    with pytest.raises(ValueError, match="guidance=3 is one weight, and there are 2"):
-        Denoise(**SVD).with_decoding(guidance=3)
+    several = Denoise(**SVD)
+    rows = several.sampling.guidance
+    assert several.with_decoding(guidance=3).sampling.guidance == (*rows[:-1], (rows[-1][0], 3.0))
+    rising = dataclasses.replace(one, sampling=Sampling(guidance=((("text",), (1.0, 2.0)),)))
+    assert rising.with_decoding(guidance=3).sampling.guidance == ((("text",), (1.0, 3.0)),)
+    with pytest.raises(ValueError, match="guidance=2: this model is sampled without"):
+        dataclasses.replace(one, sampling=Sampling()).with_decoding(guidance=2)
+    with pytest.raises(ValueError, match="temperature: of masked transformers"):
+        one.with_decoding(temperature=1.0)
 
 
 # Training -----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """Text for training: tokenizers that turn a record's text into `text_ids`, without a download or with a published one.
 
 Both are transforms of the data pipeline, and have `encode(text) -> ids (n,)`, the fixed `length` n, and `null`, the ids of
-the empty text, which classifier-free guidance puts in place of a caption.
+the empty text, which stand in the record as `null_ids`: condition dropout and guidance put them in place of a caption.
 """
 
 import dataclasses
 import functools
+import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -45,7 +46,7 @@ class Tokenizer:
             raise ValueError(f"the record has no {self.key!r} to tokenize; it has {', '.join(record)}: set `key`")
         text = record[self.key]
         ids = self.encode(text) if isinstance(text, str) else np.stack([self.encode(t) for t in text])
-        return record | {"text_ids": ids}
+        return record | {"text_ids": ids, "null_ids": self.null}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,36 @@ def _load(folder: str) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} does not hold a tokenizer that transformers can read ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """Adds `text`: that of the record's `file` in a file of lines {"file": "cats/a.mp4", "text": "..."}; of several lines of one
+    file, one at random. UserError where the file cannot be read, or says nothing about a record.
+    """
+
+    path: str
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        name = str(record.get("file", ""))
+        if name not in self.texts:
+            raise UserError(f'{self.path} has no text of "{name}": add a line {{"file": "{name}", "text": "..."}}')
+        texts = self.texts[name]
+        return record | {"text": texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]}
+
+    @functools.cached_property
+    def texts(self) -> dict[str, list[str]]:
+        path, found = pathlib.Path(self.path).expanduser(), {}
+        if not path.is_file():
+            raise UserError(f'there are no captions {self.path}: give a file of lines {{"file": "cats/a.mp4", "text": "..."}}')
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            try:
+                if line.strip():
+                    row = json.loads(line)
+                    found.setdefault(str(row["file"]), []).append(str(row["text"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f'{self.path} line {number} is not {{"file": "...", "text": "..."}} ({error})') from None
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

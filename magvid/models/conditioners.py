@@ -2,7 +2,7 @@
 
 keep = {name: bool (b,)} hides conditions clip by clip: where it is False, a condition is replaced by its null. Training
 drops conditions so, guidance makes its null branches so; a name that is absent is kept. `names` are those that a
-conditioner obeys. Every entry of `batch` has the batch as its first axis. Sub-modules are named for the group of
+conditioner obeys, `reads` what a person has to give: "text", "image". Every entry of `batch` has the batch as its first axis. Sub-modules are named for the group of
 parameters that they have in an objective: two conditioners with a `vae` share one.
 """
 
@@ -44,6 +44,8 @@ class TextTokens(nn.Module):
     token: str = "text"
     key: str = "text_ids"
 
+    reads = ("text",)
+
     @property
     def names(self) -> tuple[str, ...]:
         return (self.token,)
@@ -78,6 +80,8 @@ class ImageTokens(nn.Module):
     pooled: bool = True
     token: str = "image"
 
+    reads = ("image",)
+
     @property
     def names(self) -> tuple[str, ...]:
         return (self.token,)
@@ -100,6 +104,8 @@ class ImageLatent(nn.Module):
     aug: float = 0.02
     tell: bool = True
     obeys: str = "image"
+
+    reads = ("image",)
 
     @property
     def names(self) -> tuple[str, ...]:

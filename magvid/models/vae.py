@@ -268,7 +268,7 @@ def in_chunks(f: Callable, x: Float[Array, "b t h w c"], frames: int, overlap: i
     """f(x), so many frames at a time: what f holds in between is bounded by `frames + 2 * overlap` frames.
 
     `f` maps videos to arrays, or trees of arrays such as `Posterior`, with the same number of frames: `encode` or
-    `decode` of a module with its parameters, under `jax.jit` where this loop is not. How exact:
+    `decode` of a module with its parameters. Also under `jax.jit` one chunk is made after the other. How exact:
 
     - What treats every frame by itself (both encoders, `AutoencoderKL.decode`): the same numbers, up to the rounding of
       convolutions of another batch size.
@@ -283,7 +283,10 @@ def in_chunks(f: Callable, x: Float[Array, "b t h w c"], frames: int, overlap: i
     total, parts = x.shape[1], []
     for start in range(0, total, frames):
         stop, low = min(start + frames, total), max(start - overlap, 0)
-        y = f(x[:, low : min(stop + overlap, total)])
+        part = x[:, low : min(stop + overlap, total)]
+        if parts:  # a compiler would otherwise be free to hold the intermediates of all at once
+            part, parts[-1] = jax.lax.optimization_barrier((part, parts[-1]))
+        y = f(part)
         parts.append(jax.tree.map(lambda a: a[:, start - low : stop - low], y))
     return jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *parts)
 

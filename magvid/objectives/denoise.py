@@ -21,6 +21,9 @@ from magvid.objectives.vqgan import cut, scale
 from magvid.types import Condition, Groups, Params
 
 
+READS = dict(text="T", image="I")  # what a conditioner may read of a person's: the letter in a task's name
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How clips are sampled. `guidance` has rows (names of hidden conditions, weight), the one that hides most first:
@@ -61,6 +64,9 @@ class Denoise:
     (("text",), .05), (("image",), .05), (("text", "image"), .05) hides each alone and both at times.
     augmentation: (mean, std) of ln of the noise on the conditioning image, batch["aug"], in training (SVD: -3, 0.5).
     clip: (t h w) of the clips to sample where the batch has neither video, latents nor noise.
+    tasks: {name: conditions that are hidden from the start}, for a model that was trained with `drop`: dict(TI2V=(),
+    T2V=("image",)). Which one, batch["task"] (b,) says, if it is there. Default: one, with nothing hidden.
+    decoding: (f, z) -> f(z) that saves memory, such as `models.vae.in_chunks`, which says how exact it is.
     """
 
     network: nn.Module
@@ -76,17 +82,30 @@ class Denoise:
     lora: Merged | None = None
     trained: Sequence[str] = ()
     clip: Sequence[int] | None = None
+    tasks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    decoding: Callable | None = None
+
+    overlap = 1  # the windows of a long video share the frame that one begins with; not a field
 
     def __post_init__(self):
+        if not self.tasks:
+            object.__setattr__(self, "tasks", {self._told(): ()})
         if isinstance(self.prediction, Eps) and getattr(self.schedule, "zero_snr", False):
             raise ValueError("the noise says nothing about x0 at zero terminal SNR: predict v or x0, or set zero_snr=False")
         shares = [share for _, share in self.drop]
         if min(shares, default=0) < 0 or sum(shares) > 1:
             raise ValueError(f"drop={self.drop}: at most one row hides a clip's conditions, so shares sum to at most 1")
         known = {n for c in self.conditioners for n in getattr(c, "names", ())}
-        for field, rows in (("drop", self.drop), ("guidance", self.sampling.guidance)):
+        hidden = [(names, None) for names in self.tasks.values()]
+        for field, rows in (("drop", self.drop), ("guidance", self.sampling.guidance), ("tasks", hidden)):
             if unknown := {n for names, _ in rows for n in names} - known:
                 raise ValueError(f"{field} hides {sorted(unknown)}, but the conditioners have {sorted(known)}")
+
+    def _told(self, hidden: Sequence[str] = ()) -> str:
+        """What is told, in the field's words: T2V, I2V, TI2V; V where that is nothing."""
+        reads = {r for c in self.conditioners if not set(getattr(c, "names", ())) & set(hidden) for r in getattr(c, "reads", ())}
+        end = "I" if self.clip and self.clip[0] == 1 else "V"
+        return "".join(letter for name, letter in READS.items() if name in reads) + ("2" if reads else "") + end
 
     # Parameters ---------------------------------------------------------------------------------------------------
 
@@ -184,7 +203,8 @@ class Denoise:
     def decode(self, params: Groups, z: Float[Array, "b t hh wh d"]) -> Float[Array, "b t h w 3"]:
         """Scaled latents to video in [0, 1]."""
         if self.vae is not None:
-            z = self.vae.apply({"params": params["vae"]}, z / self.vae.scaling, method="decode").astype(jnp.float32)
+            decode = lambda z: self.vae.apply({"params": params["vae"]}, z / self.vae.scaling, method="decode")
+            z = (self.decoding(decode, z) if self.decoding else decode(z)).astype(jnp.float32)
         return jnp.clip((z + 1) / 2, 0, 1)
 
     def reconstruct(self, params: Groups, batch: dict) -> Float[Array, "b t h w 3"]:
@@ -243,21 +263,77 @@ class Denoise:
         """The denoiser (x, level) -> x0 that the sampler asks: `Sampling.guidance` and `wraps`."""
         rows = self.sampling.guidance
         b = len(next(iter(batch.values())))
-        hidden = [{n: jnp.zeros(b, bool) for n in names} for names, _ in rows] + [{}]
+        kept = self.kept_by_task(batch)
+        hidden = [kept | {n: jnp.zeros(b, bool) for n in names} for names, _ in rows] + [kept]
         # one key: every branch sees the same noise on its image
         conditions = [self.condition(params, batch, keep, key, frames) for keep in hidden]
         weights = [w if isinstance(w, int | float) else ramp(*w, frames) for _, w in rows]
         return reduce(lambda d, wrap: wrap(d), self.sampling.wraps, chain(self.denoiser(params), conditions, weights))
 
+    def kept_by_task(self, batch: dict) -> dict[str, Bool[Array, "b"]]:
+        """Which conditions the task of each clip leaves; {} where the batch names no tasks."""
+        if "task" not in batch:
+            return {}
+        hides = {n: [n in names for names in self.tasks.values()] for names in self.tasks.values() for n in names}
+        return {n: ~jnp.asarray(rows)[batch["task"]] for n, rows in hides.items()}
+
     def with_decoding(self, **options) -> "Denoise":
-        """The same with other fields of `Sampling`; a number as `guidance` is the weight of its only row."""
+        """The same with other fields of `Sampling`. A number as `guidance` is the weight of the last row, the one that
+        hides least; where weights rise over the frames, that of the last frame.
+        """
+        if unknown := set(options) - {f.name for f in dataclasses.fields(Sampling)}:
+            raise ValueError(f"{', '.join(sorted(unknown))}: of masked transformers; a diffusion model takes steps and guidance")
         guidance = options.get("guidance")
         if isinstance(guidance, int | float):
-            rows = self.sampling.guidance
-            if len(rows) != 1:
-                raise ValueError(f"guidance={guidance} is one weight, and there are {len(rows)}: give all rows of {rows}")
-            options["guidance"] = ((rows[0][0], float(guidance)),)
+            if not self.sampling.guidance:
+                raise ValueError(f"guidance={guidance}: this model is sampled without; set objective.sampling.guidance")
+            *others, (names, weight) = self.sampling.guidance
+            number = float(guidance)
+            options["guidance"] = (*others, (names, number if isinstance(weight, int | float) else (weight[0], number)))
         return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **options))
+
+    # Tasks, as `generator.py` wants them --------------------------------------------------------------------------
+
+    classes = 0
+
+    @property
+    def labelled(self) -> tuple[bool, ...]:
+        """No task is given a class."""
+        return (False,) * len(self.tasks)
+
+    def told(self, what: str) -> tuple[bool, ...]:
+        """Which of the tasks are given the "image", or the "text"."""
+        return tuple(READS[what] in self._told(hidden).partition("2")[0] for hidden in self.tasks.values())
+
+    @property
+    def blind(self) -> tuple[bool, ...]:
+        return tuple(not image for image in self.told("image"))
+
+    @property
+    def predicts(self) -> tuple[bool, ...]:
+        """Those that are given the first frame can go on from the last one."""
+        return self.told("image")
+
+    def given_frames(self, frames: int) -> int:
+        return 1 if any(self.predicts) else 0
+
+    def with_tasks(self, tasks: Sequence[str]) -> "Denoise":
+        if unknown := [t for t in tasks if t not in self.tasks]:
+            raise ValueError(f"task {', '.join(unknown)} is unknown: this model has {', '.join(self.tasks)}")
+        return dataclasses.replace(self, tasks={t: self.tasks[t] for t in tasks})
+
+    def continuation(self, overlap: int) -> "Denoise":
+        if overlap != 1:
+            raise ValueError(f"overlap={overlap}: this model is told one frame, so windows share 1")
+        return self
+
+    def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
+        """The first frame, standing still, or black; and which pixels are given."""
+        video = scale(batch["video"])
+        image = jnp.asarray(self.predicts)[batch["task"]][:, None, None, None, None]
+        first = (jnp.arange(video.shape[1]) == 0)[:, None, None, None]
+        given = jnp.broadcast_to(image & first, (*video.shape[:-1], 1))
+        return jnp.where(image, video[:, :1], 0.0) * jnp.ones_like(video), given
 
 
 def join(conditions: Sequence[Condition], frames: int) -> Condition:

@@ -1,0 +1,72 @@
+"""What the configs of public latent diffusion models share: where weights come from, and what of them is trained."""
+
+from configs import clip_sprites, defaults, unets
+
+# The smallest form, for smoke=1
+TINY = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(2, 4), epsilon=1e-5)
+# What the video models added to Stable Diffusion
+TEMPORAL = "temporal_|time_mixer|time_pos_embed|temp_convs|temp_attentions|transformer_in"
+LORA = "attn[12]/to_(q|k|v|out)"
+TUNE = ("", "full", "temporal", "lora")
+
+
+def converted(folder, dtype, **fields):
+    """A network in a folder that tools/convert_*.py has written. `dtype`: in which it computes."""
+    return dict(run=folder, weights="params", fields=dict(fields, **({} if dtype == "float32" else dict(dtype=dtype))))
+
+
+def network(args, preset):
+    """The U-Net: frozen with its published weights, or where it is trained, beginning with them (see `tune`)."""
+    if args["tune"] in ("", "lora"):
+        return converted(f"{args['weights']}/unet", args["dtype"], **(dict(remat=True) if args["tune"] else {}))
+    sizes = TINY if args["smoke"] else dict(dtype=args["dtype"], remat=True)
+    return dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset] | sizes)
+
+
+def tokenizer(args):
+    """Of the text tower."""
+    if args["smoke"]:
+        return clip_sprites.TOKENIZER
+    return dict(target="magvid.data.text:HFTokenizer", folder=f"{args['weights']}/text/tokenizer")
+
+
+def videos(args, clip, fps):
+    """Training clips out of a folder (`data`)."""
+    t, h, w = clip
+    if args["smoke"]:
+        keys = ("video", "label", "caption")
+        return dict(target="magvid.data.sprites:Sprites", world="small", frames=t, height=h, width=w, keys=keys)
+    return dict(target="magvid.data.folder:VideoFolder", path=args["data"], frames=t, height=h, width=w, fps=fps)
+
+
+def captions(args):
+    """The text of each file, from captions.jsonl beside them."""
+    return [] if args["smoke"] else [dict(target="magvid.data.text:Captions", path=f"{args['data']}/captions.jsonl")]
+
+
+def tune(config, args):
+    """tune= nothing: only to sample. full: the whole U-Net. temporal: what the video model added to Stable Diffusion. lora:
+    thin matrices beside its attention (https://arxiv.org/abs/2106.09685).
+    """
+    how = defaults.choose({name: name for name in TUNE}, args["tune"], "tune")
+    config.steps = 2 if args["smoke"] else 20000
+    config.batch = 2 if args["smoke"] else 16
+    config.microbatch = 1
+    config.optim = {}
+    config.log_every = 1 if args["smoke"] else 20
+    config.save_every = 1000
+    config.keep = 2
+    peak, warmup = 1e-5, 1 if args["smoke"] else 500
+    if how == "lora":
+        config.objective.lora = dict(target="magvid.lora:LoRA", regex=LORA, rank=16, alpha=16)
+        config.optim = dict(lora=defaults.adamw(10 * peak, warmup, b2=0.999, weight_decay=0.01))
+    elif how:
+        optim = defaults.adamw(peak, warmup, b2=0.999, weight_decay=0.01)
+        if how == "temporal":
+            optim["rules"] = [[TEMPORAL, optim["rules"][0][1]], [".*", None]]
+        config.optim = dict(network=optim)
+        config.ema = 0.9999
+        config.sharding = [[".*", "fsdp"]]
+        if not args["smoke"]:
+            config.init = [dict(run=f"{args['weights']}/unet", groups=["network"], weights="params")]
+    return config

@@ -1,0 +1,47 @@
+"""The autoencoder of the diffusion models on sprites: Stable Diffusion's layers, a quarter of the height and width.
+
+    magvid train --config=configs/vae_sprites.py:budget=quick --workdir=runs/sprites/vae
+
+Frames of 32x32, each by itself; `kl_weight` is such that the latents have a standard deviation near 1, so that `scaling` is 1. budget=quick:
+the "small" world, minutes on two CPU cores; budget=long: the full world. smoke=1: two steps.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+BUDGETS = {
+    "quick": dict(world="small", channels=(16, 32, 32), layers=1, steps=900, peak=4e-3),
+    "long": dict(world="full", channels=(32, 64, 64), layers=1, steps=10000, peak=2e-3),
+}
+FACTOR, SIZE = 4, 32  # pixels per latent, pixels
+
+
+def get_config(arg=None):
+    args = defaults.parse_arg(arg, budget="quick", smoke=False)
+    b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
+    config = ConfigDict(dict(seed=0, steps=2 if smoke else b["steps"], batch=4))
+    config.objective = dict(
+        target="magvid.objectives.autoencoder:Autoencoder",
+        vae=dict(
+            target="magvid.models.vae:AutoencoderKL",
+            channels=(8, 8, 8) if smoke else b["channels"],
+            layers=b["layers"],
+            latent=4,
+            groups=8,
+            scaling=1.0,
+        ),
+        kl_weight=2e-4,
+    )
+    clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], frames=4, height=SIZE, width=SIZE, keys=("video",))
+    config.data = dict(
+        train=dict(source=dict(clip, split="train"), transforms=[], workers=0),
+        eval=dict(source=dict(clip, split="validation"), transforms=[], limit=64),
+    )
+    config.optim = dict(vae=defaults.muon(b["peak"], 1 if smoke else 50))
+    config.ema = 0.99
+    config.log_every = 1 if smoke else 20
+    config.eval_every = 0 if smoke else b["steps"] // 10
+    config.save_every = 500
+    config.keep = 2
+    return config

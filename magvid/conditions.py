@@ -1,0 +1,152 @@
+"""What a model is shown: evaluation clips, a file, a class or a prompt, as rows of a batch."""
+
+import difflib
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from magvid.build import build
+from magvid.data.images import decode_image
+from magvid.generator import Clips
+from magvid.runs import ClipFormat
+from magvid.types import UserError
+from magvid.video import read_video, resize_crop
+
+NUMBER = 4
+FPS = 8.0  # of what is written, where nothing says otherwise
+
+Rows = Mapping[str, np.ndarray]
+
+
+class Shown(NamedTuple):
+    """What the model is shown: rows with clips of its own size, their names, frames per second, and the real videos (n t
+    h w 3), which may be longer; None where there is no more of them than what is shown.
+    """
+
+    rows: dict[str, np.ndarray]
+    names: list[str]
+    fps: float
+    real: UInt8[np.ndarray, "n t h w 3"] | None
+
+    def of(self, task: int) -> dict[str, np.ndarray]:
+        return {**self.rows, "task": np.full(len(self.names), task, np.int32)}
+
+    def told(self, rows: Rows) -> "Shown":
+        """The same, each clip with what the one row of `rows` says."""
+        return self._replace(rows={**self.rows, **{k: np.repeat(v, len(self.names), axis=0) for k, v in rows.items()}})
+
+
+def blank(clip: ClipFormat, count: int = 1) -> dict[str, np.ndarray]:
+    """Rows of the shape of the clips that show nothing."""
+    video = np.zeros((count, clip.frames, clip.height, clip.width, 3), np.uint8)
+    return {"video": video, "label": np.zeros(count, np.int32)}
+
+
+def nothing(clip: ClipFormat, first: int, count: int | None, name: str = "", fps: float | None = None) -> Shown:
+    """No picture: samples number `first` on, of a class or a prompt (`name`)."""
+    index = np.arange(first, first + (count or NUMBER))
+    names = [f"{name}_{i:02d}" if name else f"{i:05d}" for i in index]
+    return Shown(blank(clip, len(index)) | {"index": index}, names, fps or clip.fps or FPS, None)
+
+
+def evaluation_clips(clips: Clips, first: int, count: int | None) -> Shown:
+    count = count or max(1, min(NUMBER, len(clips.source) - first))
+    rows = next(clips.batches(first, count, count))
+    return Shown(rows, [f"{i:05d}" for i in rows["index"]], FPS, rows["video"])
+
+
+def of_picture(clip: ClipFormat, file: str, count: int | None, fps: float | None = None) -> Shown:
+    """A picture as the first frame, cut to the size of the clips, `count` times. Says what was done to it."""
+    path = _existing(file, "picture")
+    return _cut(path, decode_image(path)[None], clip, clip.frames, count, fps or clip.fps or FPS)
+
+
+def of_video(
+    clip: ClipFormat, file: str, count: int | None, fps: float | None, start: float, least: int, frames: int
+) -> Shown:
+    """The beginning of a video from `start` (seconds) on, cut to the size of the clips, `count` times. Says what was done.
+
+    The model is shown `clip.frames` frames, of which it needs `least`; of the real video `frames` are kept.
+    """
+    path = _existing(file, "video")
+    needed, wanted = ((n - 1) * clip.stride + 1 for n in (least, max(clip.frames, frames)))
+    video, rate = read_video(path, fps or clip.fps, wanted, start)
+    if len(video) < needed:
+        raise UserError(
+            f"{file} is too short: {len(video)} frames from {start:g} s on, this run needs {needed}; "
+            "take a longer one or another --fps"
+        )
+    return _cut(path, video[:: clip.stride], clip, clip.frames, count, rate / clip.stride)
+
+
+def _existing(file: str, kind: str) -> pathlib.Path:
+    path = pathlib.Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no {kind} {file}")
+    return path
+
+
+def _cut(path: pathlib.Path, video: np.ndarray, clip: ClipFormat, t: int, count: int | None, fps: float) -> Shown:
+    resized = resize_crop(video, clip.height, clip.width)
+    h, w = video.shape[1:3]
+    what = f"{min(t, len(resized))} frames at {fps:g} per second, " if len(video) > 1 else ""
+    print(f"{path.name}: {what}{w}x{h} pixels centre-cropped and resized to {clip.width}x{clip.height}")
+    count = count or NUMBER
+    real = np.stack([resized] * count)
+    beyond = [(0, 0), (0, max(0, t - len(resized))), *[(0, 0)] * 3]
+    rows = {"video": np.pad(real, beyond)[:, :t], "label": np.zeros(count, np.int32), "index": np.arange(count)}
+    return Shown(rows, [f"{path.stem}_{i:02d}" for i in range(count)], fps, real if len(video) > 1 else None)
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def find_tokenizer(config: Mapping[str, Any]) -> Any | None:
+    """What makes token ids of texts in the data of `config`: the transform that has `encode`; None where there is none."""
+    for section in config["data"].values():
+        for spec in (section or {}).get("transforms", ()):
+            transform = build(spec)
+            if hasattr(transform, "encode"):
+                return transform
+    return None
+
+
+def words(tokenizer: Any, prompt: str, negative: str = "") -> dict[str, np.ndarray]:
+    """The row of a prompt, and of what guidance leads away from."""
+    return {"text_ids": tokenizer.encode(prompt)[None], "null_ids": tokenizer.encode(negative)[None]}
+
+
+def slug(text: str, most: int = 40) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:most].strip("-") or "empty"
+
+
+def find_class(label: str, names: Sequence[str], count: int = 0) -> int:
+    """The number of a class given by number or name; `count` says how many there are where there are no names.
+
+    ValueError lists the nearest names, or the range."""
+    count = len(names) or count
+    if label.lstrip("-").isdigit():
+        if not 0 <= int(label) < count:
+            raise ValueError(
+                f"class {label} is out of range: there are {count} classes, from 0"
+                if count
+                else f"class {label}: this run has no classes"
+            )
+        return int(label)
+    if label in names:
+        return list(names).index(label)
+    near = difflib.get_close_matches(label, names, 3)
+    some = near or list(names)[:5]
+    hint = (
+        f"did you mean {' or '.join(some)}?"
+        if near
+        else f"there are {', '.join(some)}{', ...' if len(names) > 5 else ''}"
+        if some
+        else "give its number"
+    )
+    raise ValueError(f'there is no class "{label}"; {hint}')

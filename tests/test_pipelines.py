@@ -1,0 +1,219 @@
+"""The pipelines of diffusers, whole and step by step, against the configs that take their place: a pipeline's folder is
+converted by the tools, and the config samples from the same noise.
+"""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import clips, unets, vaes
+from helpers import relative_error
+from helpers_unet import randomised
+from magvid import conditions, job
+from magvid.build import build
+from magvid.diffusion import samplers
+from tools import convert_clip, convert_unet, convert_vae
+from tools.convert import convert_file
+
+pytestmark = pytest.mark.full
+
+STEPS, T, H, W = 3, 5, 32, 48
+UNET = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(2, 4), epsilon=1e-5)
+VAE = dict(channels=(32, 32, 64), layers=1)
+TOWER = dict(width=32, depth=2, heads=4, mlp=64)
+TOOLS = {"unet": convert_unet, "vae": convert_vae, "text": convert_clip, "vision": convert_clip}
+
+
+def small(preset):
+    """A preset of the tool at tiny size."""
+    spec = {**convert_unet.SPECS[preset], **UNET}
+    return spec | {"stem": {**spec["stem"], "heads": 8, "head_dim": 16}} if "stem" in spec else spec
+
+
+def converted(pipeline, path, presets: dict[str, tuple[str, dict]]):
+    """Every network of a diffusers pipeline as a folder `path`/<part>; `presets`: {part: (preset, tiny spec)}."""
+    pipeline.save_pretrained(path / "pipeline")
+    for part, (preset, spec) in presets.items():
+        tool = dataclasses.replace(TOOLS[part].TOOL, presets={preset: spec})
+        if part == "unet":
+            given = dict(unets.INPUTS[preset], tokens=dict.fromkeys(unets.INPUTS[preset]["tokens"], 32))
+            tool = dataclasses.replace(tool, shapes=lambda preset, unet: convert_unet.shapes(preset, unet, given))
+        convert_file(tool, preset, str(path / "pipeline"), str(path / part))
+    return path
+
+
+def sampled(name: str, arg: str, batch: dict, tmp_path):
+    """(x after each step, video) of the config on converted weights."""
+    config = job.check_config(importlib.import_module(f"configs.{name}").get_config(f"weights={tmp_path},dtype=float32{arg}"))
+    resolved, params, _ = job.resolve(config)
+    objective = build(resolved["objective"]).with_decoding(steps=STEPS)
+    params = jax.tree.map(jnp.asarray, params)
+    levels = objective.schedule.levels(STEPS)
+
+    def run(params, batch):
+        denoise = objective.guided(params, batch, jax.random.key(0), batch["noise"].shape[1])
+        begin = samplers.begin(batch["noise"], levels)
+        steps = samplers.trajectory(objective.sampling.sampler, denoise, begin, levels, jax.random.key(1))
+        return steps, objective.sample(params, batch, jax.random.key(0))
+
+    with jax.default_matmul_precision("highest"):
+        return config, *map(np.asarray, jax.jit(run)(params, batch))
+
+
+def recorder(found: list):
+    def each(pipe, i, t, tensors):
+        found.append(tensors["latents"].numpy().copy())
+        return tensors
+
+    return each
+
+
+def tokenizer_in(path):
+    from helpers_torch import transformers
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
+    tokens = [*letters, "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    (path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (path / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
+    return transformers.CLIPTokenizer(str(path / "vocab.json"), str(path / "merges.txt"), model_max_length=77), len(tokens)
+
+
+def text_tower(size, seed):
+    from helpers_torch import transformers
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, hidden_act="gelu",
+        bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1, projection_dim=32,
+    )  # fmt: skip
+    return randomised(transformers.CLIPTextModel(config), seed)
+
+
+def test_stable_video_diffusion(tmp_path):
+    from helpers_torch import diffusers, torch, transformers
+
+    channels = dict(block_out_channels=(32, 32, 64), layers_per_block=2, latent_channels=4)
+    vae = diffusers.AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 3, scaling_factor=0.18215, sample_size=32, **channels
+    )
+    vision = transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56,
+            projection_dim=32, hidden_act="gelu",
+        )
+    )  # fmt: skip
+    unet = diffusers.UNetSpatioTemporalConditionModel(
+        in_channels=8, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, num_attention_heads=(2, 4),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=32, addition_time_embed_dim=256, projection_class_embeddings_input_dim=768, num_frames=T,
+    )  # fmt: skip
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", interpolation_type="linear",
+        prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, timestep_spacing="leading",
+        timestep_type="continuous", use_karras_sigmas=True, steps_offset=1,
+    )  # fmt: skip
+    pipe = diffusers.StableVideoDiffusionPipeline(
+        vae=randomised(vae, 0), image_encoder=randomised(vision, 1), unet=randomised(unet, 2), scheduler=scheduler,
+        feature_extractor=transformers.CLIPImageProcessor(),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    image = np.random.default_rng(3).integers(0, 256, (H, W, 3)).astype(np.uint8)
+    noise = np.random.default_rng(4).standard_normal((1, T, H // 4, W // 4, 4)).astype(np.float32)
+    theirs = []
+    from PIL import Image
+
+    video = pipe(
+        Image.fromarray(image), height=H, width=W, num_frames=T, num_inference_steps=STEPS, fps=9, motion_bucket_id=33,
+        noise_aug_strength=0.0, decode_chunk_size=2, latents=torch.from_numpy(np.moveaxis(noise, -1, 2)),
+        output_type="np", callback_on_step_end=recorder(theirs),
+    ).frames  # fmt: skip
+    presets = {
+        "unet": ("svd", small("svd")),
+        "vae": ("svd", {**vaes.VAES["svd"], **VAE, "layers": 2}),
+        "vision": ("openclip_h_vision", {**clips.TOWERS["openclip_h_vision"], **TOWER, "patch": 56, "projection": 32}),
+    }
+    converted(pipe, tmp_path, presets)
+    batch = {"image": image[None], "noise": noise}
+    # the pipeline decodes two frames at a time
+    arg = f",frames={T},height={H},width={W},fps=9,motion=33,aug=0.0"
+    _, steps, ours = sampled("svd", arg, batch, tmp_path)
+    for mine, other in zip(steps, theirs, strict=True):
+        assert relative_error(mine, np.moveaxis(other, 2, -1)) < 1e-4
+    config, _, chunked = sampled("svd", arg + ",chunk=2", batch, tmp_path)
+    assert relative_error(chunked, video) < 1e-4 < relative_error(ours, video)  # how much chunks change is not nothing
+
+
+def text_parts(preset, size):
+    tower = {**clips.TOWERS["openclip_h_text"], **TOWER, "vocab": size, "projection": None}
+    vae = {**vaes.VAES["sd"], **VAE}
+    return {"unet": (preset, small(preset)), "vae": ("sd", vae), "text": ("openclip_h_text", tower)}
+
+
+def autoencoder():
+    from helpers_torch import diffusers
+
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=32,
+        block_out_channels=(32, 32, 64), layers_per_block=1, latent_channels=4, sample_size=32,
+    )  # fmt: skip
+
+
+def ddim():
+    from helpers_torch import diffusers
+
+    return diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1,
+        clip_sample=False, timestep_spacing="leading",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["modelscope", "sd"])
+def test_text_to_video_and_to_picture(name, tmp_path):
+    from helpers_torch import diffusers, torch
+
+    tokenizer, size = tokenizer_in(tmp_path)
+    parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text_tower(size, 1), tokenizer=tokenizer, scheduler=ddim())
+    common = dict(
+        in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, sample_size=8
+    )
+    frames = T if name == "modelscope" else 1
+    noise = np.random.default_rng(4).standard_normal((1, frames, H // 4, W // 4, 4)).astype(np.float32)
+    call = dict(height=H, width=W, num_inference_steps=STEPS, negative_prompt="b", output_type="np")
+    theirs = []
+    if name == "modelscope":
+        unet = diffusers.UNet3DConditionModel(
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            attention_head_dim=16, **common,
+        )  # fmt: skip
+        pipe = diffusers.TextToVideoSDPipeline(unet=randomised(unet, 2), **parts)
+        keep = lambda i, t, latents: theirs.append(np.moveaxis(latents.numpy(), 1, -1).copy())
+        call |= dict(num_frames=frames, guidance_scale=9.0, callback=keep, callback_steps=1)
+        latents = np.moveaxis(noise, -1, 1)
+    else:
+        unet = diffusers.UNet2DConditionModel(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=(2, 4), use_linear_projection=True, **common,
+        )  # fmt: skip
+        checker = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipe = diffusers.StableDiffusionPipeline(unet=randomised(unet, 2), **parts, **checker)
+        found = []
+        call |= dict(guidance_scale=7.5, callback_on_step_end=recorder(found))
+        latents = np.moveaxis(noise[:, 0], -1, 1)
+    pipe.set_progress_bar_config(disable=True)
+    result = pipe("a red c", latents=torch.from_numpy(latents), **call)
+    video = result.frames if name == "modelscope" else result.images[:, None]
+    if name == "sd":
+        theirs = [np.moveaxis(x, 1, -1)[:, None] for x in found]
+    converted(pipe, tmp_path, text_parts("modelscope" if name == "modelscope" else "sd21", size))
+    arg = f",frames={frames},height={H},width={W}" if name == "modelscope" else ""
+    config = importlib.import_module(f"configs.{name}").get_config(f"weights={tmp_path}{arg}").to_dict()
+    batch = conditions.words(conditions.find_tokenizer(config), "a red c", "b") | {"noise": noise}
+    _, steps, ours = sampled(name, arg, batch, tmp_path)
+    for mine, other in zip(steps, theirs, strict=True):
+        assert relative_error(mine, other) < 1e-4
+    assert relative_error(ours, np.asarray(video)) < 1e-4
