@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from configs import clip_sprites, defaults, vae_sprites
 
 BUDGETS = {
-    "quick": dict(world="small", frames=8, channels=(32, 64), layers=1, batch=8, steps=1600, peak=4e-3, sampling=16),
+    "quick": dict(world="small", frames=8, channels=(32, 64), layers=1, batch=8, steps=1500, peak=4e-3, sampling=12),
     "long": dict(world="full", frames=16, channels=(64, 128), layers=2, batch=16, steps=20000, peak=2e-3, sampling=24),
 }
-TASKS = dict(TI2V=(), T2V=("image",), I2V=("text",), V=("text", "image"))
+TASKS = dict(T2V=("image",), I2V=("text",), TI2V=())
 
 
 def network(b, smoke):
@@ -59,7 +59,7 @@ def get_config(arg=None):
             target="magvid.objectives.denoise:Sampling",
             sampler=dict(target="magvid.diffusion.samplers:EulerEDM"),
             steps=2 if smoke else b["sampling"],
-            guidance=[[["text", "image"], 1.0], [["text"], 2.0]],
+            guidance=[[["text"], 2.0]],
         ),
     )
     clip = dict(

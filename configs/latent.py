@@ -7,7 +7,7 @@ TINY = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(
 # What the video models added to Stable Diffusion
 TEMPORAL = "temporal_|time_mixer|time_pos_embed|temp_convs|temp_attentions|transformer_in"
 LORA = "attn[12]/to_(q|k|v|out)"
-TUNE = ("", "full", "temporal", "lora")
+TUNE = ("", "full", "lora", "temporal")
 
 
 def converted(folder, dtype, **fields):
@@ -44,11 +44,11 @@ def captions(args):
     return [] if args["smoke"] else [dict(target="magvid.data.text:Captions", path=f"{args['data']}/captions.jsonl")]
 
 
-def tune(config, args):
+def tune(config, args, ways=TUNE):
     """tune= nothing: only to sample. full: the whole U-Net. temporal: what the video model added to Stable Diffusion. lora:
     thin matrices beside its attention (https://arxiv.org/abs/2106.09685).
     """
-    how = defaults.choose({name: name for name in TUNE}, args["tune"], "tune")
+    how = defaults.choose({name: name for name in ways}, args["tune"], "tune")
     config.steps = 2 if args["smoke"] else 20000
     config.batch = 2 if args["smoke"] else 16
     config.microbatch = 1

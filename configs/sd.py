@@ -50,4 +50,4 @@ def get_config(arg=None):
         pictures = latent.videos(args, (4, height, width), None)
         transforms.append(dict(target="magvid.data.pipeline:Frames", indices=[0]))
     config.data = dict(train=dict(source=pictures, transforms=transforms, workers=0))
-    return latent.tune(config, args)
+    return latent.tune(config, args, latent.TUNE[:3])

@@ -9,28 +9,22 @@ WORKDIR/report.html and WORKDIR/report.json.
 With --data the same is done with a person's own videos (mp4, webm, mov, avi, gif; one class per sub-folder, or flat).
 """
 
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import subprocess
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 
-import jax
-import numpy as np
 from absl import logging
 
 from configs import commit_sprites, defaults, vq3d_sprites
+from experiments.chain import Stages, kept_evaluation, use_cores, versions, write_json
 from experiments.magvit_report import BEST_OF, OPEN, plural, write_report
 from magvid import runs
 from magvid.build import build
 from magvid.data.folder import VideoFolder
-from magvid.evaluate import Evaluation, Example, evaluate_run
+from magvid.evaluate import Evaluation
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 from magvid.masked.tasks import NAMES
 from magvid.train import train
@@ -91,79 +85,12 @@ def use_folder(path: str, *configs) -> None:
 
 
 def evaluate(options, workdir: pathlib.Path) -> Evaluation:
-    """Numbers and examples of the trained transformer; kept in the work folder, so that a second call is quick."""
-    kept, run = workdir / "evaluation", runs.open_run(workdir / "transformer")
+    """Numbers and examples of the trained transformer."""
+    run = runs.open_run(workdir / "transformer")
     if not options.data:  # the budgets were tuned on validation clips
         run.config["data"]["eval"]["source"]["split"] = "test"
-    wanted = dict(hash=run.hash, step=run.step, asked_clips=options.clips, source=run.config["data"]["eval"]["source"])
-    if (kept / "evaluation.json").exists():
-        numbers = json.loads((kept / "evaluation.json").read_text())
-        if all(numbers.get(k) == v for k, v in wanted.items()):
-            with np.load(kept / "examples.npz", allow_pickle=False) as arrays:
-                return Evaluation(numbers, unpack(arrays))
     best_of = {task: BEST_OF for task in OPEN} if not options.smoke else {}
-    batch = 8 if options.smoke else 40
-    found = evaluate_run(run, clips=options.clips, best_of=best_of, batch=batch, on_progress=progress)
-    numbers = found.numbers | wanted
-    kept.mkdir(exist_ok=True)
-    np.savez_compressed(kept / "examples.npz", **pack(found.examples))
-    write_json(kept / "evaluation.json", numbers)
-    return Evaluation(numbers, found.examples)
-
-
-def pack(examples: dict[str, list[Example]]) -> dict[str, np.ndarray]:
-    numbered = {f"{task}/{i}": e for task, rows in examples.items() for i, e in enumerate(rows)}
-    return {f"{n}/{k}": np.asarray(v) for n, e in numbered.items() for k, v in e._asdict().items() if v is not None}
-
-
-def unpack(arrays) -> dict[str, list[Example]]:
-    found: dict[str, dict[int, dict]] = {}
-    for name, value in arrays.items():
-        task, i, field = name.split("/")
-        row = found.setdefault(task, {}).setdefault(int(i), {"condition": None})
-        row[field] = value if value.ndim else value.item()
-    return {task: [Example(**rows[i]) for i in sorted(rows)] for task, rows in found.items()}
-
-
-def progress(done: int, total: int, task: str) -> None:
-    if done % 50 == 0 or done == total:
-        print(f"evaluate: {done} of {total} batches ({task})", flush=True)
-
-
-def write_json(path: pathlib.Path, value) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-class Stages:
-    """Seconds per stage; those of an interrupted run are kept and added to."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self.seconds = json.loads(path.read_text()) if path.exists() else {}
-
-    def run(self, name: str, f, *args):
-        start = time.monotonic()
-        try:
-            return f(*args)
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - start, 1)
-            write_json(self.path, self.seconds)
-
-
-def versions() -> dict[str, str]:
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    device = jax.devices()[0]
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    packages = {name: importlib.metadata.version(name) for name in names}
-    machine = f"{len(jax.devices())} x {device.device_kind}, {os.cpu_count()} CPU cores"
-    return {
-        "commit": git.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        **packages,
-        "machine": machine,
-    }
+    return kept_evaluation(workdir / "evaluation", run, options.clips, best_of, 8 if options.smoke else 40)
 
 
 def held_out(config) -> bool:
@@ -186,11 +113,6 @@ def summary_numbers(budget: str, numbers: dict, seconds: dict, configs: dict) ->
         "config": configs,
         "versions": versions(),
     }
-
-
-def use_cores() -> None:
-    """A CPU device for each of up to four cores: on two, small batches train 1.35 times as fast as on one device."""
-    jax.config.update("jax_num_cpu_devices", max(n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)))
 
 
 def main(argv: list[str]) -> None:

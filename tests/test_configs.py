@@ -5,16 +5,18 @@ import importlib
 import inspect
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from configs import clips, unets, vaes
 from helpers import GOLDEN, Golden
 from make_tfds import Pictures
 from PIL import Image
 
-from magvid import runs
+from magvid import optim, runs
 from magvid.__main__ import open_config
 from magvid.build import build, resolve
 from magvid.checkpoints import merge
@@ -24,26 +26,59 @@ from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
-SHARED = ("__init__", "clips", "defaults", "magvit", "tables", "unets", "vaes")
+SHARED = ("__init__", "clips", "defaults", "latent", "magvit", "tables", "unets", "vaes")
 EVERY = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
 EVERY = [name for name in EVERY if not name.startswith(("table", "ablation"))]  # test_configs_tables.py
 CONFIGS = [name for name in EVERY if name.endswith("_sprites")]
 MASKGIT = ["maskgit_imagenet", "vqgan_imagenet"]  # in test_maskgit.py
-PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT)]
+PIPELINES = ["modelscope", "sd", "svd"]
+PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES)]
 BUDGETS = ("quick", "long")
+READ = ("video", "label", "task", "ratio", "text_ids", "null_ids")
 
 
 def get(name: str, arg: str):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
+# {folder of a reference: (config that makes it)}
+MAKERS = {"runs/sprites/vae": "vae_sprites", "runs/sprites/clip": "clip_sprites"}
+WEIGHTS = dict(sd15="clip_l_text", sd21="openclip_h_text", modelscope="openclip_h_text", svd="openclip_h_vision")
+
+
+def spec_of(reference: dict, field: str, arg: str) -> dict:
+    """What a reference to a sprites' run or to converted weights becomes."""
+    where = reference["run"].split("/")
+    if where[0] == "weights":
+        preset = where[1].removesuffix("v")
+        towers = clips.TOWERS[WEIGHTS[preset]]
+        unet = dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset])
+        vae = vaes.VAES["svd" if preset == "svd" else "sd"]
+        return dict(unet=unet, vae=vae, text=towers, vision=towers)[where[2]] | reference["fields"]
+    spec = get(MAKERS["/".join(where)], arg).objective.to_dict()
+    for name in reference.get("part", field).split("."):
+        spec = spec[name]
+    return spec
+
+
+def inlined(spec, arg: str, field: str = ""):
+    """A part of a config with what its references name in their place."""
+    if isinstance(spec, dict):
+        if "run" in spec:
+            return spec_of(spec, field, arg)
+        return {k: inlined(v, arg, k) for k, v in spec.items()}
+    return [inlined(v, arg, field) for v in spec] if isinstance(spec, (list, tuple)) else spec
+
+
 def with_own_tokenizer(name: str, arg: str):
-    """A config that refers to a tokenizer's run, with that tokenizer's spec in its place."""
+    """A config that refers to other runs, with their specs in the references' places."""
     config = get(name, arg)
     if "run" in config.objective.get("tokenizer", {}):
         module = importlib.import_module(f"configs.{name}")
         tokenizer = getattr(module, "TOKENIZER", name.replace("commit", "vq3d"))
         config.objective.tokenizer = get(tokenizer, arg).objective.tokenizer.to_dict()
+    if "network" in config.objective:
+        config.objective = inlined(config.objective.to_dict(), arg)
     return config
 
 
@@ -58,7 +93,7 @@ def test_every_config_is_plain_data_and_builds_at_full_size(name, budget):
     record = source[0] | {"index": 0}
     for transform in transforms:
         record = transform(record, np.random.default_rng(0))
-    batch = {k: np.asarray(v)[None] for k, v in record.items() if k in ("video", "label", "task", "ratio", "text_ids")}
+    batch = {k: np.asarray(v)[None] for k, v in record.items() if k in READ}
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     assert set(checked["optim"]) <= set(shapes)
     if hasattr(objective, "vocab"):
@@ -149,6 +184,38 @@ def test_published_configs_build_at_full_size(name, size):
     task = {"commit_ucf101": "ucf101_CG", "commit_bair": "bair_FP", "commit_bair_mt8": "bair_MT8"}.get(name)
     if task:
         assert count(shapes["transformer"]) == COUNTS[f"transformer_{task}_{size}"]["params"]
+
+
+PARAMETERS = dict(sd=865_910_724, modelscope=1_411_233_860, svd=1_524_623_082)
+TRAINED = {"": set(), "full": {"network"}, "temporal": {"network"}, "lora": {"lora"}}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", TRAINED)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines_of_public_weights_build_at_full_size(name, how):
+    """The published networks, sampled, and trained as `tune` says; nothing is read from disk."""
+    if (name, how) == ("sd", "temporal"):
+        with pytest.raises(ValueError, match='tune="temporal" is unknown; choose of , full, lora'):
+            get(name, f"tune={how}")
+        return
+    checked = check_config(with_own_tokenizer(name, f"tune={how}"))
+    assert json.loads(json.dumps(checked)) == checked and set(checked["optim"]) == TRAINED[how]
+    objective = build(checked["objective"])
+    ids = np.zeros((1, 77), np.int32)
+    batch = {"video": np.zeros((1, *objective.clip, 3), np.uint8), "text_ids": ids, "null_ids": ids}
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(objective.init, key, batch)
+    assert sum(x.size for x in jax.tree.leaves(shapes["network"])) == PARAMETERS[name]
+    if how:
+        losses, _ = jax.eval_shape(lambda p: objective.loss(p, {}, batch, key, 0, True), shapes)
+        optimiser = {g: optim.make(spec, shapes[g], 10**5, g) for g, spec in checked["optim"].items()}
+        assert set(losses) == TRAINED[how] == set(optimiser)
+        trained = optimiser[next(iter(losses))].trained
+        time = [n for n in trained if re.search("temp|time_mixer|time_pos|transformer_in", n)]
+        assert how != "temporal" or 0 < len(time) == len(trained)
+    elif objective.clip[0] == 1:  # decoding 576x1024 pixels is checked at tiny size
+        assert jax.eval_shape(objective.sample, shapes, batch, key).shape == (1, *objective.clip, 3)
 
 
 STEPS = {

@@ -22,6 +22,17 @@ def test_the_main_job_writes_its_report_and_goes_on(tmp_path):
 
 
 @pytest.mark.full
+def test_diffusion_on_sprites_writes_its_report_and_goes_on(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments" / "diffusion_sprites.py"), "--smoke", "--clips=4"]
+    for _ in range(2):
+        subprocess.run([*command, f"--workdir={tmp_path}"], cwd=tmp_path, check=True, timeout=600)
+        result = json.loads((tmp_path / "report.json").read_text())
+        assert result["world"] == "small" and set(result["tasks"]) == {"T2V", "I2V", "TI2V"}
+        assert all(0 <= values["accuracy"] <= 1 for values in result["tasks"].values())
+        assert set(result["config"]) == {"vae", "clip", "diffusion"} and "<video" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.full
 def test_the_ablation_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     """Few arms of tiny models, in two processes: trained, scored, in tables and pictures; a second call trains nothing."""
     from experiments import commit_ablation
