@@ -46,7 +46,8 @@ def captions(args):
 
 def tune(config, args, ways=TUNE):
     """tune= nothing: only to sample. full: the whole U-Net. temporal: what the video model added to Stable Diffusion. lora:
-    thin matrices beside its attention (https://arxiv.org/abs/2106.09685).
+    thin matrices beside its attention (https://arxiv.org/abs/2106.09685). Trained weights are spread over all devices (FSDP), and
+    with model=N the attention and feed-forwards over N of them.
     """
     how = defaults.choose({name: name for name in ways}, args["tune"], "tune")
     config.steps = 2 if args["smoke"] else 20000
@@ -67,6 +68,9 @@ def tune(config, args, ways=TUNE):
         config.optim = dict(network=optim)
         config.ema = 0.9999
         config.sharding = [[".*", "fsdp"]]
+        if args["model"] > 1:
+            config.mesh = {"data": -1, "model": args["model"]}
+            config.sharding = unets.TENSOR
         if not args["smoke"]:
             config.init = [dict(run=f"{args['weights']}/unet", groups=["network"], weights="params")]
     return config

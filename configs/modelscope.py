@@ -24,6 +24,7 @@ def get_config(arg=None):
         width=256,
         fps=8,
         tune="",
+        model=1,
         data="videos",
         dtype="bfloat16",
         smoke=False,

@@ -18,7 +18,7 @@ PRESETS = {"sd15": ("sd15", 512), "sd21": ("sd21", 512), "sd21v": ("sd21", 768)}
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, preset="sd21", weights="", size=0, tune="", data="pictures", dtype="bfloat16", smoke=False
+        arg, preset="sd21", weights="", size=0, tune="", model=1, data="pictures", dtype="bfloat16", smoke=False
     )
     preset, size = defaults.choose(PRESETS, args["preset"], "preset")
     args["weights"] = args["weights"] or f"weights/{args['preset']}"

@@ -29,6 +29,7 @@ def get_config(arg=None):
         aug=0.02,
         chunk=0,
         tune="",
+        model=1,
         data="videos",
         dtype="bfloat16",
         smoke=False,

@@ -72,3 +72,12 @@ INPUTS = dict(
     svd_xt=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "aug")),
     magdiff=dict(channels=8, tokens=dict(text=1024, image=1024), scalars=()),
 )
+
+# Over a mesh axis "model": heads and the feed-forwards' inner width are divided (Shoeybi et al., 2019); all else over the data.
+TENSOR = [
+    ["to_[qkv]/kernel$", [None, "model"]],
+    ["to_out/kernel$", ["model", None]],
+    ["ff(_in)?/proj/kernel$", [None, "model"]],
+    ["ff(_in)?/out/kernel$", ["model", None]],
+    [".*", "fsdp"],
+]

@@ -45,8 +45,8 @@ def make_configs(options, workdir: pathlib.Path) -> dict:
     configs = {part: module.get_config(arg) for part, module in PARTS.items()}
     objective = configs["diffusion"].objective
     text, image = objective.conditioners
-    objective.vae.run = image.vae.run = str(workdir / "vae")
-    text.text.run = str(workdir / "clip")
+    objective.vae.run = image["vae"]["run"] = str(workdir / "vae")
+    text["text"]["run"] = str(workdir / "clip")
     return configs
 
 

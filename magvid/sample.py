@@ -136,6 +136,8 @@ def sample_run(
     out = pathlib.Path(options.out).expanduser() if options.out else run.samples
     runs.check_writable(out, "--out")
     check(run)
+    if isinstance(run, runs.Recipe) and options.file is None and options.prompt is None:
+        raise UserError(f"say what {run.path} shall show: give --prompt, --image or --video")
     tokenizer = conditions.find_tokenizer(run.config)
     if options.prompt is not None and tokenizer is None:
         raise UserError(f"--prompt: {run.path} is told no text; leave it out")

@@ -11,7 +11,7 @@ from configs import clip_sprites
 from magvid.build import build
 from magvid.data import pipeline
 from magvid.data.sprites import Sprites
-from magvid.data.text import DistinctTexts, HFTokenizer, WordTokenizer, split_words, words_of
+from magvid.data.text import Captions, DistinctTexts, HFTokenizer, WordTokenizer, split_words, words_of
 from magvid.types import UserError
 
 RNG = np.random.default_rng(0)
@@ -47,6 +47,7 @@ def test_as_a_transform_of_one_text_or_several():
     record = TINY({"text": "a left", "label": 3}, RNG)
     assert record["label"] == 3 and record["text"] == "a left"
     np.testing.assert_array_equal(record["text_ids"], TINY.encode("a left"))
+    np.testing.assert_array_equal(record["null_ids"], TINY.null)
     several = WordTokenizer(TINY.words, 7, key="states")({"states": ("a", "red")}, RNG)["text_ids"]
     np.testing.assert_array_equal(several, [TINY.encode("a"), TINY.encode("red")])
     assert pickle.loads(pickle.dumps(TINY)) == TINY and hash(TINY) == hash(WordTokenizer(list(TINY.words), 7))
@@ -96,6 +97,21 @@ def test_a_published_tokenizer_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[convert\]"'):
         HFTokenizer(str(tmp_path)).encode("a")
+
+
+def test_captions_of_files(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"file": "a.mp4", "text": "a cat"}\n\n{"file": "b.mp4", "text": "one"}\n{"file": "b.mp4", "text": "two"}\n')
+    transform = Captions(str(path))
+    assert transform({"file": "a.mp4"}, RNG)["text"] == "a cat"
+    assert {transform({"file": "b.mp4"}, np.random.default_rng(i))["text"] for i in range(9)} == {"one", "two"}
+    with pytest.raises(UserError, match='has no text of "c.mp4": add a line'):
+        transform({"file": "c.mp4"}, RNG)
+    path.write_text('{"file": "a.mp4"}\n')
+    with pytest.raises(UserError, match="captions.jsonl line 1 is not"):
+        Captions(str(path)).texts
+    with pytest.raises(UserError, match="there are no captions"):
+        Captions(str(tmp_path / "none.jsonl")).texts
 
 
 @pytest.mark.full

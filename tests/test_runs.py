@@ -204,3 +204,27 @@ def test_parts_of_parts_can_be_of_other_runs(tmp_path, monkeypatch):
     config["objective"]["conditioners"] = [dict(part, tokenizer=dict(run=f"{tmp_path}/gone"))]
     with pytest.raises(UserError, match=r"objective.conditioners\[0\].tokenizer.run: there is no folder"):
         runs.resolve(config, trust=True)
+
+
+def test_a_reference_to_a_part_under_another_name_and_with_other_fields(tmp_path):
+    """`part` goes into spec and weights alike; `fields` change the spec; both pass through a reference to a reference."""
+    from tools.convert import save
+    from tools.weights import Stored
+
+    clip = dict(target="helpers_objective:Part", text=dict(target="helpers_objective:Part", inputs=2), vision=dict(inputs=3))
+    arrays = {f"{tower}/w": Stored.of(np.full(2, i, np.float32)) for i, tower in enumerate(("text", "vision"))}
+    save(tmp_path / "clip", "clip", clip, arrays, {})
+    reference = dict(run=str(tmp_path / "clip"), weights="params")
+    part = dict(reference, part="clip.vision", fields=dict(dtype="bfloat16"))
+    config, frozen, hashes = runs.resolve(dict(objective=dict(image=part)), trust=True)
+    assert config["objective"]["image"] == dict(inputs=3, dtype="bfloat16")
+    np.testing.assert_array_equal(frozen["image"]["w"], [1, 1])
+    runs.write_json(tmp_path / "clip" / "config.json", {"objective": {"clip": clip}})
+    (tmp_path / "user").mkdir()
+    runs.write_json(tmp_path / "user" / "config.json", {"objective": {"clip": reference}})
+    again, _, same = runs.resolve(dict(objective=dict(image=dict(part, run=str(tmp_path / "user")))), trust=True)
+    assert again == config and same == hashes
+    with pytest.raises(UserError, match='clip of run .* has no part "audio": it has text, vision'):
+        runs.resolve(dict(objective=dict(image=dict(part, part="clip.audio"))), trust=True)
+    with pytest.raises(UserError, match="unknown entries"):
+        runs.resolve(dict(objective=dict(image=dict(part, parts="clip"))), trust=True)

@@ -73,7 +73,11 @@ def test_batch_is_spread_and_texts_stay():
 
 def run(devices, mesh, rules, **changes):
     """Two steps of the toy: (state, metrics)"""
-    config = helpers.config(objective=dict(target="helpers_objective:ToyGan"), mesh=mesh, sharding=rules, **changes)
+    return steps(helpers.config(objective=dict(target="helpers_objective:ToyGan"), mesh=mesh, sharding=rules, **changes), devices)
+
+
+def steps(config, devices):
+    """Two steps of a config: (state, metrics)"""
     the_job = job.Job.from_config(job.check_config(config), devices)
     loader = the_job.loader()
     prepared = the_job.prepare(next(loader))
