@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import clip_sprites, defaults, vae_sprites
 
 BUDGETS = {
-    "quick": dict(world="small", frames=8, channels=(32, 64), layers=1, batch=8, steps=1500, peak=4e-3, sampling=12),
+    "quick": dict(world="small", frames=8, channels=(32, 64), layers=1, batch=8, steps=1100, peak=4e-3, sampling=12),
     "long": dict(world="full", frames=16, channels=(64, 128), layers=2, batch=16, steps=20000, peak=2e-3, sampling=24),
 }
 TASKS = dict(T2V=("image",), I2V=("text",), TI2V=())

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 BUDGETS = {
-    "quick": dict(world="small", channels=(16, 32, 32), layers=1, steps=900, peak=4e-3),
+    "quick": dict(world="small", channels=(16, 32, 32), layers=1, steps=700, peak=4e-3),
     "long": dict(world="full", channels=(32, 64, 64), layers=1, steps=10000, peak=2e-3),
 }
 FACTOR, SIZE = 4, 32  # pixels per latent, pixels

@@ -17,6 +17,10 @@ from helpers_unet import randomised
 from magvid import conditions, job
 from magvid.build import build
 from magvid.diffusion import samplers
+from magvid.runs import open_run
+from magvid.sample import Options, sample_run
+from magvid.train import train
+from magvid.video import write_image
 from tools import convert_clip, convert_unet, convert_vae
 from tools.convert import convert_file
 
@@ -65,6 +69,16 @@ def sampled(name: str, arg: str, batch: dict, tmp_path):
         return config, *map(np.asarray, jax.jit(run)(params, batch))
 
 
+def fine_tune(name: str, how: str, folder, **shown):
+    """Two steps on sprites with the converted weights, then a sample of the run that they make."""
+    config = importlib.import_module(f"configs.{name}").get_config(f"weights={folder},tune={how},smoke=1")
+    state, metrics = train(config, folder / how, devices=jax.devices()[:1])
+    assert int(state.step) == 2 and all(v == v for v in metrics.values())
+    assert set(state.params) == ({"lora"} if how == "lora" else {"network"})
+    paths = sample_run(open_run(folder / how), Options(number=1, out=str(folder / "out"), **shown))
+    assert all(path.stat().st_size for path in paths)
+
+
 def recorder(found: list):
     def each(pipe, i, t, tensors):
         found.append(tensors["latents"].numpy().copy())
@@ -77,7 +91,8 @@ def tokenizer_in(path):
     from helpers_torch import transformers
 
     letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
-    tokens = [*letters, "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    others = [f"{i}</w>" for i in range(40)]  # the smoke configs have 82 words
+    tokens = [*letters, "re", "red</w>", *others, "<|startoftext|>", "<|endoftext|>"]
     (path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     (path / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     return transformers.CLIPTokenizer(str(path / "vocab.json"), str(path / "merges.txt"), model_max_length=77), len(tokens)
@@ -144,8 +159,11 @@ def test_stable_video_diffusion(tmp_path):
     _, steps, ours = sampled("svd", arg, batch, tmp_path)
     for mine, other in zip(steps, theirs, strict=True):
         assert relative_error(mine, np.moveaxis(other, 2, -1)) < 1e-4
-    config, _, chunked = sampled("svd", arg + ",chunk=2", batch, tmp_path)
+    _, _, chunked = sampled("svd", arg + ",chunk=2", batch, tmp_path)
     assert relative_error(chunked, video) < 1e-4 < relative_error(ours, video)  # how much chunks change is not nothing
+    write_image(tmp_path / "a.png", image)
+    fine_tune("svd", "lora", tmp_path, image=str(tmp_path / "a.png"))
+    fine_tune("svd", "temporal", tmp_path, image=str(tmp_path / "a.png"))
 
 
 def text_parts(preset, size):
@@ -217,3 +235,4 @@ def test_text_to_video_and_to_picture(name, tmp_path):
     for mine, other in zip(steps, theirs, strict=True):
         assert relative_error(mine, other) < 1e-4
     assert relative_error(ours, np.asarray(video)) < 1e-4
+    fine_tune(name, "lora", tmp_path, prompt="a red disc")
