@@ -208,7 +208,7 @@ def _check_fit(model: Generator, options: Options) -> None:
     if options.file is not None and model.tasks and all(objective.blind):
         raise UserError(f"{what} is given no picture: leave out --{'video' if options.image is None else 'image'}")
     if options.format == "png" and model.tasks and (options.frames or model.frames) > 1:
-        raise UserError(f"--format=png is of images, and these videos have more frames than one: use mp4, gif or webm")
+        raise UserError("--format=png is of images, and these videos have more frames than one: use mp4, gif or webm")
     if model.tasks or (options.video is not None and not options.intermediates and options.overlap is None):
         return
     if options.intermediates:
