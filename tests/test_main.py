@@ -27,7 +27,7 @@ def places(tmp_path_factory):
     (there / "file").touch()
     (there / "syntax.py").write_text("def get_config(:\n")
     (there / "other.py").write_text("x = 1\n")
-    return dict(there=there, run=tiny_runs.masked_run(), vq=tiny_runs.tokenizer_run(), tiny=tiny_runs.TINY)
+    return dict(there=there, run=tiny_runs.masked_run(), vq=tiny_runs.tokenizer_run(), tiny=tiny_runs.TINY, root=ROOT)
 
 
 BAD = {
@@ -68,7 +68,9 @@ BAD = {
     "encode --config={tiny}:masked,{vq} --out={there}/new --split=test": '--split="test" is unknown: use train or eval',
     "sample": "--run or --config is missing",
     "sample --run={run} --config={tiny}": "--run or --config is one too many",
-    "sample --config=configs/svd.py --number=1": "no folder",
+    "sample --config={root}/configs/svd.py --number=1": "give --prompt, --image or --video",
+    "sample --config={root}/configs/svd.py --image=a.png": "public weights: convert them, docs/diffusion.md",
+    "sample --config={root}/configs/svd.py:tune=some --image=a.png": 'tune="some" is unknown',
     "sample --run={run} --prompt=x": "is told no text; leave it out",
     "sample --run={run} --image=a.png --video=b.mp4": "both say what is shown",
     "sample --run={run} --stpes=3": "there is no flag --stpes, did you mean --steps?",
