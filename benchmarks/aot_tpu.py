@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from configs import clips, unets, vaes
+from configs import latent
 from magvid import job, optim, sharding, state
 from magvid.build import build
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
@@ -36,23 +36,18 @@ PROGRAM = Program(
     ],
     ["", "--config=configs/modelscope.py:tune=full --topology=v5e:4x4"],
 )
-TOWERS = dict(svd="openclip_h_vision", modelscope="openclip_h_text", sd="openclip_h_text")
 
-
-def with_specs(spec, name: str):
+def with_specs(spec, preset: str):
     """References to converted weights replaced by the published networks' specs."""
     if isinstance(spec, dict):
         if "run" in spec:
-            part = spec["run"].split("/")[-1]
-            unet = dict(target="magvid.models.unet:UNet", **unets.PRESETS["sd21" if name == "sd" else name])
-            tower = clips.TOWERS[TOWERS[name]]
-            return dict(unet=unet, vae=vaes.VAES.get(name, vaes.VAES["sd"]), text=tower, vision=tower)[part] | spec["fields"]
-        return {k: with_specs(v, name) for k, v in spec.items()}
-    return [with_specs(v, name) for v in spec] if isinstance(spec, list) else spec
+            return latent.published(spec["run"].split("/")[-1], preset) | spec["fields"]
+        return {k: with_specs(v, preset) for k, v in spec.items()}
+    return [with_specs(v, preset) for v in spec] if isinstance(spec, list) else spec
 
 
-def compile_step(config: dict, name: str, devices) -> dict:
-    objective = build(with_specs(config["objective"], name))
+def compile_step(config: dict, preset: str, devices) -> dict:
+    objective = build(with_specs(config["objective"], preset))
     mesh = sharding.make_mesh(config["mesh"], devices)
     b = config["batch"] = config["batch"] or sharding.data_shards(mesh)
     ids = jax.ShapeDtypeStruct((b, 77), jnp.int32)
@@ -100,7 +95,7 @@ def main(argv: list[str]) -> None:
     if not config["optim"]:
         raise ValueError(f"{options.config} trains nothing: give tune=full, temporal or lora")
     devices = topologies.get_topology_desc(topology_name=options.topology, platform="tpu").devices
-    found = compile_step(config, name, devices)
+    found = compile_step(config, "sd21" if name == "sd" else name, devices)
     print(json.dumps(dict(config=options.config, topology=options.topology, chips=len(devices), jax=jax.__version__, **found)))
 
 

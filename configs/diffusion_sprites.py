@@ -4,7 +4,7 @@
 
 Latents of vae_sprites.py, captions by the text tower of clip_sprites.py, both frozen and taken from runs/sprites. SVD's layers at a
 small size (so that its adapters fit), and its noise: sigmas, v-prediction, Euler's method. The first frame's latent is joined to
-the noisy ones; caption and frame are each hidden from a part of the clips, so that one model has four tasks and guidance
+the noisy ones; caption and frame are each hidden from a part of the clips, so that one model has three tasks and guidance
 for both. budget=quick: the "small" world, minutes on two CPU cores; budget=long: the full world. smoke=1: two steps.
 """
 

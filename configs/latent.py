@@ -1,6 +1,6 @@
 """What the configs of public latent diffusion models share: where weights come from, and what of them is trained."""
 
-from configs import clip_sprites, defaults, unets
+from configs import clip_sprites, clips, defaults, unets, vaes
 
 # The smallest form, for smoke=1
 TINY = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(2, 4), epsilon=1e-5)
@@ -8,6 +8,23 @@ TINY = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(
 TEMPORAL = "temporal_|time_mixer|time_pos_embed|temp_convs|temp_attentions|transformer_in"
 LORA = "attn[12]/to_(q|k|v|out)"
 TUNE = ("", "full", "lora", "temporal")
+TOWERS = dict(
+    sd15="clip_l_text", sd21="openclip_h_text", modelscope="openclip_h_text", svd="openclip_h_vision", svd_xt="openclip_h_vision"
+)
+SMOKE = dict(frames=5, height=32, width=48, dtype="float32")
+
+
+def parse(arg, **own):
+    """The arguments of one pipeline (`own`) and those of all."""
+    args = defaults.parse_arg(arg, **own, tune="", model=1, data="data", dtype="bfloat16", smoke=False)
+    return args | SMOKE if args["smoke"] else args
+
+
+def published(part, preset):
+    """The spec of a public network: `part` unet, vae, text or vision of a preset of `unets`."""
+    if part == "unet":
+        return dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset])
+    return vaes.VAES["svd" if preset.startswith("svd") else "sd"] if part == "vae" else clips.TOWERS[TOWERS[preset]]
 
 
 def converted(folder, dtype, **fields):
@@ -19,8 +36,28 @@ def network(args, preset):
     """The U-Net: frozen with its published weights, or where it is trained, beginning with them (see `tune`)."""
     if args["tune"] in ("", "lora"):
         return converted(f"{args['weights']}/unet", args["dtype"], **(dict(remat=True) if args["tune"] else {}))
-    sizes = TINY if args["smoke"] else dict(dtype=args["dtype"], remat=True)
-    return dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset] | sizes)
+    return published("unet", preset) | (TINY if args["smoke"] else dict(dtype=args["dtype"], remat=True))
+
+
+def told_text(args, preset, clip, guidance, prediction="Eps"):
+    """The objective of Stable Diffusion and ModelScope: a text is told, timesteps, DDIM."""
+    text = converted(f"{args['weights']}/text", args["dtype"])
+    return dict(
+        target="magvid.objectives.denoise:Denoise",
+        network=network(args, preset),
+        vae=converted(f"{args['weights']}/vae", args["dtype"]),
+        conditioners=[dict(target="magvid.models.conditioners:TextTokens", text=text)],
+        schedule=dict(target="magvid.diffusion.schedules:Discrete", clean_end=False),
+        prediction=dict(target=f"magvid.diffusion.predictions:{prediction}"),
+        drop=[[["text"], 0.1]],
+        sampling=dict(
+            target="magvid.objectives.denoise:Sampling",
+            sampler=dict(target="magvid.diffusion.samplers:DDIM"),
+            steps=2 if args["smoke"] else 50,
+            guidance=[[["text"], guidance]],
+        ),
+        clip=clip,
+    )
 
 
 def tokenizer(args):

@@ -12,43 +12,14 @@ accelerators. smoke=1: sprites, two steps of a tiny U-Net; the other weights are
 
 from ml_collections import ConfigDict
 
-from configs import defaults, latent
+from configs import latent
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(
-        arg,
-        weights="weights/modelscope",
-        frames=16,
-        height=256,
-        width=256,
-        fps=8,
-        tune="",
-        model=1,
-        data="videos",
-        dtype="bfloat16",
-        smoke=False,
-    )
-    if args["smoke"]:
-        args |= dict(frames=5, height=32, width=48, dtype="float32")
+    args = latent.parse(arg, weights="weights/modelscope", frames=16, height=256, width=256, fps=8)
     clip = [args[name] for name in ("frames", "height", "width")]
-    text = latent.converted(f"{args['weights']}/text", args["dtype"])
     config = ConfigDict(dict(seed=0))
-    config.objective = dict(
-        target="magvid.objectives.denoise:Denoise",
-        network=latent.network(args, "modelscope"),
-        vae=latent.converted(f"{args['weights']}/vae", args["dtype"]),
-        conditioners=[dict(target="magvid.models.conditioners:TextTokens", text=text)],
-        schedule=dict(target="magvid.diffusion.schedules:Discrete", clean_end=False),
-        drop=[[["text"], 0.1]],
-        sampling=dict(
-            target="magvid.objectives.denoise:Sampling",
-            sampler=dict(target="magvid.diffusion.samplers:DDIM"),
-            steps=2 if args["smoke"] else 50,
-            guidance=[[["text"], 9.0]],
-        ),
-        clip=clip,
-    )
+    config.objective = latent.told_text(args, "modelscope", clip, guidance=9.0)
     transforms = [*latent.captions(args), latent.tokenizer(args)]
     config.data = dict(train=dict(source=latent.videos(args, clip, args["fps"]), transforms=transforms, workers=0))
     return latent.tune(config, args)

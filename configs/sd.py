@@ -13,37 +13,16 @@ from ml_collections import ConfigDict
 
 from configs import defaults, latent
 
-PRESETS = {"sd15": ("sd15", 512), "sd21": ("sd21", 512), "sd21v": ("sd21", 768)}
+PRESETS = {"sd15": ("sd15", 512, "Eps"), "sd21": ("sd21", 512, "Eps"), "sd21v": ("sd21", 768, "V")}
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(
-        arg, preset="sd21", weights="", size=0, tune="", model=1, data="pictures", dtype="bfloat16", smoke=False
-    )
-    preset, size = defaults.choose(PRESETS, args["preset"], "preset")
+    args = latent.parse(arg, preset="sd21", weights="", height=0, width=0)
+    preset, size, prediction = defaults.choose(PRESETS, args["preset"], "preset")
     args["weights"] = args["weights"] or f"weights/{args['preset']}"
-    height = width = args["size"] or size
-    if args["smoke"]:
-        height, width, args["dtype"] = 32, 48, "float32"
-    text = latent.converted(f"{args['weights']}/text", args["dtype"])
-    prediction = "V" if args["preset"] == "sd21v" else "Eps"
+    height, width = args["height"] or size, args["width"] or size
     config = ConfigDict(dict(seed=0))
-    config.objective = dict(
-        target="magvid.objectives.denoise:Denoise",
-        network=latent.network(args, preset),
-        vae=latent.converted(f"{args['weights']}/vae", args["dtype"]),
-        conditioners=[dict(target="magvid.models.conditioners:TextTokens", text=text)],
-        schedule=dict(target="magvid.diffusion.schedules:Discrete", clean_end=False),
-        prediction=dict(target=f"magvid.diffusion.predictions:{prediction}"),
-        drop=[[["text"], 0.1]],
-        sampling=dict(
-            target="magvid.objectives.denoise:Sampling",
-            sampler=dict(target="magvid.diffusion.samplers:DDIM"),
-            steps=2 if args["smoke"] else 50,
-            guidance=[[["text"], 7.5]],
-        ),
-        clip=[1, height, width],
-    )
+    config.objective = latent.told_text(args, preset, [1, height, width], guidance=7.5, prediction=prediction)
     pictures = dict(target="magvid.data.images:ImageFolder", path=args["data"], height=height, width=width)
     transforms = [*latent.captions(args), latent.tokenizer(args)]
     if args["smoke"]:

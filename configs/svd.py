@@ -7,35 +7,17 @@
 Converted weights are expected in weights/svd/{unet,vae,vision} (docs/diffusion.md says how; `weights=FOLDER`). The defaults are
 the published pipeline's: 14 frames (xt: `frames=25`) of 576x1024, 25 Euler steps, guidance rising from 1 to 3 over the frames, told 7
 frames per second (`fps`), how much motion (`motion`: 1 to 255) and the noise on the picture (`aug`); `chunk=N` decodes N frames at
-a time, to save memory. tune=full, temporal or lora
-trains on the videos in `data` with SVD's noise: ln(sigma) ~ N(0.7, 1.6^2), ln(noise on the picture) ~ N(-3, 0.5^2). dtype=float32:
-exact, and slower on accelerators. smoke=1: sprites, two steps of a tiny U-Net; the other weights are those of `weights`.
+a time, to save memory. tune=full, temporal or lora trains on the videos in `data` with SVD's noise: ln(sigma) ~ N(0.7, 1.6^2), ln(noise on
+the picture) ~ N(-3, 0.5^2). dtype=float32: exact, and slower on accelerators. smoke=1: sprites, two steps of a tiny U-Net; the other weights are those of `weights`.
 """
 
 from ml_collections import ConfigDict
 
-from configs import defaults, latent
+from configs import latent
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(
-        arg,
-        weights="weights/svd",
-        frames=14,
-        height=576,
-        width=1024,
-        fps=7,
-        motion=127,
-        aug=0.02,
-        chunk=0,
-        tune="",
-        model=1,
-        data="videos",
-        dtype="bfloat16",
-        smoke=False,
-    )
-    if args["smoke"]:
-        args |= dict(frames=5, height=32, width=48, dtype="float32")
+    args = latent.parse(arg, weights="weights/svd", frames=14, height=576, width=1024, fps=7, motion=127, aug=0.02, chunk=0)
     clip = [args[name] for name in ("frames", "height", "width")]
     vae = latent.converted(f"{args['weights']}/vae", args["dtype"])
     vision = latent.converted(f"{args['weights']}/vision", args["dtype"])
@@ -67,6 +49,6 @@ def get_config(arg=None):
         clip=clip,
     )
     if args["chunk"]:
-        config.objective.decoding = dict(factory="magvid.models.vae:in_chunks", frames=args["chunk"])
+        config.objective.in_parts = dict(factory="magvid.models.vae:in_chunks", frames=args["chunk"])
     config.data = dict(train=dict(source=latent.videos(args, clip, args["fps"]), transforms=[], workers=0))
     return latent.tune(config, args)

@@ -1,4 +1,4 @@
-"""What the scripts that chain training, evaluation and a report share: stages, kept evaluations, versions."""
+"""What the scripts that chain training, evaluation and a report share: stages, kept evaluations, versions, pages."""
 
 import importlib.metadata
 import json
@@ -6,14 +6,17 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from magvid import runs
+from magvid.curves import read_curves
 from magvid.evaluate import Evaluation, Example, evaluate_run
+from magvid.report import Number, Report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -94,3 +97,47 @@ def versions() -> dict[str, str]:
 def use_cores() -> None:
     """A CPU device for each of up to four cores: on two, small batches train 1.35 times as fast as on one device."""
     jax.config.update("jax_num_cpu_devices", max(n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)))
+
+
+# Pages --------------------------------------------------------------------------------------------------------------
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def interval(values: dict, name: str, target=None, percent: bool = False, **style) -> Number | None:
+    """A metric with the bounds it came with; None where it was not measured."""
+    if values.get(name) is None:
+        return None
+    scale = 100 if percent else 1
+    get = lambda k: None if values.get(k) is None else scale * values[k]
+    bounds = (get(f"{name}_low"), get(f"{name}_high"))
+    target = None if target is None else scale * target
+    return Number(get(name), bounds if None not in bounds else None, target, **style)
+
+
+def finish(
+    page: Report,
+    workdir: pathlib.Path,
+    result: Mapping,
+    script: str,
+    titles: Mapping[str, str],
+    plots: Mapping[str, Sequence[str]],
+    notes: Sequence[str],
+) -> None:
+    """The end of every page: the curves `plots` of each part of the job, time, how to do it again, configs, notes. Writes it.
+
+    `titles`: {part, a folder of `workdir`: its name}; `result` is what report.json holds.
+    """
+    for part, title in titles.items():
+        curves = read_curves(workdir / part)
+        for plot in plots[part]:
+            pair = {k: curves[k] for k in (plot, plot.replace("train/", "eval/")) if k in curves}
+            page.curves(f"{title}: {plot.removeprefix('train/')}", pair, log=plot == "train/mse", smooth=0.9)
+    page.section("Time and machine").bars("Seconds per stage", result["seconds"]).facts("Versions", result["versions"])
+    page.section("Reproduce").code("From a fresh clone", f"python experiments/{script}.py " + " ".join(sys.argv[1:]))
+    for part, config in result["config"].items():
+        page.config(config, f"Configuration: {titles[part]}")
+    page.section("Notes").notes(notes)
+    page.write(workdir / "report.html")

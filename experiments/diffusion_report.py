@@ -1,10 +1,8 @@
 """The page of diffusion_sprites.py: what report.json holds, with curves and videos, as one self-contained file."""
 
 import pathlib
-import sys
 
-from experiments.magvit_report import interval, plural
-from magvid.curves import read_curves
+from experiments.chain import finish, interval, plural
 from magvid.evaluate import Example
 from magvid.report import Number, Report
 
@@ -54,19 +52,7 @@ def write_report(workdir: pathlib.Path, result: dict, examples: dict[str, list[E
     page.section("Numbers", "Intervals are 95 % (Wilson). The judge knows nothing of the captions; ids are compared after it has read.")
     page.table("Tasks", HEADER, [task_row(task, values) for task, values in tasks.items()])
     page.section("Training", "First autoencoder and CLIP; then both are frozen, and the U-Net learns to remove noise from latents.")
-    for part, plots in PLOTS.items():
-        curves = read_curves(workdir / part)
-        for plot in plots:
-            pair = {k: curves[k] for k in (plot, plot.replace("train/", "eval/")) if k in curves}
-            page.curves(f"{TITLES[part]}: {plot.removeprefix('train/')}", pair, log=plot == "train/mse", smooth=0.9)
-    page.section("Time and machine").bars("Seconds per stage", result["seconds"]).facts("Versions", result["versions"])
-    page.section("Reproduce").code(
-        "From a fresh clone", "python experiments/diffusion_sprites.py " + " ".join(sys.argv[1:])
-    )
-    for part, config in result["config"].items():
-        page.config(config, f"Configuration: {TITLES[part]}")
-    page.section("Notes").notes(notes(result, targets))
-    page.write(workdir / "report.html")
+    finish(page, workdir, result, "diffusion_sprites", TITLES, PLOTS, notes(result, targets))
 
 
 def task_row(task: str, values: dict) -> list:

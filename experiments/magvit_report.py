@@ -1,9 +1,8 @@
 """The page of magvit_sprites.py: what report.json holds, with curves and videos, as one self-contained file."""
 
 import pathlib
-import sys
 
-from magvid.curves import read_curves
+from experiments.chain import finish, interval, plural
 from magvid.evaluate import Example
 from magvid.report import Number, Report
 
@@ -38,21 +37,6 @@ DESCRIPTIONS = {
     "CG": "Given only a class, it makes a clip from nothing.",
     "CFP": "Given the first frame and the class, it continues the clip.",
 }
-
-
-def plural(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def interval(values: dict, name: str, target=None, percent: bool = False, **style) -> Number | None:
-    """A metric with the bounds it came with; None where it was not measured."""
-    if values.get(name) is None:
-        return None
-    scale = 100 if percent else 1
-    get = lambda k: None if values.get(k) is None else scale * values[k]
-    bounds = (get(f"{name}_low"), get(f"{name}_high"))
-    target = None if target is None else scale * target
-    return Number(get(name), bounds if None not in bounds else None, target, **style)
 
 
 def write_report(
@@ -111,19 +95,8 @@ def write_report(
         "First the tokenizer learns to reconstruct; then it is frozen and the transformer learns to complete masked "
         "tokens.",
     )
-    for name, title in (("tokenizer", "Tokenizer"), ("transformer", "Transformer")):
-        curves = read_curves(workdir / name)
-        for plot in PLOTS[name]:
-            pair = {k: curves[k] for k in (plot, plot.replace("train/", "eval/")) if k in curves}
-            page.curves(f"{title}: {plot.removeprefix('train/')}", pair, log=plot == "train/mse", smooth=0.9)
-    page.section("Time and machine").bars("Seconds per stage", result["seconds"]).facts("Versions", result["versions"])
-    page.section("Reproduce").code(
-        "From a fresh clone", "python experiments/magvit_sprites.py " + " ".join(sys.argv[1:])
-    )
-    for name, config in result["config"].items():
-        page.config(config, f"Configuration of the {name}")
-    page.section("Notes").notes(notes(result, target))
-    page.write(workdir / "report.html")
+    titles = {"tokenizer": "Tokenizer", "transformer": "Transformer"}
+    finish(page, workdir, result, "magvit_sprites", titles, PLOTS, notes(result, target))
 
 
 def film_row(task: str, e: Example) -> dict:

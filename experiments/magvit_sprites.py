@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 from absl import logging
 
 from configs import commit_sprites, defaults, vq3d_sprites
-from experiments.chain import Stages, kept_evaluation, use_cores, versions, write_json
-from experiments.magvit_report import BEST_OF, OPEN, plural, write_report
+from experiments.chain import Stages, kept_evaluation, plural, use_cores, versions, write_json
+from experiments.magvit_report import BEST_OF, OPEN, write_report
 from magvid import runs
 from magvid.build import build
 from magvid.data.folder import VideoFolder

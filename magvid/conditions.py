@@ -59,9 +59,15 @@ def evaluation_clips(clips: Clips, first: int, count: int | None) -> Shown:
     return Shown(rows, [f"{i:05d}" for i in rows["index"]], FPS, rows["video"])
 
 
-def of_picture(clip: ClipFormat, file: str, count: int | None, fps: float | None = None) -> Shown:
-    """A picture as the first frame, cut to the size of the clips, `count` times. Says what was done to it."""
+def of_picture(clip: ClipFormat, file: str, count: int | None, fps: float | None, least: int) -> Shown:
+    """A picture as the first frame, cut to the size of the clips, `count` times. Says what was done to it. UserError where
+    the model needs more than that: `least` frames.
+    """
     path = _existing(file, "picture")
+    if least > 1:
+        raise UserError(
+            f"{file} is one frame, this run needs {least}: name a task that is given one, such as --task=FP, or give --video"
+        )
     return _cut(path, decode_image(path)[None], clip, clip.frames, count, fps or clip.fps or FPS)
 
 

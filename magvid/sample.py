@@ -77,7 +77,7 @@ class Options:
         if self.negative is not None and self.prompt is None:
             raise ValueError("--negative goes with a --prompt")
         self._check_used(("start",), self.video)
-        self._check_used(("fps", "size"), self.video or self.image or self.prompt)
+        self._check_used(("fps", "size"), self.prompt if self.file is None else self.file, " or --image, or a --prompt")
         if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
             raise ValueError(f'--size={self.size}: give height and width in pixels, such as 64x96')
         if self.overlap is not None and self.frames is None:
@@ -87,11 +87,11 @@ class Options:
         if self.file is not None and self.index:
             raise ValueError("--index counts evaluation clips, and a file takes the place of them: give one of both")
 
-    def _check_used(self, names: Sequence[str], given: Any) -> None:
+    def _check_used(self, names: Sequence[str], given: str | None, also: str = "") -> None:
         read = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, 0)}
         if given is None and read:
             flags = " ".join(f"--{name}={value}" for name, value in read.items())
-            raise ValueError(f"{flags}: this says how a file is read; give one with --video")
+            raise ValueError(f"{flags}: this says how a file is read; give one with --video{also}")
 
     @property
     def file(self) -> str | None:
@@ -125,8 +125,8 @@ def sample_run(
     """Writes <out>/<task>_<clip>_seed<seed>.<format> for each task and clip, and a grid; returns the paths, grid last.
     Settings other than the run's are part of the names (_frames64, _guidance2, ...).
 
-    The grid's columns are condition (padded), generated and real; where nothing but a class is given, generated alone,
-    and as many samples as are asked for. A run without tasks gives reconstructions, of a file at any `size` and number
+    The grid's columns are condition (padded), generated and real, this not for a picture; where nothing but a class or a
+    prompt is given, generated alone, and as many samples as are asked for. A run without tasks gives reconstructions, of a file at any `size` and number
     of `frames`. Longer or shorter videos than the run's clips come from frame prediction, over and over: what of them is
     beyond the real clip has white beside it. `intermediates` adds <task>_<clip>_seed<seed>_decoding.png. A video is read,
     and the size of what comes of a class alone taken, as the run folder's data.json says, so that the data set itself
@@ -163,7 +163,8 @@ def sample_run(
         made = {"reconstruction": {"reconstruction": model.reconstruct(shown.rows), "real": _real(shown)}}
         return _write(out, made, shown, options)
     tasks, objective = _chosen(model, options, run), model.programs.objective
-    alone = (options.label or options.prompt or options.file) is not None and all(objective.blind[i] for i in tasks)
+    asked = options.file is None and (options.label is not None or options.prompt is not None)
+    alone = asked and all(objective.blind[i] for i in tasks)
     if alone and options.frames is not None and clip is not None:  # there are no windows: the model makes one longer clip
         clip, options = dataclasses.replace(clip, frames=options.frames), dataclasses.replace(options, frames=None)
     shown, classes = _show(model, options, clip, alone)
@@ -186,11 +187,11 @@ def _show(model: Generator, options: Options, clip: ClipFormat | None, alone: bo
     if alone:
         name = "" if options.prompt is None else conditions.slug(options.prompt)
         return conditions.nothing(clip, options.index, options.number, name, options.fps), clip.classes
-    if options.image is not None:
-        return conditions.of_picture(clip, options.image, options.number, options.fps), clip.classes
-    if not model.tasks and options.frames:
-        clip = dataclasses.replace(clip, frames=options.frames)
+    if not model.tasks:  # a tokenizer reads what there is
+        clip = dataclasses.replace(clip, frames=1 if options.image is not None else options.frames or clip.frames)
     least = model.programs.objective.given_frames(clip.frames) if model.tasks else clip.frames
+    if options.image is not None:
+        return conditions.of_picture(clip, options.image, options.number, options.fps, least), clip.classes
     frames = options.frames or clip.frames
     shown = conditions.of_video(clip, options.video, options.number, options.fps, options.start, least, frames)
     return shown, clip.classes

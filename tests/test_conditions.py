@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import tiny_pipeline
+import tiny_runs
 from magvid import conditions
-from magvid.runs import ClipFormat
+from magvid.runs import ClipFormat, open_run
 from magvid.sample import Options, sample_run
 from magvid.types import UserError
 from magvid.video import read_video, write_image, write_video
@@ -52,6 +53,20 @@ def test_a_picture_with_and_without_a_prompt(recipe, picture, tmp_path, capsys):
     assert names(recipe, tmp_path, image=picture, prompt="red", tasks=["I2V"])[0].startswith("I2V_cat")
     with pytest.raises(UserError, match="T2V is given no picture: leave out --image"):
         names(recipe, tmp_path, image=picture, tasks=["T2V"])
+
+
+def test_an_empty_prompt_is_a_prompt(recipe, tmp_path):
+    assert names(recipe, tmp_path, prompt="", size="16x24")[0] == "T2V_empty_00_seed0_size16x24.gif"
+
+
+def test_a_picture_where_more_than_one_frame_is_needed(picture, tmp_path):
+    one = Options(image=picture, out=str(tmp_path), **ONE)
+    with pytest.raises(UserError, match="cat.png is one frame, this run needs 8: name a task that is given one"):
+        sample_run(open_run(tiny_runs.masked_run()), one)
+    found = sample_run(open_run(tiny_runs.masked_run()), dataclasses.replace(one, tasks=("FP",)))
+    assert read_video(found[0])[0].shape == (8, 16, 16, 3)
+    with pytest.raises(ValueError, match="a video of 1x16x16 cannot be cut into patches of 4x4x4"):
+        sample_run(open_run(tiny_runs.tokenizer_run()), one)  # a tokenizer is shown the one frame, and not black ones
 
 
 def test_lengths_and_sizes(recipe, picture, tmp_path):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import clips, unets, vaes
+from configs import latent
 from helpers import GOLDEN, Golden
 from make_tfds import Pictures
 from PIL import Image
@@ -43,18 +43,14 @@ def get(name: str, arg: str):
 
 # {folder of a reference: (config that makes it)}
 MAKERS = {"runs/sprites/vae": "vae_sprites", "runs/sprites/clip": "clip_sprites"}
-WEIGHTS = dict(sd15="clip_l_text", sd21="openclip_h_text", modelscope="openclip_h_text", svd="openclip_h_vision")
 
 
 def spec_of(reference: dict, field: str, arg: str) -> dict:
     """What a reference to a sprites' run or to converted weights becomes."""
     where = reference["run"].split("/")
     if where[0] == "weights":
-        preset = where[1].removesuffix("v")
-        towers = clips.TOWERS[WEIGHTS[preset]]
-        unet = dict(target="magvid.models.unet:UNet", **unets.PRESETS[preset])
-        vae = vaes.VAES["svd" if preset == "svd" else "sd"]
-        return dict(unet=unet, vae=vae, text=towers, vision=towers)[where[2]] | reference["fields"]
+        preset = "sd21" if where[1] == "sd21v" else where[1]
+        return latent.published(where[2], preset) | reference["fields"]
     spec = get(MAKERS["/".join(where)], arg).objective.to_dict()
     for name in reference.get("part", field).split("."):
         spec = spec[name]

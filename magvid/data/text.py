@@ -37,7 +37,7 @@ class Tokenizer:
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
         raise NotImplementedError
 
-    @property
+    @functools.cached_property
     def null(self) -> Int32[np.ndarray, "n"]:
         return self.encode("")
 

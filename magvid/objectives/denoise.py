@@ -66,7 +66,7 @@ class Denoise:
     clip: (t h w) of the clips to sample where the batch has neither video, latents nor noise.
     tasks: {name: conditions that are hidden from the start}, for a model that was trained with `drop`: dict(TI2V=(),
     T2V=("image",)). Which one, batch["task"] (b,) says, if it is there. Default: one, with nothing hidden.
-    decoding: (f, z) -> f(z) that saves memory, such as `models.vae.in_chunks`, which says how exact it is.
+    in_parts: (decode, z) -> decode(z) that saves memory, such as `models.vae.in_chunks`, which says how exact it is.
     """
 
     network: nn.Module
@@ -83,13 +83,13 @@ class Denoise:
     trained: Sequence[str] = ()
     clip: Sequence[int] | None = None
     tasks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    decoding: Callable | None = None
+    in_parts: Callable | None = None
 
     overlap = 1  # the windows of a long video share the frame that one begins with; not a field
 
     def __post_init__(self):
         if not self.tasks:
-            object.__setattr__(self, "tasks", {self._told(): ()})
+            object.__setattr__(self, "tasks", {self._task_name(): ()})
         if isinstance(self.prediction, Eps) and getattr(self.schedule, "zero_snr", False):
             raise ValueError("the noise says nothing about x0 at zero terminal SNR: predict v or x0, or set zero_snr=False")
         shares = [share for _, share in self.drop]
@@ -101,11 +101,15 @@ class Denoise:
             if unknown := {n for names, _ in rows for n in names} - known:
                 raise ValueError(f"{field} hides {sorted(unknown)}, but the conditioners have {sorted(known)}")
 
-    def _told(self, hidden: Sequence[str] = ()) -> str:
-        """What is told, in the field's words: T2V, I2V, TI2V; V where that is nothing."""
-        reads = {r for c in self.conditioners if not set(getattr(c, "names", ())) & set(hidden) for r in getattr(c, "reads", ())}
-        end = "I" if self.clip and self.clip[0] == 1 else "V"
-        return "".join(letter for name, letter in READS.items() if name in reads) + ("2" if reads else "") + end
+    def _reads(self, hidden: Sequence[str] = ()) -> set[str]:
+        """What a person has to give where the conditions `hidden` are."""
+        shown = [c for c in self.conditioners if not set(getattr(c, "names", ())) & set(hidden)]
+        return {what for c in shown for what in getattr(c, "reads", ())}
+
+    def _task_name(self) -> str:
+        """What is told, in the field's words: T2V, I2V, TI2V, T2I; V where that is nothing."""
+        told = "".join(letter for what, letter in READS.items() if what in self._reads())
+        return told + ("2" if told else "") + ("I" if self.clip and self.clip[0] == 1 else "V")
 
     # Parameters ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +208,7 @@ class Denoise:
         """Scaled latents to video in [0, 1]."""
         if self.vae is not None:
             decode = lambda z: self.vae.apply({"params": params["vae"]}, z / self.vae.scaling, method="decode")
-            z = (self.decoding(decode, z) if self.decoding else decode(z)).astype(jnp.float32)
+            z = (self.in_parts(decode, z) if self.in_parts else decode(z)).astype(jnp.float32)
         return jnp.clip((z + 1) / 2, 0, 1)
 
     def reconstruct(self, params: Groups, batch: dict) -> Float[Array, "b t h w 3"]:
@@ -303,7 +307,7 @@ class Denoise:
 
     def told(self, what: str) -> tuple[bool, ...]:
         """Which of the tasks are given the "image", or the "text"."""
-        return tuple(READS[what] in self._told(hidden).partition("2")[0] for hidden in self.tasks.values())
+        return tuple(what in self._reads(hidden) for hidden in self.tasks.values())
 
     @property
     def blind(self) -> tuple[bool, ...]:
