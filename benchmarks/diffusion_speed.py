@@ -55,6 +55,8 @@ def unet(preset: str, channels, heads, layers: int, attends, t: int, h: int, w: 
     spec = {**unets.PRESETS[preset], "channels": channels, "heads": heads, "layers": layers, "attention_levels": attends}
     if "epsilon" in spec:
         spec["epsilon"] = 1e-5
+    if "stem" in spec:  # as wide as diffusers makes it of the size of a head
+        spec["stem"] = {**spec["stem"], "head_dim": channels[0] // heads[0]}
     svd = preset == "svd"
     module = build(dict(target="magvid.models.unet:UNet", **spec))
     x, context = draw(1, t, h, w, 8 if svd else 4), draw(1, 1 if svd else 77, width)
@@ -135,7 +137,9 @@ def measure(name: str, repeats: int) -> dict:
     scaled = lambda s: jnp.asarray(draw(*s.shape) / max(np.prod(s.shape[:-1]), 1) ** 0.5)
     params = jax.tree.map(scaled, jax.eval_shape(ours.init, x))
     x, tx = jnp.asarray(x), torch.from_numpy(np.ascontiguousarray(np.transpose(x, order)))
-    count = sum(v.size for v in jax.tree.leaves(params))
+    count, same = sum(v.size for v in jax.tree.leaves(params)), sum(p.numel() for p in theirs.parameters())
+    if count != same:
+        raise ValueError(f"{name}: {count:,} parameters here and {same:,} there: these are not the same networks")
     forward = jax.jit(ours.apply)
     backward = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.square(ours.apply(p, x))), (0, 1)))
 
@@ -156,7 +160,7 @@ def measure(name: str, repeats: int) -> dict:
     }
     seconds = best(functions, repeats)
     ratios = {f"{k}_ratio": seconds[k] / seconds[f"{k}_torch"] for k in ("forward", "both")}
-    return {"parameters": count, "torch_parameters": sum(p.numel() for p in theirs.parameters()), **seconds, **ratios}
+    return {"parameters": count, **seconds, **ratios}
 
 
 def main():
