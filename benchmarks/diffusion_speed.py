@@ -26,6 +26,7 @@ from helpers_torch import diffusers, torch, transformers
 
 from benchmarks.magvit_speed import machine
 from configs import clips, unets, vaes
+from experiments.chain import use_huge_pages
 from magvid.build import build
 from magvid.types import Condition
 
@@ -183,4 +184,5 @@ def main():
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # for both
     main()

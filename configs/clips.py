@@ -11,7 +11,7 @@ openclip_h_text has 23 of the model's 24 layers, as its published files: the pen
 
 VOCABULARY, LENGTH = 49408, 77
 
-GELU = dict(factory="magvid.models.clip:gelu")
+GELU = dict(factory="magvid.models.layers:gelu")
 QUICK_GELU = dict(factory="magvid.models.clip:quick_gelu")
 
 

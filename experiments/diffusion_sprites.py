@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 from absl import logging
 
 from configs import clip_sprites, defaults, diffusion_sprites, vae_sprites
-from experiments.chain import Stages, kept_evaluation, use_cores, versions, write_json
+from experiments.chain import Stages, kept_evaluation, use_cores, use_huge_pages, versions, write_json
 from experiments.diffusion_report import write_report
 from magvid import runs
 from magvid.curves import read_curves
@@ -92,4 +92,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     leave(guarded("diffusion_sprites", sys.argv[1:], main))

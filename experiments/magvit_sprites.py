@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 from absl import logging
 
 from configs import commit_sprites, defaults, vq3d_sprites
-from experiments.chain import Stages, kept_evaluation, plural, use_cores, versions, write_json
+from experiments.chain import Stages, kept_evaluation, plural, use_cores, use_huge_pages, versions, write_json
 from experiments.magvit_report import BEST_OF, OPEN, write_report
 from magvid import runs
 from magvid.build import build
@@ -146,4 +146,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     leave(guarded("magvit_sprites", sys.argv[1:], main))

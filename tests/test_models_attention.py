@@ -51,6 +51,13 @@ def test_one_token_is_simply_read():
     assert "exponential" not in lowered(attention, "cpu", *args)
 
 
+def test_one_head_after_the_other_equals_products():
+    """Long sequences on CPU."""
+    args = qkv(2, 130, 77 * 8, 3, 4)
+    assert "while" in lowered(attention, "cpu", *args) and "while" not in lowered(attention, "cuda", *args)
+    same(with_gradients(attention, *args), with_gradients(module._products, *args))
+
+
 @pytest.mark.parametrize("size", [(128, 256), (130, 77)])
 def test_splash_attention_equals_products(size):
     """The TPU's kernel, interpreted; the second sizes are padded."""

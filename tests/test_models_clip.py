@@ -14,7 +14,8 @@ from helpers_diffusion import golden_input, golden_weight
 from magvid.build import build
 from magvid.data.clip import ClipView
 from magvid.models import resize
-from magvid.models.clip import CLIP, MEAN, STD, TextTower, VisionTower, gelu, normalise, prepare, quick_gelu
+from magvid.models.clip import CLIP, MEAN, STD, TextTower, VisionTower, normalise, prepare, quick_gelu
+from magvid.models.layers import gelu
 from tools import convert_clip
 from tools.convert_clip import convert, restore
 from tools.rules import rename

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax import lax
 
 from magvid.models import layers
@@ -29,9 +30,11 @@ def assert_same_with_gradients(f, g, *args):
 
 
 @pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
-@pytest.mark.parametrize("kernel", [(3, 3, 3), (4, 4, 4), (1, 3, 3)])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (4, 4, 4), (1, 3, 3), (3, 1, 1)])
 def test_temporal_taps_equal_the_direct_convolution(strides, kernel, monkeypatch):
+    """With the kernel's gradient as products, which real sizes have from many channels on."""
     monkeypatch.setattr(layers, "CHUNK_BYTES", 2 * 4 * 2 * 6 * 10 * 5)  # two frames at a time
+    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
     x, w = random(2, 7, 6, 10, 3), random(*kernel, 3, 5, seed=1)
     pads = tuple(lax.padtype_to_pads(x.shape[1:4], kernel, strides, "SAME"))
     direct = partial(layers._conv, strides=strides, pads=pads)
@@ -46,8 +49,10 @@ def test_convolution_of_nearest_equals_upsampling_first(factors, mode):
     assert_same_with_gradients(lambda x, w: layers.conv3d_of_nearest(x, w, factors, mode), plain, x, w)
 
 
-def test_second_derivative_of_convolution():
+@pytest.mark.parametrize("channels", [1, 64])
+def test_second_derivative_of_convolution(channels, monkeypatch):
     """R1 penalties differentiate a gradient."""
+    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", channels)
     x, w, pads = random(1, 3, 4, 5, 2), random(3, 3, 3, 2, 2, seed=1), ((1, 1),) * 3
 
     def penalty(conv):
@@ -55,6 +60,16 @@ def test_second_derivative_of_convolution():
 
     ours, theirs = (penalty(lambda x, w: f(x, w, (1, 1, 1), pads)) for f in (layers.conv3d, layers._conv))
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_gelu_is_exact():
+    x = np.linspace(-8, 8, 1001, dtype=np.float32)
+    exact = x * scipy.special.ndtr(x.astype(np.float64))
+    np.testing.assert_allclose(layers.gelu(x), exact, atol=1e-6)
+    half = jnp.asarray(x, jnp.bfloat16)
+    assert layers.gelu(half).dtype == jnp.bfloat16
+    rounded = jnp.asarray(np.asarray(half, np.float64) * scipy.special.ndtr(np.asarray(half, np.float64)), jnp.bfloat16)
+    np.testing.assert_allclose(layers.gelu(half).astype(jnp.float32), rounded.astype(jnp.float32), rtol=2**-7, atol=1e-6)
 
 
 def test_a_tpu_program_lowered_here_has_the_three_dimensional_convolution():

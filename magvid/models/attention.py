@@ -1,7 +1,7 @@
 """Attention: one function in the form that suits the platform, and the module over space, time or tokens.
 
-The forms: matrix products (CPU, and wherever no kernel fits), cuDNN's flash attention (CUDA, 16 bit), splash attention
-(TPU, long sequences). A kernel never holds the n x m probabilities.
+The forms: matrix products (wherever nothing else fits), one head after the other (CPU, long sequences), cuDNN's flash
+attention (CUDA, 16 bit), splash attention (TPU, long sequences). A kernel never holds the n x m probabilities.
 """
 
 import math
@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from magvid.models.layers import gelu
 from magvid.models.platform import per_platform
 from magvid.sharding import DATA_AXES
 from magvid.types import Condition
 
 CUDNN_BATCH = 2**16  # sequences per call of the kernel: the limit of one axis of a CUDA grid
 SPLASH_LOGITS = 2**20  # n * m from which the TPU's kernel pays: below, XLA's products fit the on-chip memory
+HEAD_LOGITS = 2**16  # n * m from which a CPU takes the heads one by one: below, all logits stay in its cache
 LANES = 128  # a TPU kernel takes sequences in multiples of this
 
 
@@ -45,6 +47,8 @@ def attention(
         return jnp.broadcast_to(v, q.shape)
     kernels = {}
     e = q.shape[-1]
+    if q.shape[1] * k.shape[1] >= HEAD_LOGITS and q.shape[2] > 1:
+        kernels["cpu"] = _by_head
     if q.dtype in (jnp.bfloat16, jnp.float16) and e % 8 == 0 and e <= 128 and q.shape[0] < CUDNN_BATCH:
         kernels["cuda"] = _cudnn
     if q.shape[1] * k.shape[1] >= SPLASH_LOGITS and e <= 256:
@@ -63,6 +67,12 @@ def _products(q: Array, k: Array, v: Array, dropout: Callable | None = None, all
     if dropout is not None:
         probabilities = dropout(probabilities)
     return (probabilities @ v).swapaxes(1, 2)
+
+
+def _by_head(q: Array, k: Array, v: Array) -> Array:
+    """One head after the other, also in the backward pass, which computes the probabilities again: up to twice as fast on CPU."""
+    one = jax.checkpoint(lambda head: _products(*(x[:, :, None] for x in head))[:, :, 0])
+    return jnp.moveaxis(jax.lax.map(one, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v))), 0, 2)
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
@@ -211,4 +221,4 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         c = x.shape[-1]
         value, gate = jnp.split(nn.Dense(8 * c, dtype=self.dtype, name="proj")(x), 2, axis=-1)
-        return nn.Dense(c, dtype=self.dtype, name="out")(value * nn.gelu(gate, approximate=False))
+        return nn.Dense(c, dtype=self.dtype, name="out")(value * gelu(gate))

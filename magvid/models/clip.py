@@ -27,13 +27,8 @@ normal = nn.initializers.normal
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """OpenAI's approximation of GELU."""
+    """OpenAI's approximation of GELU; OpenCLIP's models have the exact one, `layers.gelu`."""
     return x * jax.nn.sigmoid(1.702 * x)
-
-
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, of OpenCLIP's models."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 def normalise(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
