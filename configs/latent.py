@@ -16,7 +16,7 @@ SMOKE = dict(frames=5, height=32, width=48, dtype="float32")
 
 def parse(arg, **own):
     """The arguments of one pipeline (`own`) and those of all."""
-    args = defaults.parse_arg(arg, **own, tune="", model=1, data="data", dtype="bfloat16", smoke=False)
+    args = defaults.parse_arg(arg, **own, tune="", model=1, data="data", views=0, dtype="bfloat16", smoke=False)
     return args | SMOKE if args["smoke"] else args
 
 
@@ -68,12 +68,26 @@ def tokenizer(args):
 
 
 def videos(args, clip, fps):
-    """Training clips out of a folder (`data`)."""
+    """Training clips out of a folder (`data`); with views=N so many fixed ones of each file, whose latents can be kept."""
     t, h, w = clip
+    folder = dict(target="magvid.data.folder:VideoFolder", path=args["data"], frames=t, height=h, width=w, fps=fps)
+    source = sprites(t, h, w) if args["smoke"] else folder
+    return defaults.views(source, args["views"]) if args["views"] else source
+
+
+def pictures(args, height, width):
+    """The same of single pictures."""
+    folder = dict(target="magvid.data.images:ImageFolder", path=args["data"], height=height, width=width)
+    first = [dict(target="magvid.data.pipeline:Frames", indices=[0])]
     if args["smoke"]:
-        keys = ("video", "label", "caption")
-        return dict(target="magvid.data.sprites:Sprites", world="small", frames=t, height=h, width=w, keys=keys)
-    return dict(target="magvid.data.folder:VideoFolder", path=args["data"], frames=t, height=h, width=w, fps=fps)
+        return defaults.views(sprites(4, height, width), args["views"] or 1, transforms=first)
+    return defaults.views(folder, args["views"]) if args["views"] else folder
+
+
+def sprites(frames, height, width):
+    """For smoke=1."""
+    size = dict(frames=frames, height=height, width=width)
+    return dict(target="magvid.data.sprites:Sprites", world="small", keys=("video", "label", "caption"), **size)
 
 
 def captions(args):

@@ -23,10 +23,6 @@ def get_config(arg=None):
     height, width = args["height"] or size, args["width"] or size
     config = ConfigDict(dict(seed=0))
     config.objective = latent.told_text(args, preset, [1, height, width], guidance=7.5, prediction=prediction)
-    pictures = dict(target="magvid.data.images:ImageFolder", path=args["data"], height=height, width=width)
     transforms = [*latent.captions(args), latent.tokenizer(args)]
-    if args["smoke"]:
-        pictures = latent.videos(args, (4, height, width), None)
-        transforms.append(dict(target="magvid.data.pipeline:Frames", indices=[0]))
-    config.data = dict(train=dict(source=pictures, transforms=transforms, workers=0))
+    config.data = dict(train=dict(source=latent.pictures(args, height, width), transforms=transforms, workers=0))
     return latent.tune(config, args, latent.TUNE[:3])

@@ -81,8 +81,9 @@ def _encode(argv: list[str]) -> None:
 
     options = dict(split=flags.split, rows=flags.rows, batch=flags.batch, trust=flags.trust)
     record = encode.encode(config, flags.out, **options, on_progress=evaluate.PrintProgress())
-    clips, views, tasks = record.data["clips"], record.data["views"], len(record.tasks)
-    print(f"encoded: {clips} clips x {views} views x {tasks} tasks, {sum(record.sizes) / 1e6:.1f} MB in {flags.out}")
+    (what, names), *_ = record.contents.items()
+    size = f"{record.data['clips']} clips x {record.data['views']} views, {sum(record.sizes) / 1e6:.1f} MB in {flags.out}"
+    print(f"encoded: {size} ({what}: {names})")
     print(f"to train on them, add --config.data.{flags.split}.cache={flags.out}")
 
 

@@ -1,14 +1,15 @@
-"""A data set -> the tokens of its clips, once and for all: read, encoded and written at the same time.
+"""A data set -> the tokens or latents of its clips, once and for all: read, encoded and written at the same time.
 
 Every process makes every n-th shard on its own devices, so that nothing waits for another process until the end. What
 is complete is kept: the same command goes on after an interruption, and makes anew what is missing or damaged.
 
-The tokens are those that training would compute, up to rounding: where a batch of another size, or another device, sums
-in another order, the other one of two codes that are equally near may be chosen.
+They are those that training would compute, up to rounding: where a batch of another size, or another device, sums in another
+order, the other one of two codes that are equally near may be chosen; latents are kept in float16.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import time
@@ -23,8 +24,10 @@ from magvid import job, runs, sharding
 from magvid.build import build
 from magvid.checkpoints import merge
 from magvid.data import pipeline
-from magvid.data.tokens import FILE, Rows, TokenRecord, Writer, is_complete
-from magvid.provenance import describe_tokens
+from magvid.data.cache import CacheRecord, Rows, Writer, is_complete
+from magvid.data.latents import DTYPE, LatentRecord
+from magvid.data.tokens import TokenRecord
+from magvid.provenance import describe
 from magvid.state import Objective
 from magvid.types import Params, UserError
 
@@ -42,11 +45,11 @@ def encode(
     devices: Sequence[jax.Device] | None = None,
     trust: bool = False,
     on_progress: Progress | None = None,
-) -> TokenRecord:
-    """Writes the tokens of all clips, views and tasks of `config.data.<split>` to the folder `out` -> their record.
+) -> CacheRecord:
+    """Writes what the objective keeps of all clips and views of `config.data.<split>` to the folder `out` -> its record.
 
     rows: of a shard, default 4096. batch: clips that this process encodes at a time, default as in training. devices:
-    default all of this process. UserError for a config that has no tokens to keep, a folder that holds others, and
+    default all of this process. UserError for a config that has nothing to keep, a folder that holds something else, and
     where something cannot be written.
     """
     if split not in SPLITS:
@@ -57,8 +60,8 @@ def encode(
         raise UserError(f"the config has no data.{split}: there is nothing to encode")
     resolved, frozen, sources = job.resolve(config, trust)
     objective, source = build(resolved["objective"]), build(config["data"][split]["source"])
-    wanted = describe_tokens(resolved, objective, sources, split, source)
-    tokenizer = _tokenizer(objective, frozen, wanted)
+    wanted = describe(resolved, objective, sources, split, source)
+    weights = _weights(objective, frozen, wanted)
     made = dict(magvid=magvid.__version__, jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
     made |= dict(device=jax.devices()[0].device_kind, config=config)
     wanted = dataclasses.replace(wanted, made=made, **({"rows_per_shard": rows} if rows else {}))
@@ -68,8 +71,8 @@ def encode(
             stack.enter_context(runs.locked(out, "written", "--out"))
             record = _begin(out, wanted, rows)
         _wait_for_all("begun")
-        record = TokenRecord.read(out)
-        program = Program(objective, tokenizer, record, devices, batch or _batch(config))
+        record = wanted.read(out)
+        program = PROGRAMS[type(record)](objective, weights, record, devices, batch or _batch(config))
         mine = range(jax.process_index(), record.shards, jax.process_count())
         todo = [shard for shard in mine if not _is_made(out, record, shard)]
         if todo:
@@ -80,30 +83,80 @@ def encode(
 
 
 class Program:
-    """The tokenizer on this process's devices: batches of clips -> rows."""
+    """What makes the rows, on this process's devices: batches of clips -> rows."""
 
-    def __init__(self, objective: Objective, tokenizer: Params, record: TokenRecord, devices, batch: int):
+    keys: Sequence[str] | None = None  # the entries of a batch; None: all numeric ones
+
+    def __init__(self, objective: Objective, weights: Params, record: CacheRecord, devices, batch: int):
+        self.objective, self.record = objective, record
         self.mesh = sharding.make_mesh({"data": -1}, devices or jax.local_devices())
         self.batch = -(-batch // self.mesh.size) * self.mesh.size
-        self.tasks = len(record.tasks)
-        self._params = jax.device_put({"tokenizer": tokenizer}, sharding.replicated(self.mesh))
-        # Two programs, one for all tasks: every clip is encoded 1 + tasks times, and in memory once.
-        self._ids = jax.jit(lambda params, rows: objective.ids(params, rows).astype(record.dtype))
-        self._condition = jax.jit(lambda params, rows: objective.condition(params, rows)[0].astype(record.dtype))
+        self.params = jax.device_put({record.encoder: weights}, sharding.replicated(self.mesh))
 
-    def start(self, rows: Mapping[str, np.ndarray]) -> list[jax.Array]:
-        """Ids and condition ids of `batch` clips, (1 + tasks) x (b t' h' w'), which the devices may still be computing."""
+    def start(self, batch: Mapping[str, Any]) -> Any:
+        """What is computed of `batch` clips, which the devices may still be computing."""
         place = sharding.batch_sharding(self.mesh)
-        video = jax.device_put(rows["video"], place)
-        task = lambda i: jax.device_put(np.full(self.batch, i, np.int32), place)
         with jax.set_mesh(self.mesh):
-            ids = self._ids(self._params, {"video": video})
-            return [ids, *(self._condition(self._params, {"video": video, "task": task(i)}) for i in range(self.tasks))]
+            return self.compute(jax.device_put(batch["video"], place), place)
+
+    def compute(self, video: jax.Array, place: jax.sharding.Sharding) -> Any:
+        raise NotImplementedError
+
+    def rows(self, batch: Mapping[str, Any], computed: Any) -> list[bytes]:
+        """Of the clips that are no repetitions."""
+        raise NotImplementedError
+
+
+class TokenProgram(Program):
+    """Ids and condition ids."""
+
+    @functools.cached_property
+    def _programs(self) -> tuple[Callable, Callable]:
+        """Two, one for all tasks: every clip is encoded 1 + tasks times, and in memory once."""
+        objective, dtype = self.objective, self.record.dtype
+        ids = jax.jit(lambda params, rows: objective.ids(params, rows).astype(dtype))
+        return ids, jax.jit(lambda params, rows: objective.condition(params, rows)[0].astype(dtype))
+
+    def compute(self, video, place):
+        ids, condition = self._programs
+        task = lambda i: jax.device_put(np.full(self.batch, i, np.int32), place)
+        conditions = [condition(self.params, {"video": video, "task": task(i)}) for i in range(len(self.record.tasks))]
+        return [ids(self.params, {"video": video}), *conditions]
+
+    def rows(self, batch, computed):
+        valid = batch["valid"]
+        labels = batch["label"] if self.record.labelled else np.zeros(len(valid), np.int32)
+        tokens = np.stack(computed, axis=1)
+        return [self.record.pack(label, row) for label, row in zip(labels[valid], tokens[valid], strict=True)]
+
+
+class LatentProgram(Program):
+    """The posteriors of an autoencoder."""
+
+    keys = ("video", "rest")
+
+    @functools.cached_property
+    def _posterior(self) -> Callable:
+        def posterior(params, rows):
+            found = self.objective.posterior(params, rows)
+            return found.mean.astype(DTYPE), found.logvar.astype(DTYPE)
+
+        return jax.jit(posterior)
+
+    def compute(self, video, place):
+        return self._posterior(self.params, {"video": video})
+
+    def rows(self, batch, computed):
+        images, clips = batch["video"][:, 0], zip(*computed, batch["rest"], batch["valid"], strict=True)
+        return [self.record.pack(mean, logvar, images[i], rest) for i, (mean, logvar, rest, valid) in enumerate(clips) if valid]
+
+
+PROGRAMS = {TokenRecord: TokenProgram, LatentRecord: LatentProgram}
 
 
 def _make(
     out: pathlib.Path,
-    record: TokenRecord,
+    record: CacheRecord,
     shards: Sequence[int],
     source: Any,
     program: Program,
@@ -111,15 +164,12 @@ def _make(
     on_progress: Progress | None,
 ) -> None:
     """Writes `shards`. The devices are given a batch before the one before it is fetched, and wait for nobody."""
-    rows = Rows(source, np.concatenate([record.shard_rows(shard) for shard in shards]))
-    batches = pipeline.epoch(rows, program.batch, workers=workers)
+    rows = Rows(source, record, np.concatenate([record.shard_rows(shard) for shard in shards]))
+    batches = pipeline.epoch(rows, program.batch, workers=workers, keys=program.keys)
     total, begin = -(-len(rows) // program.batch), None
     with contextlib.closing(batches), contextlib.closing(Writer(out, record, shards)) as writer:
         for done, (batch, computed) in enumerate(_one_ahead(batches, program), 1):
-            valid = batch["valid"]
-            labels = batch["label"] if record.labelled else np.zeros(len(valid), np.int32)
-            tokens = np.stack(jax.device_get(computed), axis=1)
-            writer.add(labels[valid], tokens[valid])
+            writer.add(program.rows(batch, jax.device_get(computed)))
             begin = begin or time.monotonic()  # after the first batch, which was compiled
             if on_progress:
                 clips, seconds = (done - 1) * program.batch, time.monotonic() - begin
@@ -138,44 +188,42 @@ def _one_ahead(batches: Iterator[Mapping[str, np.ndarray]], program: Program):
         yield waiting
 
 
-def _tokenizer(objective: Objective, frozen: Mapping[str, Params], wanted: TokenRecord) -> Params:
-    """The weights, which must be those of the config's tokenizer."""
-    example = {"video": np.zeros((1, *wanted.clip, 3), np.uint8)}
-    shapes = jax.eval_shape(objective.init, jax.random.key(0), example)
-    return merge(frozen["tokenizer"], shapes["tokenizer"])
+def _weights(objective: Objective, frozen: Mapping[str, Params], wanted: CacheRecord) -> Params:
+    """Those that make the rows, which must be those of the config's module."""
+    shapes = jax.eval_shape(lambda key: objective.init_encoder(key, wanted.clip), jax.random.key(0))
+    return merge(frozen[wanted.encoder], shapes)
 
 
-def _begin(out: pathlib.Path, wanted: TokenRecord, rows: int | None) -> TokenRecord:
-    """The record that is in `out`, or else `wanted`, which is written there; UserError where `out` has other tokens."""
-    if not (out / FILE).exists():
-        if strangers := sorted(path.name for path in out.glob("tokens-*")):
-            raise UserError(f"{out} holds {strangers[0]} without {FILE}: choose another --out, or remove it")
-        runs.write_json(out / FILE, wanted.to_json())
-    record = TokenRecord.read(out)
+def _begin(out: pathlib.Path, wanted: CacheRecord, rows: int | None) -> CacheRecord:
+    """The record that is in `out`, or else `wanted`, which is written there; UserError where `out` has other rows."""
+    path = wanted.file(out)
+    if not path.exists():
+        if strangers := sorted(other.name for other in out.glob("*.arrayrecord")):
+            raise UserError(f"{out} holds {strangers[0]} without {path.name}: choose another --out, or remove it")
+        runs.write_json(path, wanted.to_json())
+    record = wanted.read(out)
     found = record.differences(wanted)
-    there, here = (", ".join(task["name"] for task in r.tasks) for r in (record, wanted))
-    if there != here:
-        found.append(f"tasks are {there} there, {here} here")
+    there, here = record.contents, wanted.contents
+    found += [f"{name} are {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
     if rows and record.rows_per_shard != rows:
         found.append(f"rows_per_shard is {record.rows_per_shard} there, {rows} here")
     if found:
-        raise UserError(f"{out} holds other tokens: {'; '.join(found[:4])}. Choose another --out, or remove it")
+        raise UserError(f"{out} holds other {wanted.what}: {'; '.join(found[:4])}. Choose another --out, or remove it")
     return record
 
 
-def _is_made(out: pathlib.Path, record: TokenRecord, shard: int) -> bool:
-    row = 4 + (1 + len(record.tasks)) * int(np.prod(record.latent)) * record.dtype.itemsize
-    return is_complete(out / record.shard_name(shard), len(record.shard_rows(shard)), row)
+def _is_made(out: pathlib.Path, record: CacheRecord, shard: int) -> bool:
+    return is_complete(out / record.shard_name(shard), record, len(record.shard_rows(shard)))
 
 
-def _finish(out: pathlib.Path, record: TokenRecord) -> TokenRecord:
+def _finish(out: pathlib.Path, record: CacheRecord) -> CacheRecord:
     """The record with the sizes of the shards, which says that all are there."""
     paths = [out / record.shard_name(shard) for shard in range(record.shards)]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UserError(f"{out} lacks {missing[0]}: is it a folder that all processes share?")
     record = dataclasses.replace(record, sizes=[path.stat().st_size for path in paths])
     if jax.process_index() == 0:
-        runs.write_json(out / FILE, record.to_json())
+        runs.write_json(record.file(out), record.to_json())
     _wait_for_all("finished")
     return record
 

@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "encode": Program(
         "magvid encode",
-        "Encode a data set with the frozen tokenizer of a config, once: training reads the tokens instead of the videos.",
+        "Encode a data set once with the frozen tokenizer or autoencoder of a config: training reads tokens or latents, not videos.",
         [
             CONFIG,
             Flag("out", "str", None, "FOLDER", "where to write: new, or one to go on with"),

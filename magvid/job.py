@@ -15,9 +15,8 @@ from magvid import optim, runs, sharding, state
 from magvid.build import build
 from magvid.checkpoints import merge
 from magvid.data import pipeline
-from magvid.data.tokens import TokenCache
 from magvid.optim import Optimiser
-from magvid.provenance import describe_tokens, on_tokens
+from magvid.provenance import describe, on_cache, open_cache
 from magvid.state import Objective, TrainState
 from magvid.types import Groups, UserError
 
@@ -83,7 +82,7 @@ class Job:
     ) -> "Job":
         """`config` as `check_config` gives it; `devices` default to all."""
         resolved, frozen, sources = resolve(config, trust)
-        objective = on_tokens(build(resolved["objective"]), config["data"])
+        objective = on_cache(build(resolved["objective"]), config["data"])
         return cls(resolved, objective, sharding.make_mesh(config["mesh"], devices), frozen, sources, trust)
 
     @functools.cached_property
@@ -96,20 +95,20 @@ class Job:
         return self._open("eval")
 
     def _open(self, split: str) -> tuple[Any, tuple]:
-        """(source, transforms) of `config.data.<split>`, with tokens in place of videos where it has a `cache`."""
+        """(source, transforms) of `config.data.<split>`, with tokens or latents in place of videos where it has a `cache`."""
         data = self.config["data"][split]
         source, transforms = build(data["source"]), build(tuple(data.get("transforms", ())))
         if not data.get("cache"):
             return source, transforms
-        wanted = describe_tokens(self.config, self.objective, self.sources, split, source)
-        cache = TokenCache(source, data["cache"], wanted)
-        return cache, (*transforms, cache.lookup)
+        wanted = describe(self.config, self.objective, self.sources, split, source)
+        cache = open_cache(source, data["cache"], wanted)
+        return cache, (*transforms, *cache.last)
 
     def loader(self) -> pipeline.Loader:
         """Endless training batches, this process's rows."""
         data = self.config["data"]
         if (data.get("eval") or {}).get("cache"):
-            self.held_out_data  # tokens that do not fit are an error now, not at the first evaluation
+            self.held_out_data  # a cache that does not fit is an error now, not at the first evaluation
         source, transforms = self.training_data
         return pipeline.Loader(
             source,
@@ -121,7 +120,7 @@ class Job:
         )
 
     def clip_shape(self, batch: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        """(t h w) of the clips of a batch, also of one of their tokens."""
+        """(t h w) of the clips of a batch, also of one of tokens or latents."""
         return tuple(batch["video"].shape[1:4]) if "video" in batch else self.objective.clip
 
     def held_out(self) -> Iterator[dict[str, np.ndarray]]:

@@ -172,8 +172,9 @@ class Recipe(Run):
     @property
     def clip(self) -> ClipFormat | None:
         """`objective.clip`, at the rate of the videos to train on."""
-        shape = self.config["objective"].get("clip")
-        return None if shape is None else ClipFormat(*shape, fps=self.config["data"]["train"]["source"].get("fps"))
+        shape, source = self.config["objective"].get("clip"), self.config["data"]["train"]["source"]
+        fps = source.get("source", source).get("fps")  # of what Views are made of
+        return None if shape is None else ClipFormat(*shape, fps=fps)
 
     @property
     def samples(self) -> pathlib.Path:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from test_data_pipeline import Counting, Cropping
 
+from magvid.data.cache import Rows, Writer, is_complete
 from magvid.data.pipeline import Loader, MaskedView, epoch
-from magvid.data.tokens import FILE, Rows, TokenCache, TokenRecord, Writer, is_complete
+from magvid.data.tokens import TokenCache, TokenRecord
 from magvid.data.views import Views
 from magvid.types import UserError
 
+FILE = "tokens.json"
 SOURCE = Views(Cropping(5), 3)
 TASKS = [dict(name=n, given=f"region of {n}", pad="edge") for n in ("FP", "OPC")]
 
@@ -23,8 +25,8 @@ def record(**changes) -> TokenRecord:
     """Five clips, three views, two tasks, 2x3x4 tokens; four shards of four rows, the last of three."""
     data = dict(source=dict(target="x:Y", a=dict(b=1)), fingerprint=None, first="00ff", clips=5, views=3)
     tokenizer = dict(run="runs/vq", weights="ema", hash="ab12", spec=dict(target="x:Z"))
-    base = TokenRecord(tokenizer, data, TASKS, (4, 8, 6), (2, 3, 4), 300, True, rows_per_shard=4)
-    return dataclasses.replace(base, **changes)
+    sizes = dict(clip=(4, 8, 6), latent=(2, 3, 4), codes=300, rows_per_shard=4)
+    return TokenRecord(**(dict(tokenizer=tokenizer, data=data, tasks=TASKS, labelled=True) | sizes | changes))
 
 
 def tokens_of(rows, made):
@@ -42,7 +44,7 @@ def write(folder, made=None, shards=None, batch=7):
     writer = Writer(folder, made, shards)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        writer.add(part % 7, tokens_of(part, made))
+        writer.add([made.pack(*row) for row in zip(part % 7, tokens_of(part, made), strict=True)])
     writer.close()
     sizes = [(folder / made.shard_name(s)).stat().st_size for s in shards]
     made = dataclasses.replace(made, sizes=sizes)
@@ -108,10 +110,10 @@ def test_clips_without_labels(tmp_path):
 
 
 def test_the_rows_to_encode():
-    rows = Rows(SOURCE, np.array([14, 4]))
+    rows = Rows(SOURCE, record(), np.array([14, 4]))
     assert len(rows) == 2 and set(rows[0]) == {"video", "label"} and (rows[0]["video"] == 4).all()
     assert (rows[1]["video"] == 1).all()
-    assert (Rows(Counting(), np.array([7]))[0]["video"] == 7).all()
+    assert (Rows(Counting(), record(), np.array([7]))[0]["video"] == 7).all()
 
 
 OTHER = {
@@ -193,7 +195,7 @@ def test_flipped_bits_are_found(folder, where):
     content = np.fromfile(path, np.uint8)
     content[where] ^= 1
     content.tofile(path)
-    assert not is_complete(path, 4, 148) and is_complete(folder / record().shard_name(0), 4, 148)
+    assert not is_complete(path, record(), 4) and is_complete(folder / record().shard_name(0), record(), 4)
     with pytest.raises(UserError, match=r"is damaged (at row [4-7] )?\(.*: run `magvid encode` again"):
         cache = TokenCache(SOURCE, folder, record())
         for row in range(4, 8):
@@ -224,4 +226,4 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert "UserError: cannot write" in done.stderr and "is the disk full or read-only? Make room" in done.stderr
     made = record(rows_per_shard=2)
     assert sorted(p.name for p in (tmp_path / "tokens").iterdir()) == [*map(made.shard_name, (0, 1)), FILE]
-    assert is_complete(tmp_path / "tokens" / made.shard_name(1), 2, 148)
+    assert is_complete(tmp_path / "tokens" / made.shard_name(1), made, 2)

@@ -20,7 +20,7 @@ import tiny_runs
 from magvid import encode, job, train
 from magvid.__main__ import main
 from magvid.data.sprites import Sprites
-from magvid.data.tokens import FILE, TokenRecord
+from magvid.data.tokens import TokenRecord
 from magvid.types import UserError
 
 ONE = jax.devices()[:1]
@@ -243,7 +243,7 @@ def too_short():
 ENCODE = {
     "the config has no data.eval: there is nothing": (lambda: without("eval"), dict(split="eval")),
     '--split="test" is unknown: use train or eval': (config, dict(split="test")),
-    "VQGAN learns from videos: there are no tokens": (tokenizer_alone, {}),
+    "VQGAN learns from videos: there is nothing to keep": (tokenizer_alone, {}),
     "tokens can be kept where the tokenizer is frozen": (trained_together, {}),
     "Cropping draws another view of a clip each time": (drawn_anew, {}),
     "transformer.length=9, but clips of": (too_short, {}),
@@ -344,7 +344,7 @@ def test_the_command_line_encodes_trains_and_samples(tmp_path, monkeypatch, caps
     (tmp_path / "two.py").write_text(CONFIG)
     assert main(["encode", "--config=two.py", "--out=tokens", "--rows=7", "--config.data.train.source.clips=5"]) == 0
     out = capsys.readouterr().out
-    assert "encoded: 5 clips x 3 views x 2 tasks" in out and "--config.data.train.cache=tokens" in out
+    assert "encoded: 5 clips x 3 views" in out and "(tasks: FP, CG)" in out and "--config.data.train.cache=tokens" in out
     trains = ["train", "--config=two.py", "--workdir=run", "--config.data.train.cache=tokens"]
     assert main(trains) == 2 and "data.clips is 5 there, 6 here" in capsys.readouterr().err
     assert main([*trains, "--config.data.train.source.clips=5"]) == 0
@@ -380,4 +380,4 @@ def test_two_processes_share_the_shards(tokens, tmp_path):
         for p in processes:
             p.kill()
     assert [p.returncode for p in processes] == [0, 0], "\n".join(out)
-    assert files(tmp_path) == files(tokens) and json.loads((tmp_path / FILE).read_text())["sizes"]
+    assert files(tmp_path) == files(tokens) and TokenRecord.read(tmp_path).sizes

@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "evaluate", "sample", "job", "flags"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline"}
-MACHINERY |= {"data.tokens", "data.views", "metrics.frames", "video", "types"}
+MACHINERY |= {"data.cache", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
 # module or package -> what it may import of magvid (a prefix allows its whole package)
 ARROWS = {
@@ -40,7 +40,7 @@ ARROWS = {
     "runs": {"types", "build", "state", "checkpoints"},
     "curves": set(),
     "report": {"curves", "video", "types"},
-    "provenance": MACHINERY,
+    "provenance": MACHINERY | {"data.stream"},
     "pictures": {"masked.tasks", "video", "types"},
     "job": MACHINERY | {"provenance"},
     "train": MACHINERY | {"job"},

@@ -61,7 +61,7 @@ BAD = {
     "train --config={tiny}:masked,{vq} --workdir={there}/new --config.data.train.cache={there}/empty": "no tokens in {there}",
     "train --config={tiny} --workdir={there}/new --config.data.train.cache={there}/empty": "VQGAN learns from videos",
     "encode --config={tiny}:masked,{vq}": "--out is missing",
-    "encode --config={tiny} --out={there}/new": "VQGAN learns from videos: there are no tokens to keep",
+    "encode --config={tiny} --out={there}/new": "VQGAN learns from videos: there is nothing to keep",
     "encode --config={tiny}:masked --out={there}/new": "tokens can be kept where the tokenizer is frozen",
     "encode --config={tiny}:masked,{vq} --out={there}/file": "cannot write to {there}/file",
     "encode --config={tiny}:masked,{vq} --out={there}/new --rows=0": "--rows=0: 0 is not a positive integer",

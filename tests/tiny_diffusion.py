@@ -49,12 +49,14 @@ class VAE(nn.Module):
 
     scaling: float = 0.5
     factor = 2
+    gaussian = Posterior
 
     def setup(self):
         self.enter, self.exit = nn.Dense(4), nn.Dense(12)
 
-    def __call__(self, video):
-        return self.decode(self.encode(video)[0])
+    def __call__(self, video, key=None):
+        posterior = self.encode(video)
+        return self.decode(posterior.mode() if key is None else posterior.sample(key)), posterior
 
     def encode(self, video):
         b, t, h, w, c = video.shape

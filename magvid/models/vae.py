@@ -207,6 +207,7 @@ class AutoencoderKL(nn.Module):
     dtype: Dtype = None
 
     vrange = (-1.0, 1.0)
+    gaussian = Posterior  # (mean, logvar) -> what `encode` gives
 
     def setup(self):
         sizes = dict(channels=self.channels, layers=self.layers, groups=self.groups, dtype=self.dtype)

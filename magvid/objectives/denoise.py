@@ -21,6 +21,7 @@ from magvid.objectives.vqgan import cut, scale
 from magvid.types import Condition, Groups, Params
 
 
+LATENTS = ("latents", "latent_mean", "noise")  # the entries of a batch that have the shape of latents
 READS = dict(text="T", image="I")  # what a conditioner may read of a person's: the letter in a task's name
 
 
@@ -52,8 +53,8 @@ class Merged(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoise:
-    """batch: "video" (b t h w 3) or "latents" (b t h w c), scaled as the network sees them, and what the conditioners
-    read. Optional: "known" bool (b t), frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t),
+    """batch: "video" (b t h w 3), or "latent_mean" and "latent_logvar" (b t h w c) as the autoencoder gives them, or
+    "latents" (b t h w c), scaled as the network sees them; and what the conditioners read. Optional: "known" bool (b t), frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t),
     weights of the frames in the loss; "valid" (b,); to sample, "noise" (b t h w c) to begin with.
 
     Groups: "network", "vae", the sub-modules of the conditioners by name, and "lora". `trained` names those that get the
@@ -86,6 +87,7 @@ class Denoise:
     in_parts: Callable | None = None
 
     overlap = 1  # the windows of a long video share the frame that one begins with; not a field
+    keeps = "latents"  # what `magvid encode` makes of clips; not a field
 
     def __post_init__(self):
         if not self.tasks:
@@ -193,16 +195,24 @@ class Denoise:
     # Latents ------------------------------------------------------------------------------------------------------
 
     def latents(self, params: Groups, batch: dict, key: Array | None) -> Float[Array, "b t h w c"]:
-        """batch["latents"], or the video's: a sample of the posterior with `key`, its mean without; scaled, float32."""
+        """batch["latents"], or of the posterior a sample with `key`, its mean without; scaled, float32."""
         if "latents" in batch:
             return batch["latents"].astype(jnp.float32)
-        video = 2 * scale(batch["video"]) - 1
         if self.vae is None:
-            return video
-        posterior = self.vae.apply({"params": params["vae"]}, video, method="encode")
-        posterior = jax.tree.map(lambda x: x.astype(jnp.float32), posterior)
+            return 2 * scale(batch["video"]) - 1
+        posterior = self.posterior(params, batch)
         z = posterior.mode() if key is None else posterior.sample(key)
         return lax.stop_gradient(z * self.vae.scaling)
+
+    def posterior(self, params: Groups, batch: dict) -> Any:
+        """What the autoencoder makes of batch["video"], or batch["latent_mean"] and batch["latent_logvar"] that it made;
+        float32.
+        """
+        if "latent_mean" in batch:
+            found = self.vae.gaussian(batch["latent_mean"], batch["latent_logvar"])
+        else:
+            found = self.vae.apply({"params": params["vae"]}, 2 * scale(batch["video"]) - 1, method="encode")
+        return jax.tree.map(lambda x: x.astype(jnp.float32), found)
 
     def decode(self, params: Groups, z: Float[Array, "b t hh wh d"]) -> Float[Array, "b t h w 3"]:
         """Scaled latents to video in [0, 1]."""
@@ -219,7 +229,7 @@ class Denoise:
         """(b t h w 3) of the clips of a batch, also of one of their latents."""
         if "video" in batch:
             return batch["video"].shape
-        for name in ("latents", "noise"):
+        for name in LATENTS:
             if name in batch:
                 b, t, h, w, _ = batch[name].shape
                 return b, t, h * self._factor, w * self._factor, 3
@@ -229,7 +239,7 @@ class Denoise:
 
     def latent_shape(self, batch: dict) -> tuple[int, ...]:
         """(b t h w c) of the latents of a batch."""
-        for name in ("latents", "noise"):
+        for name in LATENTS:
             if name in batch:
                 return batch[name].shape
         shape = self.video_shape(batch)
@@ -241,6 +251,21 @@ class Denoise:
     @property
     def _factor(self) -> int:
         return 1 if self.vae is None else self.vae.factor
+
+    # A cache of latents (data/latents.py) ---------------------------------------------------------------------------
+
+    def kept(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What `data.latents.LatentRecord` says of clips such as `record`."""
+        latent = self.latent_shape({"video": jnp.zeros((1, *record["video"].shape), jnp.uint8)})[1:]
+        return dict(latent=latent, image="image" in self._reads(), entries=sorted(set(record) - {"video"}))
+
+    def init_encoder(self, key: Array, clip: Sequence[int]) -> Params:
+        """Parameters of what makes the latents of clips (t h w)."""
+        return self.vae.init(key, jnp.zeros((1, *clip, 3)))["params"]
+
+    def with_clip(self, clip: Sequence[int]) -> "Denoise":
+        """The same for batches of latents of clips of this size (t h w)."""
+        return dataclasses.replace(self, clip=tuple(clip))
 
     # Sampling -----------------------------------------------------------------------------------------------------
 

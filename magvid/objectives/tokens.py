@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from magvid.masked import tasks as task_table
 from magvid.masked.commit import Conditioning
 from magvid.objectives.vqgan import cut, scale
-from magvid.types import Groups, Vocab
+from magvid.types import Groups, Params, Vocab
 
 ALL_TASKS = tuple(task_table.TASKS)
 
@@ -41,6 +42,8 @@ class TokenObjective:
     clip: tuple[int, int, int] | None = None
     overlap: int = 1
     trained_tasks: Sequence[str | task_table.Task] | None = None  # of `with_tasks`: those that it chose from
+
+    keeps = "tokens"  # what `magvid encode` makes of clips; not a field
 
     def __post_init__(self):
         if self.overlap < 1:
@@ -91,8 +94,18 @@ class TokenObjective:
         """The same for batches of tokens of clips of this size (t h w)."""
         return dataclasses.replace(self, clip=tuple(clip))
 
-    def conditions(self, clip: Sequence[int]) -> list[dict[str, str]]:
-        """Per task {"name", "given", "pad"}: what decides the condition ids of clips (t h w), for the record of a cache."""
+    def kept(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What `data.tokens.TokenRecord` says of clips such as `record`."""
+        clip = record["video"].shape[:3]
+        latent = self.latent_shape((1, *clip, 3))
+        return dict(latent=latent, tasks=self._conditions(clip), codes=self.vocab.codebook, labelled="label" in record)
+
+    def init_encoder(self, key: Array, clip: Sequence[int]) -> Params:
+        """Parameters of what makes the tokens of clips (t h w)."""
+        return self.init(key, {"video": jnp.zeros((1, *clip, 3), jnp.uint8)})["tokenizer"]
+
+    def _conditions(self, clip: Sequence[int]) -> list[dict[str, str]]:
+        """Per task {"name", "given", "pad"}: what decides the condition ids of clips (t h w)."""
         masks = task_table.pixel_masks(self.rows, tuple(clip))
         given = [hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:12] for mask in masks]
         pads = [f"{row.pad.__module__}:{getattr(row.pad, '__qualname__', row.pad)}" for row in self.rows]

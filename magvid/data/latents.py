@@ -1,0 +1,104 @@
+"""Latents in place of videos (see cache.py): the Gaussian that a frozen autoencoder makes of each view of a clip.
+
+A row holds mean and log-variance ((t', h', w', c), float16, little-endian), the first frame (h, w, 3), uint8, where the model is shown
+it, and then all else that the record had, as JSON: captions, labels, names of files.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from magvid.data.cache import Cache, CacheRecord
+from magvid.data.stream import Record
+from magvid.types import UserError
+
+DTYPE = np.dtype("<f2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentRecord(CacheRecord):
+    """What the latents in a folder are; `latent` is (t', h', w', c)."""
+
+    vae: dict  # {"run", "weights", "hash" of the weights, "spec"}
+    image: bool  # whether the first frames are there
+    entries: Sequence[str]  # what else is there of a record
+
+    what, version, encoder = "latents", 1, "vae"
+
+    def differences(self, other: Self) -> list[str]:
+        found = super().differences(other)
+        if other.image and not self.image:
+            found.append("the first frames, which this model is shown, are not there")
+        return found + [f"{name} is not there" for name in other.entries if name not in self.entries]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        return {"entries": ", ".join(["latents", *(["first frames"] if self.image else []), *self.entries])}
+
+    def shown(self, record: Record) -> Record:
+        return {"video": record["video"], "rest": pack_entries({k: v for k, v in record.items() if k != "video"})}
+
+    def pack(
+        self,
+        mean: Float[np.ndarray, "t h w c"],
+        logvar: Float[np.ndarray, "t h w c"],
+        image: UInt8[np.ndarray, "hh ww 3"],
+        rest: str,
+    ) -> bytes:
+        """UserError where float16 cannot hold a latent."""
+        if not np.isfinite(mean).all():
+            raise UserError(
+                "a latent is too large for float16, or not a number: is this autoencoder the right one? Without a cache it "
+                "is used as it is"
+            )
+        arrays = [mean.astype(DTYPE), logvar.astype(DTYPE), *([image] if self.image else [])]
+        return b"".join(a.tobytes() for a in arrays) + rest.encode()
+
+    def unpack(self, row: bytes) -> Record:
+        n = int(np.prod(self.latent))
+        pixels = int(np.prod(self.clip[1:])) * 3 if self.image else 0
+        size = 2 * n * DTYPE.itemsize
+        if len(row) < size + pixels:
+            raise ValueError(f"it has {len(row)} bytes and should have {size + pixels} or more")
+        mean, logvar = np.frombuffer(row, DTYPE, 2 * n).reshape(2, *self.latent)
+        found = {"latent_mean": mean, "latent_logvar": logvar}
+        if self.image:
+            found["image"] = np.frombuffer(row, np.uint8, pixels, size).reshape(*self.clip[1:], 3)
+        return found | unpack_entries(row[size + pixels :].decode())
+
+
+class LatentCache(Cache):
+    """A source of latents: a record is what `source` gives, with "latent_mean", "latent_logvar" and, where the model is
+    shown it, the first frame as "image", in place of the "video".
+    """
+
+    def view(self, clip: int, view: int) -> Record:
+        return self.row(clip, view)
+
+
+def pack_entries(entries: Record) -> str:
+    """JSON of texts, lists of texts, numbers and arrays, which keep their type; UserError for anything else."""
+
+    def packed(name: str, value: Any) -> Any:
+        if isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
+            return value
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise UserError(
+                f"{name} is a {type(value).__name__}, which cannot be kept beside latents: leave it out (the source's `keys`)"
+            )
+        return {"dtype": array.dtype.str, "value": array.tolist()}
+
+    return json.dumps({name: packed(name, value) for name, value in entries.items()})
+
+
+def unpack_entries(text: str) -> Record:
+    """ValueError where `text` is not what `pack_entries` makes."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("the entries are not an object")
+    return {k: np.asarray(v["value"], v["dtype"])[()] if isinstance(v, dict) else v for k, v in found.items()}

@@ -1,0 +1,157 @@
+"""magvid.data.latents: what is written is read, with all else that a record had; what does not serve is named."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from magvid.data.cache import Rows, Writer, is_complete
+from magvid.data.latents import LatentCache, LatentRecord, pack_entries, unpack_entries
+from magvid.data.pipeline import Loader
+from magvid.data.text import WordTokenizer
+from magvid.data.views import Views
+from magvid.types import UserError
+
+REST = dict(caption="cœur, \"left\"", label=np.int32(3), seen=np.array([[0.1, 2]], np.float32), many=["a", "b"], ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Clip i shows the grey i, or in training a shade above it; its caption says which clip it is."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return self.read(i, None)
+
+    def read(self, i, rng):
+        shade = 0 if rng is None else int(rng.integers(1, 100))
+        return dict(video=np.full((3, 4, 6, 3), i + shade, np.uint8), caption="ab"[i % 2], label=np.int32(i))
+
+
+SOURCE = Views(Told(), 3)
+
+
+def record(**changes) -> LatentRecord:
+    """Five clips, three views, latents of 3x2x3x2; four shards of four rows, the last of three."""
+    data = dict(source=dict(target="x:Y"), fingerprint=None, first="00ff", clips=5, views=3)
+    vae = dict(run="runs/vae", weights="ema", hash="ab12", spec=dict(target="x:Z"))
+    fields = dict(vae=vae, data=data, clip=(3, 4, 6), latent=(3, 2, 3, 2), image=True, entries=["caption", "label"])
+    return LatentRecord(**(fields | dict(rows_per_shard=4) | changes))
+
+
+def latents_of(row):
+    rng = np.random.default_rng(row)
+    return [rng.normal(size=(3, 2, 3, 2)).astype(np.float16) for _ in range(2)]
+
+
+def write(folder, made=None):
+    made = made or record()
+    writer = Writer(folder, made, range(made.shards))
+    for row in range(made.rows):
+        shown = made.shown(SOURCE.view(*divmod(row, 3)))
+        writer.add([made.pack(*latents_of(row), shown["video"][0], shown["rest"])])
+    writer.close()
+    made = dataclasses.replace(made, sizes=[(folder / made.shard_name(s)).stat().st_size for s in range(made.shards)])
+    made.file(folder).write_text(json.dumps(made.to_json()))
+    return made
+
+
+def test_entries_come_back_as_they_were():
+    found = unpack_entries(pack_entries(REST))
+    assert list(found) == list(REST) and found["caption"] == REST["caption"] and found["many"] == ["a", "b"]
+    for name in ("label", "seen", "ok"):
+        assert np.asarray(found[name]).dtype == np.asarray(REST[name]).dtype
+        np.testing.assert_array_equal(found[name], REST[name])
+    with pytest.raises(UserError, match="what is a dict, which cannot be kept beside latents: leave it out"):
+        pack_entries({"what": {}})
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_every_row_is_read_as_it_was_written(tmp_path, image):
+    made = write(tmp_path, record(image=image))
+    cache = pickle.loads(pickle.dumps(LatentCache(SOURCE, tmp_path, made)))
+    assert len(cache) == 5 and cache.views == 3  # what the source says
+    for row in range(15):
+        clip, view = divmod(row, 3)
+        found, expected = cache.view(clip, view), SOURCE.view(clip, view)
+        for name, latent in zip(("latent_mean", "latent_logvar"), latents_of(row), strict=True):
+            assert found[name].dtype == np.float16
+            np.testing.assert_array_equal(found[name], latent)
+        assert set(found) == {"latent_mean", "latent_logvar", "caption", "label"} | ({"image"} if image else set())
+        assert (found["caption"], found["label"]) == (expected["caption"], expected["label"])
+        if image:
+            np.testing.assert_array_equal(found["image"], expected["video"][0])
+
+
+def test_it_draws_as_the_source_does(tmp_path):
+    """The clips, views and what transforms make of their captions, in the order of a stream of videos."""
+    cache, words = LatentCache(SOURCE, tmp_path, write(tmp_path)), WordTokenizer(("a", "b"), 4, key="caption")
+    plain, cached = Loader(SOURCE, 4, 1, transforms=(words,)), Loader(cache, 4, 1, transforms=(words, *cache.last))
+    for _ in range(6):
+        a, b = next(plain), next(cached)
+        np.testing.assert_array_equal(a["video"][:, 0], b["image"])
+        for key in ("label", "text_ids", "null_ids", "index"):
+            np.testing.assert_array_equal(a[key], b[key])
+        assert set(b) == set(a) - {"video"} | {"latent_mean", "latent_logvar", "image"}
+    assert plain.get_state() == cached.get_state()
+
+
+def test_the_rows_to_encode():
+    row = Rows(SOURCE, record(), np.array([14, 4]))[1]
+    expected = SOURCE.view(1, 1)
+    np.testing.assert_array_equal(row["video"], expected["video"])
+    assert unpack_entries(row["rest"]) == dict(caption="b", label=1)
+
+
+OTHER = {
+    "vae.hash is ab12 there, cd34 here": dict(vae=record().vae | dict(hash="cd34")),
+    "data.views is 3 there, 2 here": dict(data=record().data | dict(views=2)),
+    r"latent is .* there, \[1, 2, 3, 2\] here": dict(latent=(1, 2, 3, 2)),
+    "texture is not there": dict(entries=["label", "texture"]),
+}
+
+
+@pytest.mark.parametrize("message", OTHER)
+def test_latents_of_something_else_are_refused(tmp_path, message):
+    write(tmp_path)
+    with pytest.raises(UserError, match=f"{message}.*run `magvid encode` again"):
+        LatentCache(SOURCE, tmp_path, record(**OTHER[message]))
+
+
+def test_a_part_of_what_is_there_serves(tmp_path):
+    write(tmp_path)
+    LatentCache(SOURCE, tmp_path, record(image=False, entries=["label"]))
+    blind = tmp_path / "blind"
+    blind.mkdir()
+    write(blind, record(image=False))
+    with pytest.raises(UserError, match="the first frames, which this model is shown, are not there"):
+        LatentCache(SOURCE, blind, record())
+
+
+def test_what_is_no_row_is_found(tmp_path):
+    """Too short, cut off in its entries, or with flipped bits."""
+    made = write(tmp_path)
+    row = made.pack(*latents_of(0), np.zeros((4, 6, 3), np.uint8), "{}")
+    for bad in (row[:-10], row[:-1]):
+        with pytest.raises(ValueError):
+            made.unpack(bad)
+    path = tmp_path / made.shard_name(1)
+    assert is_complete(path, made, 4) and not is_complete(path, made, 3)
+    content = np.fromfile(path, np.uint8)
+    content[100:600:8] ^= 1
+    content.tofile(path)
+    assert not is_complete(path, made, 4)
+    with pytest.raises(UserError, match=r"is damaged at row 4 \(.*: run `magvid encode` again"):
+        LatentCache(SOURCE, tmp_path, made).view(1, 1)
+
+
+@pytest.mark.parametrize("value", [1e6, np.nan])
+def test_latents_that_float16_cannot_hold_are_refused(value):
+    with np.errstate(over="ignore"):
+        mean = np.full((3, 2, 3, 2), value).astype(np.float16)
+    with pytest.raises(UserError, match="too large for float16, or not a number"):
+        record().pack(mean, np.zeros_like(mean), np.zeros((4, 6, 3), np.uint8), "{}")

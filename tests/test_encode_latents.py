@@ -1,0 +1,144 @@
+"""Training on cached latents is training on the videos, up to float16: the same stream, noise and loss."""
+
+import functools
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+import tiny_config
+import tiny_runs
+
+from magvid import encode, job
+from magvid.__main__ import main
+from magvid.data.latents import LatentRecord
+from magvid.train import train
+from magvid.types import UserError
+
+ONE = jax.devices()[:1]
+CLIP, LATENT = (5, 16, 24), (5, 8, 12, 2)
+
+
+def sprites(split="train"):
+    keys = ("video", "label", "caption")
+    return dict(target="magvid.data.sprites:Sprites", world="small", split=split, keys=keys, frames=5, height=16, width=24)
+
+
+@functools.cache
+def vae_run():
+    config = dict(steps=1, batch=2, objective=dict(target="magvid.objectives.autoencoder:Autoencoder", vae=dict(target="tiny_diffusion:VAE")))
+    config |= dict(data=dict(train=dict(source=sprites())), optim=dict(vae=tiny_config.get_config()["optim"]["tokenizer"]))
+    train(config, tiny_runs.folder() / "vae", devices=ONE, trust=True)
+    return tiny_runs.folder() / "vae"
+
+
+def config(cache=None, shown=True, views=2):
+    """The first frame is told (`shown`), or nothing."""
+    vae = dict(run=str(vae_run()))
+    image = dict(target="magvid.models.conditioners:ImageLatent", vae=vae)
+    objective = dict(target="magvid.objectives.denoise:Denoise", network=dict(target="tiny_diffusion:Network"), vae=vae)
+    objective |= dict(conditioners=[image] if shown else [], drop=[[["image"], 0.3]] if shown else [])
+    words = dict(target="magvid.data.text:WordTokenizer", words=["left", "moves"], length=20, key="caption", unknown=True)
+    source = dict(target="magvid.data.views:Views", source=sprites(), views=views, clips=6)
+    data = dict(train=dict(source=source, transforms=[words], cache=cache))
+    data["eval"] = dict(source=sprites("validation"), transforms=[words], limit=8)
+    optim = dict(network=tiny_config.get_config()["optim"]["tokenizer"])
+    return dict(steps=2, batch=4, objective=objective, data=data, optim=optim)
+
+
+def job_of(config):
+    return job.Job.from_config(job.check_config(config), ONE, trust=True)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    """12 rows in shards of 5."""
+    out = tmp_path_factory.mktemp("latents")
+    encode.encode(config(), out, rows=5, batch=4, devices=ONE, trust=True)
+    return out
+
+
+def test_the_folder_says_what_it_is(latents):
+    record = LatentRecord.read(latents)
+    assert tuple(record.clip) == CLIP and tuple(record.latent) == LATENT and record.rows == 12 and record.shards == 3
+    assert record.image and record.entries == ["caption", "label"] and record.made["config"]["batch"] == 4
+    assert record.vae["hash"] == tiny_runs.open_run(vae_run(), trust=True).read("vae")[1]
+
+
+def update(one: job.Job):
+    """(batch, parameters after a step on it, metrics)."""
+    loader = one.loader()
+    batch = next(loader)
+    loader.close()
+    prepared = one.prepare(batch)
+    state, metrics, _ = one.step(prepared)(prepared.init(), job.sharding.global_batch(batch, one.mesh))
+    return batch, jax.device_get(state.params), jax.device_get(metrics)
+
+
+def test_a_step_on_latents_is_that_on_videos(latents):
+    """Clips, views, texts, posterior's sample, noise, levels, dropped conditions, noise on the picture."""
+    (a, params, metrics), (b, params2, metrics2) = (update(job_of(config(cache))) for cache in (None, str(latents)))
+    assert set(b) == set(a) - {"video"} | {"latent_mean", "latent_logvar", "image"}
+    np.testing.assert_array_equal(a["text_ids"], b["text_ids"])
+    np.testing.assert_array_equal(a["video"][:, 0], b["image"])
+    assert len(np.unique(b["latent_mean"])) > 50 and b["latent_mean"].dtype == np.float16
+    chex.assert_trees_all_close(metrics, metrics2, rtol=1e-3)
+    chex.assert_trees_all_close(params, params2, rtol=1e-3, atol=1e-4)
+
+
+def test_eight_devices_write_what_one_writes(latents, tmp_path):
+    encode.encode(config(), tmp_path, rows=5, batch=5, trust=True)
+    read = lambda folder: {p.name: p.read_bytes() for p in sorted(folder.glob("*.arrayrecord"))}
+    assert read(tmp_path) == read(latents)
+
+
+def test_without_pictures_none_are_kept(latents, tmp_path):
+    record = encode.encode(config(shown=False), tmp_path, devices=ONE, trust=True)
+    assert not record.image
+    job_of(config(str(latents), shown=False)).loader().close()  # more than is needed serves
+    with pytest.raises(UserError, match="the first frames, which this model is shown, are not there"):
+        job_of(config(str(tmp_path))).loader()
+    with pytest.raises(UserError, match="holds other latents: .*first frames.* Choose another --out"):
+        encode.encode(config(), tmp_path, devices=ONE, trust=True)
+
+
+def test_what_does_not_fit_is_named(latents):
+    with pytest.raises(UserError, match="are not those of this run: data.views is 2 there, 3 here"):
+        job_of(config(str(latents), views=3)).loader()
+    trained = config()
+    trained["objective"]["vae"] = trained["objective"]["conditioners"][0]["vae"] = dict(target="tiny_diffusion:VAE")
+    trained["optim"]["vae"] = trained["optim"]["network"]
+    with pytest.raises(UserError, match=r"latents can be kept where the vae is frozen, .* objective.vae = dict\(run="):
+        encode.encode(trained, latents, devices=ONE, trust=True)
+
+
+def test_a_transform_that_changes_the_video_belongs_to_the_views(tmp_path):
+    other = config()
+    other["data"]["train"]["transforms"].append(dict(target="magvid.data.pipeline:Augment", flip=True))
+    with pytest.raises(UserError, match="Augment in data.train.transforms changes the video, .* move it into"):
+        encode.encode(other, tmp_path, devices=ONE, trust=True)
+    assert not list(tmp_path.iterdir())
+
+
+CONFIG = """
+import test_encode_latents
+def get_config(arg=None):
+    return test_encode_latents.config()
+"""
+
+
+def test_the_command_line_encodes_trains_and_samples(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "told.py").write_text(CONFIG)
+    encodes = ["encode", "--config=told.py", "--trust"]
+    for split, clips, views in (("train", 6, 2), ("eval", 8, 1)):
+        assert main([*encodes, f"--out={split}", f"--split={split}"]) == 0
+        out = capsys.readouterr().out
+        assert f"encoded: {clips} clips x {views} views" in out and "(entries: latents, first frames, caption, label)" in out
+        assert f"--config.data.{split}.cache={split}" in out
+    command = ["train", "--config=told.py", "--workdir=run", "--trust", "--config.eval_every=2", "--config.ema=0.9", "--config.batch=8"]
+    assert main([*command, "--config.data.train.cache=train", "--config.data.eval.cache=eval"]) == 0
+    assert json.loads((tmp_path / "run/data.json").read_text())["clip"]["width"] == 24
+    assert main(["sample", "--run=run", "--number=1", "--steps=2", "--format=gif", "--trust"]) == 0
+    assert list((tmp_path / "run/samples").glob("*.gif"))
