@@ -5,7 +5,8 @@
 Latents of vae_sprites.py, captions by the text tower of clip_sprites.py, both frozen and taken from runs/sprites. SVD's layers at a
 small size (so that its adapters fit), and its noise: sigmas, v-prediction, Euler's method. The first frame's latent is joined to
 the noisy ones; caption and frame are each hidden from a part of the clips, so that one model has three tasks and guidance
-for both. budget=quick: the "small" world, minutes on two CPU cores; budget=long: the full world. smoke=1: two steps.
+for both. budget=quick: the "small" world, minutes on two CPU cores; budget=long: the full world. smoke=1: two steps. clips=20000 trains on
+the first so many of the 2^20 clips, so that their latents can be kept (`magvid encode`).
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +36,7 @@ def network(b, smoke):
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", smoke=False)
+    args = defaults.parse_arg(arg, budget="quick", smoke=False, clips=0)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=0, steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
     vae = dict(run="runs/sprites/vae", weights="ema")
@@ -70,6 +71,8 @@ def get_config(arg=None):
         train=dict(source=dict(clip, split="train", keys=keys[:3]), transforms=[clip_sprites.TOKENIZER], workers=0),
         eval=dict(source=dict(clip, split="validation", keys=keys), transforms=[clip_sprites.TOKENIZER], limit=128),
     )
+    if args["clips"]:
+        config.data.train.source = defaults.views(config.data.train.source, clips=args["clips"])
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
     config.optim = dict(network=defaults.muon(b["peak"], 1 if smoke else 50))
     config.ema = 0.995

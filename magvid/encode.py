@@ -48,7 +48,7 @@ def encode(
 ) -> CacheRecord:
     """Writes what the objective keeps of all clips and views of `config.data.<split>` to the folder `out` -> its record.
 
-    rows: of a shard, default 4096. batch: clips that this process encodes at a time, default as in training. devices:
+    rows: of a shard, default 4096 or 256 MB. batch: clips that this process encodes at a time, default as in training. devices:
     default all of this process. UserError for a config that has nothing to keep, a folder that holds something else, and
     where something cannot be written.
     """
@@ -64,7 +64,7 @@ def encode(
     weights = _weights(objective, frozen, wanted)
     made = dict(magvid=magvid.__version__, jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
     made |= dict(device=jax.devices()[0].device_kind, config=config)
-    wanted = dataclasses.replace(wanted, made=made, **({"rows_per_shard": rows} if rows else {}))
+    wanted = dataclasses.replace(wanted, made=made, rows_per_shard=rows or wanted.default_rows)
     runs.check_writable(out, "--out")
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:

@@ -65,7 +65,7 @@ COMMANDS = {
             CONFIG,
             Flag("out", "str", None, "FOLDER", "where to write: new, or one to go on with"),
             Flag("split", "str", "train", "train|eval", "which data of the config"),
-            Flag("rows", "int", None, "N", "rows of a shard, a clip and view each; default: 4096, or as those there", 1),
+            Flag("rows", "int", None, "N", "rows of a shard, a clip and view each; default: 4096 or 256 MB, or as those there", 1),
             Flag("batch", "int", None, "N", "clips at a time; default: as in training", 1),
             TRUST,
         ],

@@ -100,6 +100,13 @@ def test_it_draws_as_the_source_does(tmp_path):
     assert plain.get_state() == cached.get_state()
 
 
+def test_a_shard_fits_into_memory():
+    """SVD's clips are 3.8 MB each."""
+    svd = record(clip=(14, 576, 1024), latent=(14, 72, 128, 4))
+    assert svd.row_bytes == 14 * 72 * 128 * 4 * 2 * 2 + 576 * 1024 * 3 and svd.default_rows == 70
+    assert record().default_rows == 4096
+
+
 def test_the_rows_to_encode():
     row = Rows(SOURCE, record(), np.array([14, 4]))[1]
     expected = SOURCE.view(1, 1)

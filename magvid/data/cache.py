@@ -27,6 +27,7 @@ from magvid.types import UserError
 
 OPTIONS = "group_size:1,zstd:1"  # of the shards: a row is read alone
 THREADS = 4  # shards that are written at the same time
+ROWS, SHARD_BYTES = 4096, 2**28  # of a shard, whichever is less: so much is in memory until it is written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class CacheRecord:
     data: dict  # {"source": its spec, "fingerprint" (None where it has none), "first": hash of one view, "clips", "views"}
     clip: Sequence[int]  # (t, h, w), pixels
     latent: Sequence[int]  # the shape of what is kept of a clip
-    rows_per_shard: int = 4096
+    rows_per_shard: int = ROWS
     sizes: Sequence[int] | None = None  # of the shards, bytes; None: they are being written
     made: dict = dataclasses.field(default_factory=dict)  # the whole config, versions: for people
 
@@ -83,6 +84,16 @@ class CacheRecord:
             a, b = (_flat({k: getattr(r, name)[k] for k in keys}, f"{name}.") for r in (self, other))
             found += [f"{k} is {a.get(k)} there, {b.get(k)} here" for k in {**a, **b} if a.get(k) != b.get(k)]
         return found
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row, all but what differs from row to row."""
+        raise NotImplementedError
+
+    @property
+    def default_rows(self) -> int:
+        """What suits as `rows_per_shard`."""
+        return max(1, min(ROWS, SHARD_BYTES // self.row_bytes))
 
     @property
     def rows(self) -> int:

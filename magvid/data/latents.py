@@ -39,6 +39,16 @@ class LatentRecord(CacheRecord):
     def contents(self) -> dict[str, str]:
         return {"entries": ", ".join(["latents", *(["first frames"] if self.image else []), *self.entries])}
 
+    @property
+    def row_bytes(self) -> int:
+        return self._sizes[0] + self._sizes[1]
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """Bytes of mean and log-variance, and of the first frame."""
+        pixels = 3 * int(np.prod(self.clip[1:])) if self.image else 0
+        return 2 * int(np.prod(self.latent)) * DTYPE.itemsize, pixels
+
     def shown(self, record: Record) -> Record:
         return {"video": record["video"], "rest": pack_entries({k: v for k, v in record.items() if k != "video"})}
 
@@ -59,12 +69,10 @@ class LatentRecord(CacheRecord):
         return b"".join(a.tobytes() for a in arrays) + rest.encode()
 
     def unpack(self, row: bytes) -> Record:
-        n = int(np.prod(self.latent))
-        pixels = int(np.prod(self.clip[1:])) * 3 if self.image else 0
-        size = 2 * n * DTYPE.itemsize
+        size, pixels = self._sizes
         if len(row) < size + pixels:
             raise ValueError(f"it has {len(row)} bytes and should have {size + pixels} or more")
-        mean, logvar = np.frombuffer(row, DTYPE, 2 * n).reshape(2, *self.latent)
+        mean, logvar = np.frombuffer(row[:size], DTYPE).reshape(2, *self.latent)
         found = {"latent_mean": mean, "latent_logvar": logvar}
         if self.image:
             found["image"] = np.frombuffer(row, np.uint8, pixels, size).reshape(*self.clip[1:], 3)

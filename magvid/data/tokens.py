@@ -47,6 +47,10 @@ class TokenRecord(CacheRecord):
     def dtype(self) -> np.dtype:
         return np.dtype("<u2" if self.codes <= 2**16 else "<u4")
 
+    @property
+    def row_bytes(self) -> int:
+        return 4 + (1 + len(self.tasks)) * int(np.prod(self.latent)) * self.dtype.itemsize
+
     def shown(self, record: Record) -> Record:
         return {key: record[key] for key in ("video", "label") if key in record}
 
