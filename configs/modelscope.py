@@ -6,7 +6,7 @@
 
 Converted weights are expected in weights/modelscope/{unet,vae,text} (docs/diffusion.md says how; `weights=FOLDER`). The defaults are the
 published pipeline's: 16 frames of 256x256, 50 steps of DDIM, guidance 9. tune=full, temporal or lora trains on the videos in `data`,
-whose texts are in captions.jsonl beside them: {"file": "cats/a.mp4", "text": "..."} per line. dtype=float32: exact, and slower on
+whose texts are in captions.jsonl beside them: {"file": "cats/a.mp4", "caption": "..."} per line. dtype=float32: exact, and slower on
 accelerators. smoke=1: sprites, two steps of a tiny U-Net; the other weights are those of `weights`.
 """
 

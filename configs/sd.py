@@ -5,7 +5,7 @@
 
 preset=sd15, sd21 (2.1-base) or sd21v (the 768-pixel model, which predicts v). Converted weights are expected in weights/PRESET/{unet,
 vae,text} (docs/diffusion.md says how; `weights=FOLDER`). 50 steps of DDIM, guidance 7.5. tune=full or lora trains on the pictures in
-`data`, whose texts are in captions.jsonl beside them: {"file": "a.png", "text": "..."} per line. dtype=float32: exact, and slower on
+`data`, whose texts are in captions.jsonl beside them: {"file": "a.png", "caption": "..."} per line. dtype=float32: exact, and slower on
 accelerators. smoke=1: sprites, two steps of a tiny U-Net; the other weights are those of `weights`.
 """
 

@@ -9,6 +9,7 @@ order, the other one of two codes that are equally near may be chosen; latents a
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import os
 import pathlib
@@ -172,8 +173,9 @@ def _make(
             writer.add(program.rows(batch, jax.device_get(computed)))
             begin = begin or time.monotonic()  # after the first batch, which was compiled
             if on_progress:
-                clips, seconds = (done - 1) * program.batch, time.monotonic() - begin
-                on_progress(done, total, f"{clips / seconds:.3g} clips/s" if clips else "")
+                seconds = (time.monotonic() - begin) / (done - 1) if done > 1 else None  # per batch
+                left = "" if seconds is None else str(datetime.timedelta(seconds=round(seconds * (total - done))))
+                on_progress(done, total, f"{program.batch / seconds:.3g} clips/s, {left} left" if seconds else "")
 
 
 def _one_ahead(batches: Iterator[Mapping[str, np.ndarray]], program: Program):
@@ -199,7 +201,7 @@ def _begin(out: pathlib.Path, wanted: CacheRecord, rows: int | None) -> CacheRec
     path = wanted.file(out)
     if not path.exists():
         if strangers := sorted(other.name for other in out.glob("*.arrayrecord")):
-            raise UserError(f"{out} holds {strangers[0]} without {path.name}: choose another --out, or remove it")
+            raise UserError(f"{out} holds {strangers[0]} without {path.name}: choose another --out, or remove these files")
         runs.write_json(path, wanted.to_json())
     record = wanted.read(out)
     found = record.differences(wanted)

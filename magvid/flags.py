@@ -72,6 +72,7 @@ COMMANDS = {
         [
             "--config=configs/commit_sprites.py:clips=20000 --out=runs/tokens",
             "--config=configs/commit_ucf101.py:views=8 --out=runs/tokens --rows=2048",
+            "--config=configs/svd.py:tune=lora,data=videos,views=4 --out=runs/svd-latents",
         ],
         "--config.data.train.workers=4",
     ),

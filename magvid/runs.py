@@ -257,8 +257,9 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
     """
     frozen, hashes, sources, specs = {}, {}, {}, {}
     for path, field, spec in references(config["objective"]):
-        if sources.setdefault(field, spec) != spec:
-            raise UserError(f"{path}: the weights of {field} are of {sources[field]} elsewhere, and of {spec} here")
+        first, given = sources.setdefault(field, (path, spec))
+        if given != spec:
+            raise UserError(f"{first} is {given}, and {path} is {spec}: they share their weights, so give both the same")
 
     def resolved(path: str, field: str, spec: Any) -> Any:
         if _is_reference(spec):

@@ -11,6 +11,7 @@ from configs import clip_sprites
 from magvid.build import build
 from magvid.data import pipeline
 from magvid.data.sprites import Sprites
+from magvid.data import folder
 from magvid.data.text import Captions, DistinctTexts, HFTokenizer, WordTokenizer, split_words, words_of
 from magvid.types import UserError
 
@@ -101,8 +102,9 @@ def test_a_published_tokenizer_that_is_not_there(monkeypatch, tmp_path):
 
 def test_captions_of_files(tmp_path):
     path = tmp_path / "captions.jsonl"
-    path.write_text('{"file": "a.mp4", "text": "a cat"}\n\n{"file": "b.mp4", "text": "one"}\n{"file": "b.mp4", "text": "two"}\n')
+    path.write_text('{"file": "a.mp4", "caption": "a cat"}\n\n{"file": "b.mp4", "caption": "one"}\n{"file": "b.mp4", "caption": "two"}\n')
     transform = Captions(str(path))
+    assert {name: list(texts) for name, texts in folder._captions(tmp_path).items()} == transform.texts  # one file serves both
     assert transform({"file": "a.mp4"}, RNG)["text"] == "a cat"
     assert {transform({"file": "b.mp4"}, np.random.default_rng(i))["text"] for i in range(9)} == {"one", "two"}
     with pytest.raises(UserError, match='has no text of "c.mp4": add a line'):

@@ -199,7 +199,7 @@ def test_parts_of_parts_can_be_of_other_runs(tmp_path, monkeypatch):
     assert [c["tokenizer"] for c in resolved["objective"]["conditioners"]] == [spec, spec]
     assert set(frozen) == set(hashes) == {"tokenizer"}
     config["objective"]["conditioners"][1] = dict(part, tokenizer=dict(run=str(run)))
-    with pytest.raises(UserError, match=r"conditioners\[1\].tokenizer: the weights of tokenizer are of .* elsewhere"):
+    with pytest.raises(UserError, match=r"conditioners\[0\].tokenizer is .*, and .*conditioners\[1\].tokenizer is .* give both the same"):
         runs.resolve(config, trust=True)
     config["objective"]["conditioners"] = [dict(part, tokenizer=dict(run=f"{tmp_path}/gone"))]
     with pytest.raises(UserError, match=r"objective.conditioners\[0\].tokenizer.run: there is no folder"):

@@ -57,7 +57,8 @@ class CacheRecord:
         path, form = cls.file(folder), f"magvid.{cls.what}/{cls.version}"
         if not path.is_file():
             raise UserError(
-                f"there are no {cls.what} in {folder} (no {path.name}): write them by `magvid encode --out={folder}`"
+                f"there are no {cls.what} in {folder} (no {path.name}): write them by `magvid encode --out={folder}` with this "
+                "config, or leave out the cache and train on the videos"
             )
         try:
             value = json.loads(path.read_text("utf-8"))
@@ -65,7 +66,7 @@ class CacheRecord:
             if found == form:
                 return cls(**value)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} does not describe {cls.what} ({error}): restore it, or {again(folder)}") from None
+            raise UserError(f"{path} does not describe {cls.what} ({error}): restore it, or remove {folder} and {again(folder)}") from None
         raise UserError(f'{path} is of the format "{found}", and this version reads "{form}": {again(folder)}')
 
     def to_json(self) -> dict:
@@ -79,11 +80,10 @@ class CacheRecord:
             found += [f"{name} is {a} there, {b} here"] if a != b else []
         # A fingerprint speaks for the content, wherever it lies; without one the spec must be the same.
         same = self.data["fingerprint"] is not None and self.data["fingerprint"] == other.data["fingerprint"]
-        content = () if same else ("source", "first")
-        for name, keys in {self.encoder: ("hash", "spec"), "data": ("fingerprint", "clips", "views", *content)}.items():
-            a, b = (_flat({k: getattr(r, name)[k] for k in keys}, f"{name}.") for r in (self, other))
-            found += [f"{k} is {a.get(k)} there, {b.get(k)} here" for k in {**a, **b} if a.get(k) != b.get(k)]
-        return found
+        differ = lambda name, keys: _differ(*({k: getattr(r, name)[k] for k in keys} for r in (self, other)), f"{name}.")
+        found += differ(self.encoder, ("hash", "spec"))
+        amount = differ("data", ("fingerprint", "clips", "views"))  # says more than the specs, which then differ all over
+        return found + (amount or ([] if same else differ("data", ("source", "first"))))
 
     @property
     def row_bytes(self) -> int:
@@ -296,6 +296,11 @@ def _line(error: BaseException) -> str:
 
 def plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def _differ(a: Any, b: Any, name: str) -> list[str]:
+    a, b = _flat(a, name), _flat(b, name)
+    return [f"{k} is {a.get(k)} there, {b.get(k)} here" for k in {**a, **b} if a.get(k) != b.get(k)]
 
 
 def _flat(value: Any, name: str) -> dict[str, Any]:

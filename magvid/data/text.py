@@ -138,8 +138,8 @@ def _load(folder: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """Adds `text`: that of the record's `file` in a file of lines {"file": "cats/a.mp4", "text": "..."}; of several lines of one
-    file, one at random. UserError where the file cannot be read, or says nothing about a record.
+    """Adds `text`: the caption of the record's `file` in a file of lines {"file": "cats/a.mp4", "caption": "..."}, the one that
+    VideoFolder reads; of several lines of one file, one at random. UserError where the file cannot be read, or says nothing about a record.
     """
 
     path: str
@@ -147,7 +147,7 @@ class Captions:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         name = str(record.get("file", ""))
         if name not in self.texts:
-            raise UserError(f'{self.path} has no text of "{name}": add a line {{"file": "{name}", "text": "..."}}')
+            raise UserError(f'{self.path} has no text of "{name}": add a line {{"file": "{name}", "caption": "..."}}')
         texts = self.texts[name]
         return record | {"text": texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]}
 
@@ -155,14 +155,14 @@ class Captions:
     def texts(self) -> dict[str, list[str]]:
         path, found = pathlib.Path(self.path).expanduser(), {}
         if not path.is_file():
-            raise UserError(f'there are no captions {self.path}: give a file of lines {{"file": "cats/a.mp4", "text": "..."}}')
+            raise UserError(f'there are no captions {self.path}: give a file of lines {{"file": "cats/a.mp4", "caption": "..."}}')
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             try:
                 if line.strip():
                     row = json.loads(line)
-                    found.setdefault(str(row["file"]), []).append(str(row["text"]))
+                    found.setdefault(str(row["file"]), []).append(str(row["caption"]))
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f'{self.path} line {number} is not {{"file": "...", "text": "..."}} ({error})') from None
+                raise UserError(f'{self.path} line {number} is not {{"file": "...", "caption": "..."}} ({error})') from None
         return found
 
 

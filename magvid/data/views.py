@@ -79,8 +79,8 @@ def check_views(source: Any) -> None:
     """UserError for a source that draws the clips of training anew each time. Evaluation reads source[i] alone."""
     if not isinstance(source, Views) and hasattr(source, "read"):
         raise UserError(
-            f"{type(source).__name__} draws another view of a clip each time, so that tokens cannot be kept: put "
-            "magvid.data.views:Views around it (configs of magvit.py: the argument views=8)"
+            f"{type(source).__name__} draws another view of a clip each time, so that nothing of it can be kept: put "
+            "magvid.data.views:Views around it (in many configs the argument views=8, or clips=20000)"
         )
 
 
