@@ -154,6 +154,16 @@ def files(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.glob("*.arrayrecord"))}
 
 
+def test_tasks_drawn_once_per_batch(tokens):
+    """As the official release does; such a draw reads where in the stream a record stands."""
+    grouped = config(str(tokens))
+    grouped["data"]["train"]["transforms"][0] |= dict(group=8)
+    loader = job_of(grouped).loader()
+    batch = next(loader)
+    loader.close()
+    assert len(set(batch["task"].tolist())) == 1 and "ids" in batch
+
+
 def test_eight_devices_write_what_one_writes(tokens, tmp_path):
     record = encode.encode(config(), tmp_path, rows=5, batch=5)  # rounded up to one clip per device
     assert files(tmp_path) == files(tokens) and record.sizes == TokenRecord.read(tokens).sizes
