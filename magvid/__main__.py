@@ -81,9 +81,8 @@ def _encode(argv: list[str]) -> None:
 
     options = dict(split=flags.split, rows=flags.rows, batch=flags.batch, trust=flags.trust)
     record = encode.encode(config, flags.out, **options, on_progress=evaluate.PrintProgress())
-    (what, names), *_ = record.contents.items()
     size = f"{record.data['clips']} clips x {record.data['views']} views, {sum(record.sizes) / 1e6:.1f} MB in {flags.out}"
-    print(f"encoded: {size} ({what}: {names})")
+    print(f"encoded: {size} ({record.parts}: {record.contents})")
     print(f"to train on them, add --config.data.{flags.split}.cache={flags.out}")
 
 

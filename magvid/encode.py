@@ -205,8 +205,8 @@ def _begin(out: pathlib.Path, wanted: CacheRecord, rows: int | None) -> CacheRec
         runs.write_json(path, wanted.to_json())
     record = wanted.read(out)
     found = record.differences(wanted)
-    there, here = record.contents, wanted.contents
-    found += [f"{name} are {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
+    if record.contents != wanted.contents:
+        found.append(f"{record.parts} are {record.contents} there, {wanted.contents} here")
     if rows and record.rows_per_shard != rows:
         found.append(f"rows_per_shard is {record.rows_per_shard} there, {rows} here")
     if found:

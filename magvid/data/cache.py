@@ -44,6 +44,7 @@ class CacheRecord:
     what: ClassVar[str]  # in the names of files and in messages
     version: ClassVar[int]
     encoder: ClassVar[str]  # the group of weights that made the rows, and the field that says which they were
+    parts: ClassVar[str]  # what of a row a run may need only some of; all rows of a folder have the same
     equal: ClassVar[Sequence[str]] = ("clip", "latent")  # fields that are compared as they are
 
     @classmethod
@@ -112,8 +113,8 @@ class CacheRecord:
         return f"{self.what}-{shard:05d}-of-{self.shards:05d}.arrayrecord"
 
     @property
-    def contents(self) -> dict[str, str]:
-        """{what: its names} of which a run may need a part, but one folder holds one choice."""
+    def contents(self) -> str:
+        """The names of its `parts`."""
         raise NotImplementedError
 
     def shown(self, record: Record) -> Record:

@@ -27,7 +27,7 @@ class LatentRecord(CacheRecord):
     image: bool  # whether the first frames are there
     entries: Sequence[str]  # what else is there of a record
 
-    what, version, encoder = "latents", 1, "vae"
+    what, version, encoder, parts = "latents", 1, "vae", "entries"
 
     def differences(self, other: Self) -> list[str]:
         found = super().differences(other)
@@ -36,8 +36,8 @@ class LatentRecord(CacheRecord):
         return found + [f"{name} is not there" for name in other.entries if name not in self.entries]
 
     @property
-    def contents(self) -> dict[str, str]:
-        return {"entries": ", ".join(["latents", *(["first frames"] if self.image else []), *self.entries])}
+    def contents(self) -> str:
+        return ", ".join(["latents", *(["first frames"] if self.image else []), *self.entries])
 
     @property
     def row_bytes(self) -> int:

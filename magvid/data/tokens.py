@@ -26,7 +26,7 @@ class TokenRecord(CacheRecord):
     codes: int  # ids lie in [0, codes)
     labelled: bool  # whether the clips have labels
 
-    what, version, encoder = "tokens", 1, "tokenizer"
+    what, version, encoder, parts = "tokens", 1, "tokenizer", "tasks"
     equal = ("clip", "latent", "codes", "labelled")
 
     def differences(self, other: Self) -> list[str]:
@@ -40,8 +40,8 @@ class TokenRecord(CacheRecord):
         return found
 
     @property
-    def contents(self) -> dict[str, str]:
-        return {"tasks": ", ".join(task["name"] for task in self.tasks)}
+    def contents(self) -> str:
+        return ", ".join(task["name"] for task in self.tasks)
 
     @property
     def dtype(self) -> np.dtype:

@@ -52,24 +52,23 @@ def _conv_taps(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> A
     return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_tap(x: Array, kernel: Array, strides: tuple, pads: Pads) -> Array:
-    """A 2-D convolution (n h w c) with a fast gradient of the kernel: XLA's own takes up to 6 times as long on CPU."""
+def _conv_frames(x: Array, kernel: Array, strides: tuple, pads: Pads) -> Array:
+    """A 2-D convolution (n h w c); a product where the kernel is one pixel."""
     if kernel.shape[:2] == (1, 1) and strides == (1, 1) and not np.any(pads):
         return x @ kernel[0, 0]
     return _conv(x, kernel, strides, pads)
 
 
 def _tap_forward(x, kernel, strides, pads):
-    return _conv_tap(x, kernel, strides, pads), (x, kernel)
+    return _conv_frames(x, kernel, strides, pads), (x, kernel)
 
 
 def _tap_backward(strides, pads, residuals, g):
     x, kernel = residuals
-    raw = partial(_conv_tap.fun, strides=strides, pads=pads)
-    dx = jax.vjp(lambda x: raw(x, kernel), x)[1](g)[0]
+    conv = partial(_conv_frames, strides=strides, pads=pads)
+    dx = jax.vjp(lambda x: conv(x, kernel), x)[1](g)[0]
     if x.size * 4 > PRODUCT_BYTES or min(kernel.shape[2:]) < PRODUCT_CHANNELS:
-        return dx, jax.vjp(lambda kernel: raw(x, kernel), kernel)[1](g)[0]
+        return dx, jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](g)[0]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows, columns = (slice(0, (n - 1) * stride + 1, stride) for n, stride in zip(g.shape[1:3], strides))
     flat = g.reshape(-1, g.shape[-1])
@@ -83,6 +82,8 @@ def _tap_backward(strides, pads, residuals, g):
     return dx, dk.reshape(kernel.shape)
 
 
+# The same with a fast gradient of the kernel: XLA's own takes up to 6 times as long on CPU.
+_conv_tap = jax.custom_vjp(_conv_frames, nondiff_argnums=(2, 3))
 _conv_tap.defvjp(_tap_forward, _tap_backward)
 
 

@@ -54,8 +54,9 @@ class Merged(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoise:
     """batch: "video" (b t h w 3), or "latent_mean" and "latent_logvar" (b t h w c) as the autoencoder gives them, or
-    "latents" (b t h w c), scaled as the network sees them; and what the conditioners read. Optional: "known" bool (b t), frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t),
-    weights of the frames in the loss; "valid" (b,); to sample, "noise" (b t h w c) to begin with.
+    "latents" (b t h w c), scaled as the network sees them; and what the conditioners read. Optional: "known" bool (b t),
+    frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t), weights of the frames in the loss;
+    "valid" (b,); to sample, "noise" (b t h w c) to begin with.
 
     Groups: "network", "vae", the sub-modules of the conditioners by name, and "lora". `trained` names those that get the
     loss; by default the network, or with `lora` only "lora", and the network is then taken from a run or frozen.
