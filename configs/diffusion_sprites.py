@@ -15,7 +15,7 @@ from configs import clip_sprites, defaults, vae_sprites
 
 BUDGETS = {
     "quick": dict(world="small", frames=8, channels=(32, 64), layers=1, batch=8, steps=1100, peak=4e-3, sampling=12),
-    "long": dict(world="full", frames=16, channels=(64, 128), layers=2, batch=16, steps=20000, peak=2e-3, sampling=24),
+    "long": dict(world="full", frames=8, channels=(48, 96), layers=1, batch=8, steps=3000, peak=3e-3, sampling=16),
 }
 TASKS = dict(T2V=("image",), I2V=("text",), TI2V=())
 
@@ -53,14 +53,14 @@ def get_config(arg=None):
         ],
         schedule=dict(target="magvid.diffusion.schedules:EDM", least=0.01, most=50.0),
         prediction=dict(target="magvid.diffusion.predictions:V"),
-        times=dict(factory="magvid.diffusion.schedules:log_normal", mean=0.0, std=1.5),
+        times=dict(factory="magvid.diffusion.schedules:log_normal", mean=0.5, std=1.5),
         drop=[[["text"], 0.15], [["image"], 0.35], [["text", "image"], 0.1]],
         tasks=TASKS,
         sampling=dict(
             target="magvid.objectives.denoise:Sampling",
             sampler=dict(target="magvid.diffusion.samplers:EulerEDM"),
             steps=2 if smoke else b["sampling"],
-            guidance=[[["text"], 2.0]],
+            guidance=[[["text"], 5.0]],
         ),
     )
     clip = dict(
@@ -77,7 +77,7 @@ def get_config(arg=None):
     config.optim = dict(network=defaults.muon(b["peak"], 1 if smoke else 50))
     config.ema = 0.995
     config.log_every = 1 if smoke else 20
-    config.eval_every = 0 if smoke else b["steps"] // 5
+    config.eval_every = 0 if smoke else b["steps"] // 4
     config.save_every = 500
     config.keep = 2
     return config

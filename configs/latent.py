@@ -71,17 +71,22 @@ def videos(args, clip, fps):
     """Training clips out of a folder (`data`); with views=N so many fixed ones of each file, whose latents can be kept."""
     t, h, w = clip
     folder = dict(target="magvid.data.folder:VideoFolder", path=args["data"], frames=t, height=h, width=w, fps=fps)
-    source = sprites(t, h, w) if args["smoke"] else folder
-    return defaults.views(source, args["views"]) if args["views"] else source
+    return viewed(args, sprites(t, h, w) if args["smoke"] else folder, args["views"])
 
 
 def pictures(args, height, width):
     """The same of single pictures."""
     folder = dict(target="magvid.data.images:ImageFolder", path=args["data"], height=height, width=width)
-    first = [dict(target="magvid.data.pipeline:Frames", indices=[0])]
     if args["smoke"]:
-        return defaults.views(sprites(4, height, width), args["views"] or 1, transforms=first)
-    return defaults.views(folder, args["views"]) if args["views"] else folder
+        first = [dict(target="magvid.data.pipeline:Frames", indices=[0])]
+        return viewed(args, sprites(4, height, width), args["views"] or 1, first)
+    return viewed(args, folder, args["views"])
+
+
+def viewed(args, source, views, transforms=()):
+    """The source; with views, so many of each clip."""
+    clips = 8 if args["smoke"] else 0  # of 2^20 sprites
+    return defaults.views(source, views, clips, transforms) if views else source
 
 
 def sprites(frames, height, width):

@@ -240,7 +240,8 @@ def _clips(name, data, args, transforms=()):
         splits = list(_sources(name, data, args["source"]))
         augment = [dict(target="magvid.data.pipeline:Augment", flip=True)] if data.flip else []
     if args.get("views"):
-        splits[0], augment = defaults.views(splits[0], args["views"], transforms=augment), []
+        clips = 8 if args["smoke"] else 0  # of 2^20 sprites
+        splits[0], augment = defaults.views(splits[0], args["views"], clips, augment), []
     return dict(
         train=dict(source=splits[0], transforms=[*augment, *transforms], workers=0 if args["smoke"] else 8),
         eval=dict(source=splits[1], transforms=list(transforms), limit=4 if args["smoke"] else 256),

@@ -12,7 +12,7 @@ from configs import defaults
 
 BUDGETS = {
     "quick": dict(world="small", channels=(16, 32, 32), layers=1, steps=700, peak=4e-3),
-    "long": dict(world="full", channels=(32, 64, 64), layers=1, steps=10000, peak=2e-3),
+    "long": dict(world="full", channels=(32, 64, 64), layers=1, steps=2500, peak=3e-3),
 }
 FACTOR, SIZE = 4, 32  # pixels per latent, pixels
 
@@ -41,7 +41,7 @@ def get_config(arg=None):
     config.optim = dict(vae=defaults.muon(b["peak"], 1 if smoke else 50))
     config.ema = 0.99
     config.log_every = 1 if smoke else 20
-    config.eval_every = 0 if smoke else b["steps"] // 10
+    config.eval_every = 0 if smoke else b["steps"] // 5
     config.save_every = 500
     config.keep = 2
     return config

@@ -1,12 +1,13 @@
-"""Latent video diffusion from nothing to videos in one command: train the autoencoder, CLIP's two towers and the U-Net, sample,
-evaluate, report.
+"""Latent video diffusion from nothing to videos in one command: train the autoencoder and CLIP's two towers, keep the latents of
+some thousand clips, train the U-Net on them, sample, evaluate, report.
 
     python experiments/diffusion_sprites.py [--budget=quick|long] [--workdir=FOLDER]
 
-budget=quick (default) takes minutes on two CPU cores in the named smaller world "small"; budget=long hours, in the full
-world. An interrupted run goes on when the same command is given again. Results: WORKDIR/report.html and WORKDIR/report.json.
+budget=quick (default) takes 20 minutes on two CPU cores, in the named smaller world "small"; budget=long an hour and a half, in
+the full world. An interrupted run goes on when the same command is given again. Results: WORKDIR/report.html and WORKDIR/report.json.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -21,6 +22,7 @@ from experiments.chain import Stages, kept_evaluation, use_cores, use_huge_pages
 from experiments.diffusion_report import write_report
 from magvid import runs
 from magvid.curves import read_curves
+from magvid.encode import encode
 from magvid.evaluate import Evaluation
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 from magvid.train import train
@@ -37,12 +39,15 @@ PROGRAM = Program(
     ["", "--budget=long"],
 )
 PARTS = {"vae": vae_sprites, "clip": clip_sprites, "diffusion": diffusion_sprites}
+KEPT = {"quick": 4000, "long": 12000}  # clips whose latents are kept: the U-Net sees each twice
 
 
 def make_configs(options, workdir: pathlib.Path) -> dict:
     """{part: its config}; the U-Net's names the folders of the others."""
     arg = f"budget={options.budget},smoke={int(options.smoke)}"
-    configs = {part: module.get_config(arg) for part, module in PARTS.items()}
+    clips = {"diffusion": f",clips={8 if options.smoke else KEPT[options.budget]}"}
+    configs = {part: module.get_config(arg + clips.get(part, "")) for part, module in PARTS.items()}
+    configs["diffusion"].data.train.cache = str(workdir / "latents")
     objective = configs["diffusion"].objective
     text, image = objective.conditioners
     objective.vae.run = image["vae"]["run"] = str(workdir / "vae")
@@ -70,6 +75,9 @@ def main(argv: list[str]) -> None:
     runs.check_writable(workdir, "--workdir")
     stages = Stages(workdir / "seconds.json")
     for part, config in make_configs(options, workdir).items():
+        if part == "diffusion":
+            print("== latents", flush=True)
+            stages.run("latents", functools.partial(encode, batch=32), config, workdir / "latents")
         print(f"== {part}", flush=True)
         stages.run(part, train, config, workdir / part)
     print("== evaluate", flush=True)

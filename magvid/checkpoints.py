@@ -24,6 +24,8 @@ from magvid.sharding import checksums, path_name
 from magvid.state import TrainState
 from magvid.types import Params, UserError
 
+SHARED_BYTES = 2**20
+
 T = TypeVar("T")
 
 
@@ -54,7 +56,7 @@ class Checkpoints:
         try:
             if write:
                 _remove_unfinished(self.folder)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
         except OSError as e:
             raise CheckpointError(
                 f"cannot write checkpoints to {self.folder} ({e.strerror}): choose another --workdir"
@@ -244,6 +246,17 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
         say(f"  skipped {differs[name]}")
     take = {n for n in want if n in have} - set(shapes)
     return unflatten_dict({n: have[n].astype(x.dtype) if n in take else x for n, x in want.items()}, sep="/")
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    """How each item is written. Devices that hold the same array share the work of writing it only where it is large: the
+    cut compiles a program for each shape.
+    """
+    types = ocp.type_handlers
+    arrays = types.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_BYTES)
+    registry = types.create_type_handler_registry((jax.Array, arrays), (np.ndarray, types.NumpyHandler()))
+    trees = {item: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for item in ("params", "ema", "train")}
+    return trees | {item: ocp.JsonCheckpointHandler() for item in ("data", "meta")}
 
 
 def _remove_unfinished(folder: pathlib.Path) -> None:

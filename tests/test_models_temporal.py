@@ -225,7 +225,8 @@ def config(number: int, channels: int) -> tuple[dict, dict, dict]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("preset, number", [("modelscope", 0), ("mavin", 0), ("mavin", 1), ("modelscope", 2)])
+@pytest.mark.parametrize("number", range(len(CONFIGS)))
+@pytest.mark.parametrize("preset", ["modelscope", "mavin"])
 def test_equals_diffusers_unet_3d(preset, number):
     from helpers_torch import diffusers, torch
 
@@ -269,6 +270,38 @@ def test_equals_diffusers_svd(number):
         x.permute(0, 1, 4, 2, 3), torch.tensor(time), torch.from_numpy(a["context"]), torch.from_numpy(ids)
     ).sample.permute(0, 1, 3, 4, 2)
     check_parity("svd", tiny("svd", **fields), inputs("svd", 24), module, call, a["x"], time, condition)
+
+
+@pytest.mark.full
+def test_the_torch_form_of_magdiff_is_the_released_one():
+    import helpers_magdiff
+    from helpers_torch import torch
+
+    module = helpers_magdiff.unet((32, 64), 1, (True, False), (2, 4), 32).eval()
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.copy_(torch.from_numpy(golden_weight(name, tuple(p.shape))))
+        x, context = last(golden_input("mg_u", (2, 8, 4, 8, 8))), torch.from_numpy(golden_input("mg_uctx", (2, 89, 32)))
+        y = helpers_magdiff.run(module, torch.from_numpy(x), torch.tensor([5.0, 731.0]), context[:, :77], context[:, 77:])
+    assert relative_error(y.numpy(), last(GOLDEN["magdiff"])) < 1e-5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number, frames", [(0, 5), (1, 3), (2, 7), (0, 1)])
+def test_equals_magdiff(number, frames):
+    import helpers_magdiff
+    from helpers_torch import torch
+
+    fields, _, _ = config(number, 8)
+    heads = tuple(c // (8, 16, 32)[number] for c in fields["channels"])
+    _, h, w, n = CONFIGS[number]["size"].values()
+    a = arrays(number, x=(2, frames, h, w, 8), text=(2, n, 24), image=(2, n + 2, 24))
+    module = randomised(helpers_magdiff.unet(fields["channels"], fields["layers"], fields["attention_levels"], heads, 24), number)
+    time, text, image = np.array([5.0, 731.0]), *(torch.from_numpy(a[k]) for k in ("text", "image"))
+    call = lambda x: helpers_magdiff.run(module, x, torch.tensor(time), text, image)
+    condition = Condition(tokens=tokens(text=a["text"], image=a["image"]))
+    unet = tiny("magdiff", heads=heads, **fields)
+    check_parity("magdiff", unet, inputs("magdiff", 24), module, call, a["x"], time, condition)
 
 
 # Golden files of the shared folder ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from helpers_unet import randomised
 from magvid import conditions, job
 from magvid.build import build
 from magvid.diffusion import samplers
+from magvid.encode import encode
 from magvid.runs import open_run
 from magvid.sample import Options, sample_run
 from magvid.train import train
@@ -69,9 +70,14 @@ def sampled(name: str, arg: str, batch: dict, tmp_path):
         return config, *map(np.asarray, jax.jit(run)(params, batch))
 
 
-def fine_tune(name: str, how: str, folder, **shown):
-    """Two steps on sprites with the converted weights, then a sample of the run that they make."""
-    config = importlib.import_module(f"configs.{name}").get_config(f"weights={folder},tune={how},smoke=1")
+def fine_tune(name: str, how: str, folder, latents: bool = False, **shown):
+    """Two steps on sprites with the converted weights, or on their latents, then a sample of the run that they make."""
+    arg = f"weights={folder},tune={how},smoke=1" + (",views=2" if latents else "")
+    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    if latents:
+        record = encode(config, folder / "latents", devices=jax.devices()[:1])
+        assert (record.data["clips"], record.data["views"]) == (8, 2) and record.sizes
+        config.data.train.cache = str(folder / "latents")
     state, metrics = train(config, folder / how, devices=jax.devices()[:1])
     assert int(state.step) == 2 and all(v == v for v in metrics.values())
     assert set(state.params) == ({"lora"} if how == "lora" else {"network"})
@@ -163,7 +169,7 @@ def test_stable_video_diffusion(tmp_path):
     assert relative_error(chunked, video) < 1e-4 < relative_error(ours, video)  # how much chunks change is not nothing
     write_image(tmp_path / "a.png", image)
     fine_tune("svd", "lora", tmp_path, image=str(tmp_path / "a.png"))
-    fine_tune("svd", "temporal", tmp_path, image=str(tmp_path / "a.png"))
+    fine_tune("svd", "temporal", tmp_path, latents=True, image=str(tmp_path / "a.png"))
 
 
 def text_parts(preset, size):
@@ -235,4 +241,4 @@ def test_text_to_video_and_to_picture(name, tmp_path):
     for mine, other in zip(steps, theirs, strict=True):
         assert relative_error(mine, other) < 1e-4
     assert relative_error(ours, np.asarray(video)) < 1e-4
-    fine_tune(name, "lora", tmp_path, prompt="a red disc")
+    fine_tune(name, "lora", tmp_path, latents=True, prompt="a red disc")
