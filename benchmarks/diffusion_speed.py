@@ -26,8 +26,8 @@ from helpers_torch import diffusers, torch, transformers
 
 from benchmarks.magvit_speed import machine
 from configs import clips, unets, vaes
-from experiments.chain import use_huge_pages
 from magvid.build import build
+from magvid.flags import use_huge_pages
 from magvid.types import Condition
 
 class Ours(NamedTuple):

@@ -94,17 +94,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def use_huge_pages() -> None:
-    """Starts this script anew, with huge pages for its memory, where Linux gives them on request only.
-
-    XLA's programs on CPU take fresh memory in every step; in pages of 4 kB the kernel needs a fifth to a half of the time.
-    """
-    pages = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" not in os.environ and pages.is_file() and "[madvise]" in pages.read_text():
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def use_cores() -> None:
     """A CPU device for each of up to four cores: on two, small batches train 1.35 times as fast as on one device."""
     jax.config.update("jax_num_cpu_devices", max(n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)))

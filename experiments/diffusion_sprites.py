@@ -18,13 +18,13 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 from absl import logging
 
 from configs import clip_sprites, defaults, diffusion_sprites, vae_sprites
-from experiments.chain import Stages, kept_evaluation, use_cores, use_huge_pages, versions, write_json
+from experiments.chain import Stages, kept_evaluation, use_cores, versions, write_json
 from experiments.diffusion_report import write_report
 from magvid import runs
 from magvid.curves import read_curves
 from magvid.encode import encode
 from magvid.evaluate import Evaluation
-from magvid.flags import Flag, Program, guarded, leave, parse, program_help
+from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
 from magvid.train import train
 
 PROGRAM = Program(

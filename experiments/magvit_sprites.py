@@ -19,13 +19,13 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 from absl import logging
 
 from configs import commit_sprites, defaults, vq3d_sprites
-from experiments.chain import Stages, kept_evaluation, plural, use_cores, use_huge_pages, versions, write_json
+from experiments.chain import Stages, kept_evaluation, plural, use_cores, versions, write_json
 from experiments.magvit_report import BEST_OF, OPEN, write_report
 from magvid import runs
 from magvid.build import build
 from magvid.data.folder import VideoFolder
 from magvid.evaluate import Evaluation
-from magvid.flags import Flag, Program, guarded, leave, parse, program_help
+from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
 from magvid.masked.tasks import NAMES
 from magvid.train import train
 from magvid.types import UserError

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import magvid
-from magvid.flags import COMMANDS, guarded, leave, load_config, overview, parse, program_help
+from magvid.flags import COMMANDS, guarded, leave, load_config, overview, parse, program_help, use_huge_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +33,7 @@ def console() -> None:
         print(f"{_program(sys.argv[1:])}: interrupted", file=sys.stderr)
         leave(130)
 
+    use_huge_pages()
     signal.signal(signal.SIGINT, interrupted)
     leave(main())
 
@@ -81,8 +82,7 @@ def _encode(argv: list[str]) -> None:
 
     options = dict(split=flags.split, rows=flags.rows, batch=flags.batch, trust=flags.trust)
     record = encode.encode(config, flags.out, **options, on_progress=evaluate.PrintProgress())
-    size = f"{record.data['clips']} clips x {record.data['views']} views, {sum(record.sizes) / 1e6:.1f} MB in {flags.out}"
-    print(f"encoded: {size} ({record.parts}: {record.contents})")
+    print(f"encoded: {record.rows} rows, {sum(record.sizes) / 1e6:.1f} MB in {flags.out} ({record.parts}: {record.contents})")
     print(f"to train on them, add --config.data.{flags.split}.cache={flags.out}")
 
 

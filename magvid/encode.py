@@ -46,11 +46,12 @@ def encode(
     devices: Sequence[jax.Device] | None = None,
     trust: bool = False,
     on_progress: Progress | None = None,
+    say: Callable[[str], None] = print,
 ) -> CacheRecord:
     """Writes what the objective keeps of all clips and views of `config.data.<split>` to the folder `out` -> its record.
 
     rows: of a shard, default 4096 or 256 MB. batch: clips that this process encodes at a time, default as in training. devices:
-    default all of this process. UserError for a config that has nothing to keep, a folder that holds something else, and
+    default all of this process. `say` is told how much it will be. UserError for a config that has nothing to keep, a folder that holds something else, and
     where something cannot be written.
     """
     if split not in SPLITS:
@@ -77,6 +78,9 @@ def encode(
         mine = range(jax.process_index(), record.shards, jax.process_count())
         todo = [shard for shard in mine if not _is_made(out, record, shard)]
         if todo:
+            if jax.process_index() == 0:
+                size = f"about {record.rows * record.row_bytes / 1e6:.1f} MB"
+                say(f"{record.data['clips']} clips x {record.data['views']} views, {size} in {out}")
             workers = config["data"][split].get("workers", 0)
             _make(out, record, todo, source, program, workers, on_progress)
         _wait_for_all("encoded")

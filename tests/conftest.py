@@ -21,6 +21,9 @@ SHARED = pathlib.Path(os.environ.get("MAGVID_SHARED", ROOT.parent / "shared"))
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 
+# Of the processes that tests start, pytest's workers among them: Linux hands out memory in huge pages (docs: benchmarks/README.md)
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(

@@ -354,7 +354,8 @@ def test_the_command_line_encodes_trains_and_samples(tmp_path, monkeypatch, caps
     (tmp_path / "two.py").write_text(CONFIG)
     assert main(["encode", "--config=two.py", "--out=tokens", "--rows=7", "--config.data.train.source.clips=5"]) == 0
     out = capsys.readouterr().out
-    assert "encoded: 5 clips x 3 views" in out and "(tasks: FP, CG)" in out and "--config.data.train.cache=tokens" in out
+    assert "5 clips x 3 views, about 0.0 MB" in out and "encoded: 15 rows" in out and "(tasks: FP, CG)" in out
+    assert "--config.data.train.cache=tokens" in out
     trains = ["train", "--config=two.py", "--workdir=run", "--config.data.train.cache=tokens"]
     assert main(trains) == 2 and "data.clips is 5 there, 6 here" in capsys.readouterr().err
     assert main([*trains, "--config.data.train.source.clips=5"]) == 0

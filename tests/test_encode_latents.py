@@ -135,7 +135,8 @@ def test_the_command_line_encodes_trains_and_samples(tmp_path, monkeypatch, caps
     for split, clips, views in (("train", 6, 2), ("eval", 8, 1)):
         assert main([*encodes, f"--out={split}", f"--split={split}"]) == 0
         out = capsys.readouterr().out
-        assert f"encoded: {clips} clips x {views} views" in out and "(entries: latents, first frames, caption, label)" in out
+        assert f"{clips} clips x {views} views, about" in out and f"encoded: {clips * views} rows" in out
+        assert "(entries: latents, first frames, caption, label)" in out
         assert f"--config.data.{split}.cache={split}" in out
     command = ["train", "--config=told.py", "--workdir=run", "--trust", "--config.eval_every=2", "--config.ema=0.9", "--config.batch=8"]
     assert main([*command, "--config.data.train.cache=train", "--config.data.eval.cache=eval"]) == 0
