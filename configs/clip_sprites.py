@@ -29,7 +29,7 @@ BUDGETS = {
         frames=(0, 5, 10, 15), width=64, depth=2, heads=4, patch=8, projection=64, batch=64, steps=1000, peak=2e-3
     ),
     "long": dict(
-        frames=(0, 3, 6, 9, 12, 15), width=64, depth=2, heads=4, patch=8, projection=64, batch=64, steps=2500, peak=2e-3
+        frames=(0, 3, 6, 9, 12, 15), width=64, depth=2, heads=4, patch=8, projection=64, batch=64, steps=1800, peak=2e-3
     ),
 }
 

@@ -12,7 +12,7 @@ from configs import defaults
 
 BUDGETS = {
     "quick": dict(world="small", channels=(16, 32, 32), layers=1, steps=700, peak=4e-3),
-    "long": dict(world="full", channels=(32, 64, 64), layers=1, steps=2500, peak=3e-3),
+    "long": dict(world="full", channels=(32, 64, 64), layers=1, steps=1800, peak=3e-3),
 }
 FACTOR, SIZE = 4, 32  # pixels per latent, pixels
 
