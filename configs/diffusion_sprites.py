@@ -15,7 +15,7 @@ from configs import clip_sprites, defaults, vae_sprites
 
 BUDGETS = {
     "quick": dict(world="small", frames=8, channels=(32, 64), layers=1, batch=8, steps=950, peak=4e-3, sampling=12),
-    "long": dict(world="full", frames=8, channels=(48, 96), layers=1, batch=8, steps=2400, peak=3e-3, sampling=16),
+    "long": dict(world="full", frames=8, channels=(48, 96), layers=1, batch=8, steps=1400, peak=3e-3, sampling=16),
 }
 TASKS = dict(T2V=("image",), I2V=("text",), TI2V=())
 

@@ -39,7 +39,7 @@ PROGRAM = Program(
     ["", "--budget=long"],
 )
 PARTS = {"vae": vae_sprites, "clip": clip_sprites, "diffusion": diffusion_sprites}
-KEPT = {"quick": 4000, "long": 9600}  # clips whose latents are kept: the U-Net sees each twice
+KEPT = {"quick": 4000, "long": 6000}  # clips whose latents are kept: the U-Net sees each twice
 
 
 def make_configs(options, workdir: pathlib.Path) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from helpers import Golden, relative_error
+from helpers import Golden, nest, relative_error
 from helpers_diffusion import golden_input, golden_weight
 from helpers_unet import (
     ONE_LEVEL,
@@ -23,6 +23,7 @@ from helpers_unet import (
     random_params,
     randomised,
     run,
+    source_shapes,
     tiny,
     tokens,
 )
@@ -31,6 +32,8 @@ from magvid.models import temporal
 from magvid.models.layers import sinusoid
 from magvid.types import Condition
 from test_models_unet import GOLDEN, Adapter, check_adapters
+from tools import convert_unet
+from tools.rules import rename
 
 svd_scalars = lambda ids: dict(zip(SVD_IDS, jnp.asarray(ids, jnp.float32).T, strict=True))
 length = lambda n: dict(length=jnp.full(2, float(n)))
@@ -338,3 +341,22 @@ def test_golden_magdiff_layers(shared):
         params[f"conv{i + 1}"] = {"kernel": kernel, "bias": golden_weight(f"convs.{4 * i + 3}.bias", (32,))}
     y = temporal.Stack().apply({"params": params}, last(golden_input("mg_tc", (2, 32, 5, 4, 4))))
     assert relative_error(y, last(golden["tempconv_out"])) < 1e-5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("frames", [5, 1])
+def test_golden_magdiff_block(frames, shared):
+    """Ten pictures of 3x3 as two clips of five frames, or as ten of one, which the position changes all the same."""
+    golden = Golden("magdiff", shared / "golden" / "diffusion")
+    clips = 10 // frames
+    x = golden_input("mg_bt", (10, 9, 32)).reshape(clips, frames, 3, 3, 32)
+    context = golden_input("mg_ctx", (2, 109, 24)).repeat(clips // 2, axis=0)
+    args = x, Condition(tokens=tokens(text=context[:, :77], image=context[:, 77:])), temporal.interleaved_sinusoid(frames, 32)
+    block = temporal.InlineBlock(4, ("text", "image"), cross_attention=EPAF)
+    here, there = "mid_block/attentions_0/transformer_blocks_0/", "mid_block.attentions.0.transformer_blocks.0."
+    ours = flatten_dict(jax.eval_shape(block.init, jax.random.key(0), *args)["params"], sep="/")
+    names = source_shapes("magdiff", {here + name: x.shape for name, x in ours.items()})
+    weights = {name: golden_weight(name.removeprefix(there), shape) for name, shape in names.items()}
+    params = {n.removeprefix(here): a for n, a in rename(weights, convert_unet.rules("magdiff")).items()}
+    y = block.apply({"params": nest(params)}, *args)
+    assert relative_error(y.reshape(10, 9, 32), golden[f"block_out_f{frames}"]) < 1e-5
