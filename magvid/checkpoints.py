@@ -24,9 +24,15 @@ from magvid.sharding import checksums, path_name
 from magvid.state import TrainState
 from magvid.types import Params, UserError
 
-SHARED_BYTES = 2**20
-
 T = TypeVar("T")
+
+# How arrays are written, by their types. Devices that hold the same array share the work of writing it where it is large
+# only: the cut compiles a program for each shape.
+ARRAYS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)),
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),
+    (np.number, ocp.type_handlers.ScalarHandler()),
+)
 
 
 class CheckpointError(UserError):
@@ -249,13 +255,7 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
-    """How each item is written. Devices that hold the same array share the work of writing it only where it is large: the
-    cut compiles a program for each shape.
-    """
-    types = ocp.type_handlers
-    arrays = types.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_BYTES)
-    registry = types.create_type_handler_registry((jax.Array, arrays), (np.ndarray, types.NumpyHandler()))
-    trees = {item: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for item in ("params", "ema", "train")}
+    trees = {item: ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS) for item in ("params", "ema", "train")}
     return trees | {item: ocp.JsonCheckpointHandler() for item in ("data", "meta")}
 
 

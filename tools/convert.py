@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 
 from magvid import runs
 from magvid.build import build
-from magvid.checkpoints import Checkpoints, Corrupt
+from magvid.checkpoints import ARRAYS, Checkpoints, Corrupt
 from magvid.flags import Flag, Program, parse, program_help
 from magvid.state import TrainState
 from magvid.types import UserError
@@ -237,10 +237,9 @@ def batches(arrays: Mapping[Any, Stored]) -> Iterator[list]:
 def _stream() -> None:
     """Lets Orbax write a `Stored`, a batch of them at a time; of NumPy's arrays it would hold copies of all at once."""
     import orbax.checkpoint as ocp
-    from absl import logging
 
     handlers = ocp.type_handlers
-    if handlers.has_type_handler(Stored):
+    if ARRAYS.has(Stored):
         return
 
     class Handler(handlers.NumpyHandler):
@@ -252,10 +251,7 @@ def _stream() -> None:
                     future.result()
             return []
 
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # that two types are stored alike is meant
-    handlers.register_type_handler(Stored, Handler(deepcopy_host_arrays=False), override=True)
-    logging.set_verbosity(level)
+    ARRAYS.add(Stored, Handler(deepcopy_host_arrays=False), override=True, ignore_warnings=True)  # stored as NumPy's are
 
 
 # Folder -> file -----------------------------------------------------------------------------------------------------
