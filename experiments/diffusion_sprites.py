@@ -3,8 +3,8 @@ some thousand clips, train the U-Net on them, sample, evaluate, report.
 
     python experiments/diffusion_sprites.py [--budget=quick|long] [--workdir=FOLDER]
 
-budget=quick (default) takes 20 minutes on two CPU cores, in the named smaller world "small"; budget=long an hour and a half, in
-the full world. An interrupted run goes on when the same command is given again. Results: WORKDIR/report.html and WORKDIR/report.json.
+budget=quick (default) takes 20 minutes on two CPU cores, in the named smaller world "small"; budget=long about an hour, in the
+full world. An interrupted run goes on when the same command is given again. Results: WORKDIR/report.html and WORKDIR/report.json.
 """
 
 import functools
@@ -45,8 +45,9 @@ KEPT = {"quick": 4000, "long": 6000}  # clips whose latents are kept: the U-Net 
 def make_configs(options, workdir: pathlib.Path) -> dict:
     """{part: its config}; the U-Net's names the folders of the others."""
     arg = f"budget={options.budget},smoke={int(options.smoke)}"
-    clips = {"diffusion": f",clips={8 if options.smoke else KEPT[options.budget]}"}
-    configs = {part: module.get_config(arg + clips.get(part, "")) for part, module in PARTS.items()}
+    configs = {part: module.get_config(arg) for part, module in PARTS.items()}
+    kept = 8 if options.smoke else KEPT[options.budget]
+    configs["diffusion"] = diffusion_sprites.get_config(f"{arg},clips={kept}")
     configs["diffusion"].data.train.cache = str(workdir / "latents")
     objective = configs["diffusion"].objective
     text, image = objective.conditioners
