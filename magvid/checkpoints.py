@@ -255,6 +255,7 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    """{item: what writes it}."""
     trees = {item: ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS) for item in ("params", "ema", "train")}
     return trees | {item: ocp.JsonCheckpointHandler() for item in ("data", "meta")}
 

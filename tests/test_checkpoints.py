@@ -227,3 +227,17 @@ def test_merge_is_strict_both_ways_and_prints_what_it_skips():
     found = merge(loaded, init, ["^a/b$", "^[cd]$"], said.append)
     assert len(said) == 3 and found["a"]["b"] is init["a"]["b"] and found["c"] is init["c"] and set(found) == {"a", "c"}
     assert found["a"]["w"].dtype == np.float32 and found["a"]["w"].all()
+
+
+def test_small_arrays_are_not_cut_between_devices(start, tmp_path, caplog):
+    """The cut would compile a program for each shape."""
+    mesh = sharding.make_mesh({"data": -1})
+    places = sharding.state_shardings(start, ((".*", None),), mesh)
+    whole = jax.device_put(start.replace(frozen={}), places.replace(frozen={}))
+    assert len(jax.tree.leaves(whole.params)[0].sharding.device_set) == 8
+    checkpoints = Checkpoints(tmp_path / "checkpoints", write=True)
+    with jax.log_compiles():
+        checkpoints.save(1, whole, DATA)
+        checkpoints.wait()
+    checkpoints.close()
+    assert "jit(slice)" not in caplog.text and "jit(_slice)" not in caplog.text

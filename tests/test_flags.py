@@ -1,5 +1,6 @@
 """Flags, configs and help; what the commands say of wrong ones is in test_main.py."""
 
+import os
 import pathlib
 import shlex
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import tiny_runs
 
 from magvid.__main__ import open_config
-from magvid.flags import COMMANDS, load_config, overview, parse, program_help
+from magvid.flags import COMMANDS, load_config, overview, parse, program_help, use_huge_pages
 
 NEEDS = {"train": "config workdir", "encode": "config out", "sample": "run|config"}
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,3 +57,18 @@ def test_a_config_may_be_a_plain_dict_and_takes_its_argument():
     assert config.objective.target.endswith("Masked") and load_config(str(tiny_runs.TINY)).objective.target.endswith(
         "VQGAN"
     )
+
+
+@pytest.mark.parametrize("offered, again", [("always [madvise] never", True), ("[always] madvise never", False)])
+def test_a_program_starts_anew_where_huge_pages_are_given_on_request(offered, again, monkeypatch):
+    begun = []
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(pathlib.Path, "is_file", lambda path: True)
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: offered)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "magvid", "train"])
+    monkeypatch.setattr(os, "execv", lambda program, argv: begun.append((program, argv)))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for _ in range(2):  # the second time the variable is there
+        use_huge_pages()
+    assert begun == [(sys.executable, [sys.executable, "-m", "magvid", "train"])] * again
+    assert ("GLIBC_TUNABLES" in os.environ) == again
