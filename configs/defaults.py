@@ -93,6 +93,9 @@ def masked(codes, classes, latent, width, depth, heads, tasks, tokenizer, dropou
     )
 
 
+SMOKE_CLIPS = 8  # of the 2^20 sprites, where they are viewed
+
+
 def views(source, views=1, clips=0, transforms=()):
     """`views` fixed views of each of the first `clips` clips (0: of all): their tokens or latents can be kept by `magvid encode`."""
     return dict(target="magvid.data.views:Views", source=source, views=views, clips=clips, transforms=transforms)

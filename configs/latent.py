@@ -85,7 +85,7 @@ def pictures(args, height, width):
 
 def viewed(args, source, views, transforms=()):
     """The source; with views, so many of each clip."""
-    clips = 8 if args["smoke"] else 0  # of 2^20 sprites
+    clips = defaults.SMOKE_CLIPS if args["smoke"] else 0
     return defaults.views(source, views, clips, transforms) if views else source
 
 

@@ -240,7 +240,7 @@ def _clips(name, data, args, transforms=()):
         splits = list(_sources(name, data, args["source"]))
         augment = [dict(target="magvid.data.pipeline:Augment", flip=True)] if data.flip else []
     if args.get("views"):
-        clips = 8 if args["smoke"] else 0  # of 2^20 sprites
+        clips = defaults.SMOKE_CLIPS if args["smoke"] else 0
         splits[0], augment = defaults.views(splits[0], args["views"], clips, augment), []
     return dict(
         train=dict(source=splits[0], transforms=[*augment, *transforms], workers=0 if args["smoke"] else 8),

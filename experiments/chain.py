@@ -71,10 +71,10 @@ class Stages:
         self.path = path
         self.seconds = json.loads(path.read_text()) if path.exists() else {}
 
-    def run(self, name: str, f, *args):
+    def run(self, name: str, f, *args, **options):
         start = time.monotonic()
         try:
-            return f(*args)
+            return f(*args, **options)
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - start, 1)
             write_json(self.path, self.seconds)

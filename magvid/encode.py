@@ -51,8 +51,8 @@ def encode(
     """Writes what the objective keeps of all clips and views of `config.data.<split>` to the folder `out` -> its record.
 
     rows: of a shard, default 4096 or 256 MB. batch: clips that this process encodes at a time, default as in training. devices:
-    default all of this process. `say` is told how much it will be. UserError for a config that has nothing to keep, a folder that holds something else, and
-    where something cannot be written.
+    default all of this process. `say` is told how much it will be. UserError for a config that has nothing to keep, a folder
+    that holds something else, and where something cannot be written.
     """
     if split not in SPLITS:
         raise UserError(f'--split="{split}" is unknown: use {" or ".join(SPLITS)}')
