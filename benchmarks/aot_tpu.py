@@ -3,8 +3,8 @@
     pip install -e ".[tpu]"
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python benchmarks/aot_tpu.py --config=configs/svd.py:tune=full --topology=v5p:2x2x4
 
-The frozen networks are described by their published sizes: no weights are read. Prints one line of JSON. ModelScope took 38 minutes on
-two cores beside other work, and 14 GB of memory.
+The frozen networks are described by their published sizes: no weights are read. Prints one line of JSON. SVD took 36 minutes on two
+cores beside other work, ModelScope 38, and either 14 GB of memory or a little more.
 """
 
 import importlib
