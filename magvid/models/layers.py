@@ -5,7 +5,7 @@ tap (CPU, where it is 1.7-5 times faster, forward and backward), whose kernels' 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -91,8 +91,14 @@ def conv3d(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Sequence[int], pads: Pads
 ) -> Array:
     """3-D cross-correlation with explicit zero padding, in the form that suits the platform it is lowered for."""
+    return _conv3d(tuple(strides), pads)(x, kernel)
+
+
+@cache
+def _conv3d(strides: tuple[int, ...], pads: Pads) -> Callable:
+    """Under `jit`, so that equal layers of a network, and every program with them, are traced once."""
     taps, default = (partial(form, strides=strides, pads=pads) for form in (_conv_taps, _conv))
-    return per_platform(default, cpu=taps)(x, kernel)
+    return jax.jit(per_platform(default, cpu=taps))
 
 
 def pad_mode(x: Array, pads: Sequence[tuple[int, int]], mode: str) -> Array:
@@ -152,9 +158,14 @@ def conv3d_of_nearest(
     """3x3x3 convolution of the video upsampled by `factors` (1 or 2 each) and padded by one cell in `mode` of
     `jnp.pad`. A 1x3x3 kernel, whose temporal factor is 1, leaves the frames apart.
     """
+    return _conv3d_of_nearest(tuple(factors), mode)(x, kernel)
+
+
+@cache
+def _conv3d_of_nearest(factors: tuple[int, ...], mode: str) -> Callable:
     plain = partial(_conv_nearest, factors=factors, mode=mode)
     phases = partial(_conv_nearest_phases, factors=factors, mode=mode) if mode in SMALL_PAD else plain
-    return per_platform(plain, cpu=phases)(x, kernel)
+    return jax.jit(per_platform(plain, cpu=phases))
 
 
 class Conv(nn.Module):
