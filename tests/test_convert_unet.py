@@ -1,5 +1,6 @@
 """The U-Nets' rules: every published name once, there and back; torch's own classes and lists of keys are the judge."""
 
+import json
 import re
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from helpers_diffusion import golden_weight
 from helpers_unet import ONE_LEVEL, inputs, source_shapes, tiny
-from tools.convert_unet import RULES, convert, restore, rules, shapes
+from tools.convert_unet import RULES, SPECS, configure, convert, restore, rules, shapes
 from tools.rules import check
 
 PRESETS = ("sd15", "sd21", "modelscope", "mavin", "svd", "magdiff")
@@ -34,6 +35,49 @@ def test_an_unknown_preset_is_named():
     with pytest.raises(ValueError, match='no U-Net preset "sd3"; choose of sd15, sd21'):
         rules("sd3")
     assert RULES.keys() == {*PRESETS, "svd_xt"}
+
+
+FOUR = [5, 10, 20, 20]
+
+
+@pytest.mark.parametrize(
+    "preset, config",
+    [
+        ("sd15", dict(attention_head_dim=8, act_fn="silu", norm_num_groups=32, norm_eps=1e-05, flip_sin_to_cos=True, freq_shift=0)),
+        ("sd15", dict(attention_head_dim=[8, 8, 8, 8], num_attention_heads=None, class_embed_type=None)),
+        ("sd21", dict(attention_head_dim=FOUR, only_cross_attention=False, mid_block_scale_factor=1, upcast_attention=True)),
+        ("modelscope", dict(attention_head_dim=64, downsample_padding=1)),
+        ("svd", dict(num_attention_heads=FOUR)),
+        ("magdiff", dict(attention_head_dim=FOUR)),
+        ("mavin", {}),
+    ],
+)
+def test_the_settings_of_published_files_are_those_of_the_presets(preset, config):
+    assert configure(preset, SPECS[preset], config) == SPECS[preset]
+
+
+@pytest.mark.parametrize(
+    "preset, config, message",
+    [
+        ("sd15", dict(attention_head_dim=4), "attention_head_dim is 4, where --preset=sd15 has 8: .*; choose the preset"),
+        ("sd15", dict(attention_head_dim=[8, 8, 8, 16]), r"attention_head_dim is \[8, 8, 8, 16\], where --preset=sd15 has 8"),
+        ("sd21", dict(attention_head_dim=8), r"attention_head_dim is 8, where --preset=sd21 has \[5, 10, 20, 20\]"),
+        ("sd21", dict(attention_head_dim=FOUR, num_attention_heads=[5, 5, 5, 5]), r"num_attention_heads is \[5, 5, 5, 5\]"),
+        ("modelscope", dict(attention_head_dim=32), "attention_head_dim is 32, where --preset=modelscope has 64"),
+        ("mavin", dict(attention_head_dim=FOUR), r"attention_head_dim is \[5, 10, 20, 20\], where --preset=mavin has 64"),
+        ("svd", dict(num_attention_heads=[5, 10, 10, 20]), r"num_attention_heads is \[5, 10, 10, 20\], where --preset=svd has \[5, 10"),
+        ("sd15", dict(norm_eps=1e-6), "norm_eps is 1e-06, where --preset=sd15 has 1e-05"),
+        ("sd15", dict(norm_num_groups=16), "norm_num_groups is 16, where --preset=sd15 has 32"),
+        ("sd15", dict(act_fn="gelu"), 'act_fn is "gelu", where --preset=sd15 has "silu"'),
+        ("sd15", dict(flip_sin_to_cos=False), "flip_sin_to_cos is false, where --preset=sd15 has true"),
+        ("sd15", dict(freq_shift=1), "freq_shift is 1, where --preset=sd15 has 0"),
+        ("sd15", dict(class_embed_type="identity"), 'class_embed_type is "identity", where --preset=sd15 has null'),
+        ("sd15", dict(only_cross_attention=[True, False, False, False]), "only_cross_attention is .*, where --preset=sd15 has false"),
+    ],
+)
+def test_settings_that_arrays_do_not_show_are_compared(preset, config, message):
+    with pytest.raises(ValueError, match=message):
+        configure(preset, SPECS[preset], config)
 
 
 def listed(path) -> dict[str, tuple[int, ...]]:
@@ -90,6 +134,7 @@ def test_full_size_fits_torchs_module_name_by_name(preset):
     from helpers_torch import torch
 
     module = torch_module(preset)
+    assert configure(preset, SPECS[preset], json.loads(module.to_json_string())) == SPECS[preset]
     theirs = {name: np.broadcast_to(np.float32(0), tuple(p.shape)) for name, p in module.named_parameters()}
     check(theirs, source_shapes(preset, shapes(preset)))
     levels = len(module.config.block_out_channels)

@@ -129,7 +129,7 @@ WRONG = {
     "shape": r"encoder.conv_in.weight is \(32, 3, 1, 1\) and should be \(32, 3, 3, 3\)$",
     "transposed": r"encoder.conv_in.weight is \(3, 3, 3, 32\) and should be \(32, 3, 3, 3\)$",
     "temporal": "decoder.time_conv_out.bias is not part of the model$",
-    "nan": "quant_conv.bias has values that are not finite",
+    "nan": "/model.safetensors: quant_conv.bias has values that are not finite",
     "integers": "quant_conv.bias has numbers of type int32",
 }
 
@@ -175,6 +175,38 @@ def test_the_folder_of_a_pipeline_says_the_scaling(tmp_path):
     assert runs.open_run(folder).config["objective"]["vae"]["scaling"] == 0.13025
 
 
+SETTINGS = {
+    '{"shift_factor": 0.1159}': 'shift_factor is 0.1159, where --preset=sd has 0: .*choose the preset of this model, if there is one$',
+    '{"latents_mean": [0.1, 0.2]}': r"latents_mean is \[0.1, 0.2\], where --preset=sd has null",
+    '{"norm_num_groups": 16}': "norm_num_groups is 16, where --preset=sd has 32",
+    '{"scaling_factor": "0.5"}': 'scaling_factor is "0.5", not a number above 0: download it again$',
+    '{"scaling_factor": NaN}': "scaling_factor is NaN, not a number",
+    '{"scaling_factor": true}': "scaling_factor is true, not a number",
+    '{"scaling_factor": 0}': "scaling_factor is 0, not a number above 0",
+    "scaling": "is not valid JSON",
+    "3": r"holds 3, not an object \{...\}",
+}
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+def test_settings_that_the_network_cannot_have_are_refused(tmp_path, text):
+    file = write(tmp_path / "model.safetensors", published())
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path}/config.json:? .*{SETTINGS[text]}"):
+        convert_file(TOOL, "sd", str(file), str(tmp_path / "vae"))
+    assert not (tmp_path / "vae").exists()
+
+
+def test_settings_that_say_nothing_new(tmp_path):
+    file = write(tmp_path / "model.safetensors", published())
+    (tmp_path / "config.json").write_text('{"shift_factor": null, "latents_mean": null, "norm_num_groups": 32, "act_fn": "silu"}')
+    folder = convert_file(TOOL, "sd", str(file), str(tmp_path / "vae"))
+    assert build(runs.open_run(folder).config["objective"]["vae"]) == build(TINY)
+    (tmp_path / "config.json").write_text('{"shift_factor": 0.0, "scaling_factor": 2}')
+    folder = convert_file(TOOL, "sd", str(file), str(tmp_path / "other"))
+    assert runs.open_run(folder).config["objective"]["vae"]["scaling"] == 2.0
+
+
 def run(*argv) -> int:
     return guarded("convert_vae", list(argv), lambda argv: main(TOOL, argv))
 
@@ -201,6 +233,9 @@ def test_the_command_line(tmp_path, capsys):
         ("--back", f"--weights={vae}", f"--out={tmp_path}/x.bin"): "should end in .safetensors",
         ("--back", f"--weights={vae}", f"--out={tmp_path}/file/x.safetensors"): "cannot write to",
         ("--back", f"--weights={tmp_path}", f"--out={tmp_path}/x.safetensors"): "is not a run folder",
+        ("--back", "--preset=svd", f"--weights={vae}", f"--out={tmp_path}/x.safetensors"): (
+            f"--preset=svd: {vae} was converted with --preset=sd; leave the flag out"
+        ),
     }
     for argv, message in cases.items():
         assert run(*argv) == 2, argv

@@ -23,7 +23,7 @@ from magvid.sample import Options, sample_run
 from magvid.train import train
 from magvid.video import write_image
 from tools import convert_clip, convert_unet, convert_vae
-from tools.convert import convert_file
+from tools.convert import convert_back, convert_file
 
 pytestmark = pytest.mark.full
 
@@ -44,12 +44,28 @@ def converted(pipeline, path, presets: dict[str, tuple[str, dict]]):
     """Every network of a diffusers pipeline as a folder `path`/<part>; `presets`: {part: (preset, tiny spec)}."""
     pipeline.save_pretrained(path / "pipeline")
     for part, (preset, spec) in presets.items():
-        tool = dataclasses.replace(TOOLS[part].TOOL, presets={preset: spec})
-        if part == "unet":
-            given = dict(unets.INPUTS[preset], tokens=dict.fromkeys(unets.INPUTS[preset]["tokens"], 32))
-            tool = dataclasses.replace(tool, shapes=lambda preset, unet: convert_unet.shapes(preset, unet, given))
-        convert_file(tool, preset, str(path / "pipeline"), str(path / part))
+        convert_file(tool(part, preset, spec), preset, str(path / "pipeline"), str(path / part))
     return path
+
+
+def tool(part, preset, spec):
+    """With a tiny preset."""
+    found = dataclasses.replace(TOOLS[part].TOOL, presets={preset: spec})
+    if part != "unet":
+        return found
+    given = dict(unets.INPUTS[preset], tokens=dict.fromkeys(unets.INPUTS[preset]["tokens"], 32))
+    return dataclasses.replace(found, shapes=lambda preset, unet: convert_unet.shapes(preset, unet, given))
+
+
+def back(unet, preset, folder):
+    """diffusers' U-Net with what `--back` writes of the run with a LoRA: every name, and the attention's weights are new."""
+    from safetensors.torch import load_file
+
+    before = {name: p.clone() for name, p in unet.state_dict().items()}
+    out = convert_back(tool("unet", preset, small(preset)), str(folder / "lora"), str(folder / "back.safetensors"), preset=preset)
+    unet.load_state_dict(load_file(out), strict=True)
+    changed = {name for name, p in unet.state_dict().items() if not p.equal(before[name])}
+    assert changed and all(".attn" in name for name in changed)
 
 
 def sampled(name: str, arg: str, batch: dict, tmp_path):
@@ -169,6 +185,7 @@ def test_stable_video_diffusion(tmp_path):
     assert relative_error(chunked, video) < 1e-4 < relative_error(ours, video)  # how much chunks change is not nothing
     write_image(tmp_path / "a.png", image)
     fine_tune("svd", "lora", tmp_path, image=str(tmp_path / "a.png"))
+    back(unet, "svd", tmp_path)
     fine_tune("svd", "temporal", tmp_path, latents=True, image=str(tmp_path / "a.png"))
 
 
@@ -242,3 +259,4 @@ def test_text_to_video_and_to_picture(name, tmp_path):
         assert relative_error(mine, other) < 1e-4
     assert relative_error(ours, np.asarray(video)) < 1e-4
     fine_tune(name, "lora", tmp_path, latents=True, prompt="a red disc")
+    back(unet, "modelscope" if name == "modelscope" else "sd21", tmp_path)

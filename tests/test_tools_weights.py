@@ -140,6 +140,43 @@ def test_an_index_joins_its_files(tmp_path):
         assert source.weights.keys() == ARRAYS.keys() and len(source.files) == 2
 
 
+@pytest.mark.parametrize("names", [
+    ("model.safetensors.index.json", "model.safetensors.index.fp16.json"),
+    ("pytorch_model.bin", "model.fp16.safetensors"),
+    ("model.non_ema.safetensors", "model.non_ema.bin"),
+    ("diffusion_pytorch_model.safetensors.index.fp16.json", "diffusion_pytorch_model.bin.index.fp16.json"),
+])  # fmt: skip
+def test_the_plain_file_or_else_the_one_variant(tmp_path, names, monkeypatch):
+    """The first of `names` is taken, of each name with the others there or not."""
+    opened = []
+    monkeypatch.setattr(weights, "_one_file", lambda path: opened.append(path.name) or {"a": 1})
+    monkeypatch.setattr(weights, "_indexed", lambda path: (weights._one_file(path), [path]))
+    for name in reversed(names):
+        (tmp_path / name).touch()
+        (tmp_path / "model.fp16-00001-of-00002.safetensors").touch()
+        open_weights(tmp_path)
+        assert opened[-1] == name
+
+
+def test_an_index_of_a_variant_joins_its_files_and_of_two_variants_neither_is_chosen(tmp_path):
+    shards(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    variant = index.rename(tmp_path / "model.safetensors.index.fp16.json")
+    for path in (tmp_path, variant):
+        assert open_weights(path).weights.keys() == ARRAYS.keys()
+    (tmp_path / "model.bf16.safetensors").touch()
+    with pytest.raises(UserError, match="has several: .*model.bf16.safetensors.*model.safetensors.index.fp16.json: name the file"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("text, message", [("{", "config.json is not valid JSON"), ("[1]", r"config.json holds \[1\], not an object")])
+def test_a_damaged_config_is_named_when_it_is_asked_for(file, text, message):
+    (file.parent / "config.json").write_text(text)
+    source = open_weights(file)
+    with pytest.raises(UserError, match=f"{file.parent}/{message}.*: download it again"):
+        source.config
+
+
 def test_what_an_index_lacks_is_named(tmp_path):
     places = shards(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
@@ -259,6 +296,15 @@ LOOKS = {
 @pytest.mark.parametrize("text", LOOKS)
 def test_files_are_told_apart(text):
     assert text in describe(LOOKS[text])
+
+
+def test_what_is_of_none_of_a_tools_presets_is_not_sent_back_to_it():
+    shapes = {**TIME, CROSS: (320, 2048)}
+    assert describe(shapes, "convert_unet", ["sd15", "svd"]) == (
+        "It looks like a U-Net of diffusers, but not clearly one of --preset=sd15, svd."
+    )
+    assert "which tools/convert_unet.py takes" in describe(shapes, "convert_vae", ["sd"])
+    assert "tools/convert_unet.py --preset=sd15 takes" in describe({**TIME, CROSS: (320, 768)}, "convert_unet", ["sd15"])
 
 
 def test_several_networks_in_a_file():

@@ -8,6 +8,7 @@ after the other: the memory needed is that of the largest few, whatever the file
 
 import dataclasses
 import functools
+import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from magvid import runs
 from magvid.build import build
@@ -56,8 +57,8 @@ class Tool:
     """One kind of network: what its command line is given.
 
     `rules(preset)` lead from the published names to ours; `shapes(preset, module)` are {our name: shape}; `published(preset,
-    {name: array})` gives older names their newer ones and leaves out what is no parameter; `configure(spec, config)` takes
-    over what a file's config.json says and shapes do not.
+    {name: array})` gives older names their newer ones and leaves out what is no parameter; `configure(preset, spec, config)`
+    takes over what a file's config.json says and shapes do not show, and raises ValueError for what the network cannot be.
     """
 
     name: str  # of the file
@@ -67,7 +68,7 @@ class Tool:
     rules: Callable[[str], Sequence[Rule]]
     shapes: Callable[[str, Any], Shapes]
     published: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda preset, arrays: dict(arrays)
-    configure: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = lambda spec, config: spec
+    configure: Callable[[str, Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = lambda preset, spec, config: spec
 
     @property
     def program(self) -> Program:
@@ -82,7 +83,7 @@ class Tool:
                 Flag("dtype", "str", None, "|".join([*DTYPES, "keep"]), "of the numbers written; default: float32"),
                 Flag("tokenizer", "str", None, "FOLDER", "files to copy beside a tower; default: those of its pipeline"),
                 Flag("last", "bool", False, "", "with --back: the last weights of a trained run, not their average"),
-                Flag("back", "bool", False, "", "from such a folder, or from a run that trained on, to .safetensors"),
+                Flag("back", "bool", False, "", "from such a folder, or from a run that trained on (a LoRA: merged), to .safetensors"),
             ],
             [
                 f"--preset={preset} --weights=downloads/model --out=weights/{preset}",
@@ -127,10 +128,26 @@ def _changed(name: str, x: Stored, shape: tuple[int, ...], operation: str | None
     def read() -> np.ndarray:
         array = np.asarray(x)
         if not np.isfinite(array).all():
-            raise UserError(f"{name} has values that are not finite: the file is damaged, or training diverged")
+            where = f"{x.place}: " if x.place else ""
+            raise UserError(f"{where}{name} has values that are not finite: the file is damaged, or training diverged")
         return np.ascontiguousarray(OPERATIONS[operation](array) if operation else array, kind)
 
     return Stored(tuple(shape), kind, read)
+
+
+def same(preset: str, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """ValueError for the first of the settings `wanted`, {key: the network's value}, that config.json has otherwise: those that
+    the arrays do not show. What it leaves out, or has as null, is the library's default. A list has an entry for each level.
+    """
+    for key, own in wanted.items():
+        found, own = config.get(key), list(own) if isinstance(own, tuple) else own
+        length = max((len(x) for x in (found, own) if isinstance(x, list)), default=1)
+        each = lambda x, length=length: x if isinstance(x, list) else [x] * length
+        if found is not None and each(found) != each(own):
+            raise ValueError(
+                f"{key} is {json.dumps(found)}, where --preset={preset} has {json.dumps(own)}: the weights would give other "
+                "numbers; choose the preset of this model, if there is one"
+            )
 
 
 # Files -> folder ----------------------------------------------------------------------------------------------------
@@ -147,13 +164,16 @@ def convert_file(
     if (folder / runs.CONFIG).exists():
         raise UserError(f"{folder} holds a run already: choose another --out")
     source = files.open_weights(path, place.folders)
-    spec = tool.configure(spec, source.config)
     shapes = tool.shapes(preset, build(spec))
     try:
         taken = tool.published(preset, _part(source.weights, place))
         ours = convert(taken, shapes, tool.rules(preset), dtype)
     except ValueError as error:
         raise UserError(f"{path}: {error}.{_hint(tool, preset, source.weights)}") from None
+    try:
+        spec = tool.configure(preset, spec, source.config)
+    except ValueError as error:
+        raise UserError(f"{source.config_file}: {error}") from None
     texts = _beside(place, source.files[0], pathlib.Path(path).expanduser(), tokenizer)
     runs.check_writable(folder / "checkpoints", "--out")
     hashes = [dict(name=file.name, sha256=files.sha256(file)) for file in source.files]
@@ -190,7 +210,7 @@ def _part(found: Weights, place: Place) -> Weights:
 
 def _hint(tool: Tool, preset: str, found: Weights) -> str:
     """What the file is, unless it is what was asked for."""
-    text = describe({name: x.shape for name, x in found.items()})
+    text = describe({name: x.shape for name, x in found.items()}, tool.name, list(tool.presets))
     return "" if f"tools/{tool.name}.py --preset={preset} takes" in text else f" {text}"
 
 
@@ -260,8 +280,8 @@ def _stream() -> None:
 def convert_back(
     tool: Tool, path: str, out: str, *, preset: str | None = None, dtype: str = "keep", last: bool = False
 ) -> pathlib.Path:
-    """Write the .safetensors file `out` with the weights of a converted folder, or of a run that trained or took over
-    such a network.
+    """Write the .safetensors file `out` with the weights of a converted folder, or of a run that trained such a network; of a
+    run that trained a LoRA, its base with the LoRA merged in.
     """
     target = pathlib.Path(out).expanduser()
     if target.suffix != ".safetensors":
@@ -269,22 +289,87 @@ def convert_back(
     if target.exists():
         raise UserError(f"{out} exists already: choose another --out")
     run = runs.open_run(path)
-    preset = preset or run.config.get("origin", {}).get("preset")
-    if preset is None:
-        raise UserError(f"{path} does not say which preset it is of: give --preset=NAME, one of {', '.join(tool.presets)}")
-    _spec(tool, preset)
+    preset = _preset(tool, run, preset)
     group = tool.place(preset).group
-    if group not in run.groups:
-        raise UserError(f"run {run.path} has the weights of {', '.join(run.groups)}, not of {group}: is --preset right?")
-    shapes = tool.shapes(preset, build(run.config["objective"][group]))
+    spec, found = _merged(run, group, last) if group == "network" and "lora" in run.groups else _trained(tool, run, group, last)
+    _check_kind(tool, preset, spec, f"the {group} of {run.path}")
     try:
-        published = restore(_of_run(run, group, last), shapes, tool.rules(preset), dtype)
+        published = restore(found, tool.shapes(preset, build(spec)), tool.rules(preset), dtype)
     except ValueError as error:
         raise UserError(f"{run.path} and its config: {error}") from None
     runs.check_writable(target.absolute().parent, "--out")
     files.write_safetensors(target, published, {"converted_by": f"magvid tools/{tool.name}.py --preset={preset}"})
     print(f"{out}: {len(published)} arrays, {sum(x.size for x in published.values()):,} parameters")
     return target
+
+
+def _preset(tool: Tool, run: runs.Run, preset: str | None) -> str:
+    """Of a converted folder its own; of a trained run the one that is given."""
+    origin = run.config.get("origin", {})
+    own = origin.get("preset")
+    if origin.get("tool", tool.name) != tool.name:
+        raise UserError(f"{run.path} was written by tools/{origin['tool']}.py --preset={own}: read it with that tool")
+    if preset is None and own is None:
+        raise UserError(f"{run.path} does not say which preset it is of: give --preset=NAME, one of {', '.join(tool.presets)}")
+    spec = _spec(tool, preset or own)
+    if preset and own and tool.presets.get(own) != spec:
+        raise UserError(f"--preset={preset}: {run.path} was converted with --preset={own}; leave the flag out")
+    return preset or own
+
+
+def _check_kind(tool: Tool, preset: str, spec: Mapping[str, Any], what: str) -> None:
+    """UserError where the layers of a network, and the conditions that they read, are not the preset's. Its sizes, which are
+    compared array by array, the type it computes in and its activations may be others.
+    """
+
+    def names(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for key in value.keys() - {"dtype", "activation"}:
+                yield from names(value[key], f"{path}.{key}" if path else key)
+        elif isinstance(value, str):
+            yield path, value
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+            yield path, ", ".join(value)
+
+    own = dict(names(spec))
+    differs = lambda preset: {k: v for k, v in names(tool.presets[preset]) if own.get(k, v) != v}
+    if not (found := differs(preset)):
+        return
+    key, value = min(found.items())
+    fits = [name for name in tool.presets if not differs(name)]
+    advice = f"give --preset={' or '.join(fits)}" if fits else f"it is of none of {', '.join(tool.presets)}"
+    raise UserError(f"--preset={preset} has {key} {value}, and {what} has {own[key]}: {advice}")
+
+
+def _trained(tool: Tool, run: runs.Run, group: str, last: bool) -> tuple[Mapping[str, Any], Weights]:
+    """(spec, weights) of what a run has trained, or holds from another file."""
+    spec = _find(run.config["objective"], group)
+    if group not in run.groups:
+        took = isinstance(spec, Mapping) and "run" in spec
+        whose = f'took its "{group}" from {spec["run"]} as it is: give that' if took else f'has no "{group}"'
+        where = "" if took else f", which tools/{tool.name}.py --back writes: give a run that trained {tool.what}"
+        raise UserError(f"run {run.path} has trained {', '.join(run.groups) or 'nothing'}, and {whose}{where}")
+    return spec, _of_run(run, group, last)
+
+
+def _find(spec: Any, group: str) -> Any:
+    """The spec of a group, which may be a part of a conditioner; None where there is none."""
+    if isinstance(spec, Mapping) and group in spec:
+        return spec[group]
+    parts = spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, (list, tuple)) else ()
+    return next((found for part in parts if (found := _find(part, group)) is not None), None)
+
+
+def _merged(run: runs.Run, group: str, last: bool) -> tuple[Mapping[str, Any], Weights]:
+    """(spec, weights) of the network that a LoRA was trained on, the LoRA merged in. All of it is in memory, as to sample."""
+    objective = run.config["objective"]
+    which = "params" if last else None
+    resolved, frozen, hashes = runs.resolve({"objective": {group: objective[group]}})
+    runs.check_hashes({name: run.frozen[name] for name in hashes}, hashes, run.path)
+    base = frozen[group] if group in frozen else run.weights(group, which)
+    merged = build(objective["lora"]).merge(base, run.weights("lora", which))
+    arrays = {name: np.asarray(x) for name, x in flatten_dict(merged, sep="/").items()}
+    return resolved["objective"][group], {n: dataclasses.replace(Stored.of(x), place=run.path) for n, x in arrays.items()}
 
 
 def _of_run(run: runs.Run, group: str, last: bool) -> dict[str, Stored]:
@@ -311,7 +396,7 @@ def _of_run(run: runs.Run, group: str, last: bool) -> dict[str, Stored]:
 
     for name, leaf in places.items():
         shape, dtype, _ = leaves[leaf]
-        found[name] = Stored(tuple(shape), np.dtype(DTYPES.get(dtype, dtype)), lambda: None)
+        found[name] = Stored(tuple(shape), np.dtype(DTYPES.get(dtype, dtype)), lambda: None, run.path)
     for batch in batches(found):
         of_batch = [places[name] for name in batch]
         for name in batch:

@@ -14,10 +14,12 @@ that newer versions of transformers write of a tower alone leave this out, and a
 CLIPModel a preset of one tower takes its own part.
 """
 
+import json
 import pathlib
 import re
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -31,7 +33,7 @@ from magvid.build import build
 from magvid.flags import guarded, leave
 from magvid.models.clip import CLIP, TextTower, VisionTower
 from tools import rules as by_rules
-from tools.convert import Place, Tool, main
+from tools.convert import Place, Tool, main, same
 from tools.rules import Rule
 
 # Buffers that older files hold: the numbers 0, 1, 2, ...
@@ -39,6 +41,11 @@ IGNORED = r"(.*\.)?embeddings\.position_ids"
 PROJECTION = dict(text=r"text_projection\.weight", vision=r"visual_projection\.weight")
 
 PRESETS = {**clips.TOWERS, "clip_l_vision_projected": dict(clips.TOWERS["clip_l_vision"], projection=768)}
+
+
+# transformers' names; and what it leaves out of the config.json of a whole CLIPModel: the defaults of a tower.
+ACTIVATIONS = dict(gelu=clips.GELU, quick_gelu=clips.QUICK_GELU)
+DEFAULTS = {kind: dict(hidden_act="quick_gelu", num_attention_heads=heads) for kind, heads in (("text", 8), ("vision", 12))}
 
 
 def _layers(theirs: str, ours: str) -> list[Rule]:
@@ -138,6 +145,34 @@ def published_names(preset, arrays: Mapping[str, np.ndarray]) -> dict[str, np.nd
     return arrays
 
 
+def configure(preset: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Towers of equal shapes differ in their activation and in the token that they pool at, which are taken over, and in their
+    heads and the epsilon of their norms, which must be the preset's.
+    """
+    if "text" in spec:
+        return {**spec, **{kind: _tower(preset, kind, spec[kind], config) for kind in DEFAULTS}}
+    return _tower(preset, "text" if "vocab" in spec else "vision", spec, config)
+
+
+def _tower(preset: str, kind: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A tower's settings are the whole config.json, or a part of a CLIPModel's, which older files have under two names."""
+    nested = [config[key] for key in (f"{kind}_config_dict", f"{kind}_config") if config.get(key) is not None]
+    own = nested[0] if nested else config
+    if not isinstance(own, Mapping):
+        raise ValueError(f"{kind}_config is {json.dumps(own)}, not an object {{...}}: download it again")
+    settings = {**(DEFAULTS[kind] if str(config.get("model_type")).startswith("clip") else {}), **own}
+    same(preset, settings, dict(num_attention_heads=spec["heads"], layer_norm_eps=1e-5))
+    found, (name, eos) = dict(spec), (settings.get(key) for key in ("hidden_act", "eos_token_id"))
+    if name is not None:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
+            choices = " and ".join(ACTIVATIONS)
+            raise ValueError(f"hidden_act is {json.dumps(name)}, and the towers here have {choices}: take a model with one of these")
+        found["activation"] = ACTIVATIONS[name]
+    if kind == "text" and type(eos) is int and eos not in (2, spec["vocab"] - 1):  # 2 stood in every older file, and is not read
+        found["eos"] = eos
+    return found
+
+
 # Command line -------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +193,7 @@ TOOL = Tool(
     rules=rules,
     shapes=lambda preset, module: shapes(module),
     published=published_names,
+    configure=configure,
 )
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ a config can name.
     python tools/convert_unet.py --preset=svd --weights=downloads/stable-video-diffusion-img2vid --out=weights/svd-unet
     python tools/convert_unet.py --preset=magdiff --weights=magdiff.ckpt --out=weights/magdiff-unet
     python tools/convert_unet.py --back --weights=weights/svd-unet --out=unet.safetensors
+    python tools/convert_unet.py --back --preset=svd --weights=runs/svd-lora --out=unet.safetensors
 
 `--weights` is a .safetensors, .bin or .ckpt file, an index of several, or a folder: the U-Net's, or that of a whole
 pipeline. In a config: `objective.network = dict(run="weights/svd-unet", weights="params")`. Presets are those of
-configs/unets.py; `convert` and `restore` do the same with arrays, also of a model of another size.
+configs/unets.py; `convert` and `restore` do the same with arrays, also of a model of another size. Of a run that trained a LoRA,
+`--back` writes the U-Net with the LoRA merged in.
 """
 
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -27,7 +30,7 @@ from magvid.flags import guarded, leave
 from magvid.models.unet import UNet
 from magvid.types import Condition
 from tools import rules as by_rules
-from tools.convert import Place, Tool, main
+from tools.convert import Place, Tool, main, same
 from tools.rules import Rule
 
 Shapes = dict[str, tuple[int, ...]]
@@ -190,6 +193,39 @@ def restore(preset: str, arrays: Mapping[str, np.ndarray], ours: Shapes | None =
     return by_rules.restore(arrays, rules(preset), ours or shapes(preset))
 
 
+# What diffusers can be told of a U-Net, its arrays do not show, and ours has one way only.
+FIXED = dict(
+    act_fn="silu",
+    norm_eps=1e-5,
+    flip_sin_to_cos=True,
+    freq_shift=0,
+    time_embedding_type="positional",
+    time_embedding_act_fn=None,
+    timestep_post_act=None,
+    class_embed_type=None,
+    center_input_sample=False,
+    downsample_padding=1,
+    mid_block_scale_factor=1,
+    resnet_out_scale_factor=1,
+    resnet_skip_time_act=False,
+    only_cross_attention=False,
+)
+HEAD_WIDTH = ("modelscope", "mavin")
+
+
+def configure(preset: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The preset's own spec. diffusers' `attention_head_dim` is the width of a head in UNet3DConditionModel, and elsewhere, by
+    an old mistake, the number of heads; `num_attention_heads` comes before it.
+    """
+    heads, channels = spec["heads"], spec.get("channels", UNet.channels)
+    if preset in HEAD_WIDTH:
+        widths = [c // h for c, h in zip(channels, heads, strict=True)]
+        heads = widths[0] if len(set(widths)) == 1 else widths
+    key = "attention_head_dim" if config.get("num_attention_heads") is None else "num_attention_heads"
+    same(preset, config, {key: heads, "norm_num_groups": spec.get("groups", UNet.groups), **FIXED})
+    return spec
+
+
 # Command line -------------------------------------------------------------------------------------------------------
 
 TOOL = Tool(
@@ -199,6 +235,7 @@ TOOL = Tool(
     place=lambda preset: Place("network", folders=("unet",), prefixes=("unet.",)),
     rules=rules,
     shapes=shapes,
+    configure=configure,
 )
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@
 pipeline. In a config: `objective.vae = dict(run="weights/sd-vae", weights="params")`.
 """
 
+import json
+import math
 import pathlib
 import re
 import sys
@@ -23,7 +25,7 @@ from flax.traverse_util import flatten_dict
 from configs.vaes import VAES
 from magvid.flags import guarded, leave
 from magvid.models.vae import AutoencoderKL
-from tools.convert import Place, Tool, main
+from tools.convert import Place, Tool, main, same
 from tools.rules import Rule
 
 T = TypeVar("T")
@@ -85,9 +87,17 @@ def published(preset: str, arrays: Mapping[str, T]) -> dict[str, T]:
     return {old.sub(lambda m: m[1] + OLD[m[2]] + m[3], name): a for name, a in arrays.items()}
 
 
-def configure(spec: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Autoencoders of equal shapes differ in their scaling (SDXL's has 0.13025), which only config.json says."""
-    return {**spec, "scaling": float(config.get("scaling_factor") or spec["scaling"])}
+def configure(preset: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Autoencoders of equal shapes differ in their scaling (SDXL's has 0.13025), which only config.json says. Latents are not
+    shifted here.
+    """
+    same(preset, config, dict(shift_factor=0, latents_mean=None, latents_std=None, norm_num_groups=spec["groups"], act_fn="silu"))
+    scaling = config.get("scaling_factor")
+    if scaling is None:
+        return dict(spec)
+    if type(scaling) not in (int, float) or not 0 < scaling < math.inf:
+        raise ValueError(f"scaling_factor is {json.dumps(scaling)}, not a number above 0: download it again")
+    return {**spec, "scaling": float(scaling)}
 
 
 TOOL = Tool(

@@ -8,6 +8,7 @@ file is there nor which array is wrong, and writes only what is in memory all at
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -30,14 +31,12 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
-INDEX = ".index.json"
+CONFIG = "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# In a folder the first of these that there is: diffusers' names, then transformers'.
-FILES = [
-    stem + suffix
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
-    for suffix in (".safetensors", f".safetensors{INDEX}", ".fp16.safetensors", ".bin", f".bin{INDEX}", ".fp16.bin")
-]
+INDEX = re.compile(r".*\.index(\.\w+)?\.json")
+# What diffusers and transformers call a folder's weights; a variant such as fp16 stands before the last suffix, of an index too.
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+NAME = re.compile(rf"({'|'.join(STEMS)})(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?")
 HEADER = 100 * 2**20  # bytes; what safetensors itself allows
 
 
@@ -48,6 +47,7 @@ class Stored:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    place: pathlib.Path | None = None  # the file or the run that it is in
 
     @property
     def ndim(self) -> int:
@@ -78,7 +78,15 @@ class Source:
 
     weights: dict[str, Stored]
     files: Sequence[pathlib.Path]  # that hold them
-    config: Mapping[str, Any]  # config.json beside them, where there is one
+
+    @property
+    def config_file(self) -> pathlib.Path:
+        return self.files[0].parent / CONFIG
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json beside them says; {} where there is none. UserError names one that is damaged."""
+        return read_config(self.config_file)
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -96,13 +104,13 @@ def open_weights(path: str | os.PathLike, folders: Sequence[str] = ()) -> Source
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     files = [path]
-    if path.name.endswith(INDEX):
+    if INDEX.fullmatch(path.name):
         weights, files = _indexed(path)
     else:
         weights = _one_file(path)
     if not weights:
         raise UserError(f"{path} holds no arrays")
-    return Source(weights, files, _config_beside(path))
+    return Source(weights, files)
 
 
 def _one_file(path: pathlib.Path) -> dict[str, Stored]:
@@ -110,7 +118,7 @@ def _one_file(path: pathlib.Path) -> dict[str, Stored]:
         return read_safetensors(path)
     if path.suffix in PICKLES:
         return read_pickle(path)
-    raise UserError(f"{path} is not a file of weights that is known here: .safetensors, {', '.join(PICKLES)}, or *{INDEX}")
+    raise UserError(f"{path} is not a file of weights that is known here: .safetensors, {', '.join(PICKLES)}, or *.index.json")
 
 
 def _in_folder(folder: pathlib.Path, folders: Sequence[str]) -> pathlib.Path:
@@ -118,9 +126,13 @@ def _in_folder(folder: pathlib.Path, folders: Sequence[str]) -> pathlib.Path:
     inside = sorted(p.name for p in folder.iterdir())
     if inner is not None:
         return _in_folder(inner, ())
-    if found := next((name for name in FILES if name in inside), None):
-        return folder / found
-    others = [name for name in inside if name.endswith((".safetensors", INDEX, *PICKLES))]
+    known = {name: found for name in inside if (found := NAME.fullmatch(name))}
+    variants = {name: found[2] or found[5] for name, found in known.items()}
+    plain = [name for name, variant in variants.items() if variant is None]
+    if plain or len(set(variants.values())) == 1:
+        rank = lambda name: (STEMS.index(known[name][1]), known[name][3] == "bin", known[name][4] is not None)
+        return folder / min(plain or known, key=rank)
+    others = [name for name in inside if name.endswith((".safetensors", *PICKLES)) or INDEX.fullmatch(name)]
     if len(others) == 1:
         return folder / others[0]
     what = f"several: {', '.join(others)}" if others else f"none; it holds {', '.join(inside[:8]) or 'nothing'}"
@@ -128,12 +140,17 @@ def _in_folder(folder: pathlib.Path, folders: Sequence[str]) -> pathlib.Path:
     raise UserError(f"{folder} should hold one file of weights{wanted}, and has {what}: name the file")
 
 
-def _config_beside(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads((path.parent / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+def read_config(path: pathlib.Path) -> Mapping[str, Any]:
+    """The object in a config.json; {} where there is no such file. UserError names one that holds none."""
+    if not path.is_file():
         return {}
-    return config if isinstance(config, dict) else {}
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds {json.dumps(config)[:40]}, not an object {{...}}: download it again")
+    return config
 
 
 def _indexed(index: pathlib.Path) -> tuple[dict[str, Stored], list[pathlib.Path]]:
@@ -176,7 +193,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
             if start != end or stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"the place of {name} does not fit its shape {shape}")
             end = stop
-            weights[name] = Stored(shape, dtype, _reader(path, shape, dtype, 8 + length + start))
+            weights[name] = Stored(shape, dtype, _reader(path, shape, dtype, 8 + length + start), path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a whole .safetensors file ({error}): download it again") from None
     if 8 + length + end != size:
@@ -215,7 +232,7 @@ def read_pickle(path: pathlib.Path) -> dict[str, Stored]:
             state = state[key]
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}, not arrays by name")
-    return {str(n): _stored(t) for n, t in state.items() if isinstance(t, torch.Tensor)}
+    return {str(n): dataclasses.replace(_stored(t), place=path) for n, t in state.items() if isinstance(t, torch.Tensor)}
 
 
 def _is_zip(path: pathlib.Path) -> bool:
@@ -320,15 +337,19 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A sentence: what weights of these names and shapes seem to be, and which tool takes them."""
+def describe(shapes: Mapping[str, tuple[int, ...]], asked: str = "", presets: Sequence[str] = ()) -> str:
+    """A sentence: what weights of these names and shapes seem to be, and which tool takes them. `asked`, `presets`: the tool
+    that asks, and what it has to choose of.
+    """
     found = []
     for prefix, part in sorted(parts(shapes).items()):
         for name, what, tool, preset in KINDS:
             if any(re.fullmatch(name, n) for n in part):
                 guess = preset(part)
-                where = f" under {prefix}*" if prefix else ""
-                found.append(f"{what}{where}, which tools/{tool}.py{f' --preset={guess}' if guess else ''} takes")
+                takes = f"which tools/{tool}.py{f' --preset={guess}' if guess else ''} takes"
+                if tool == asked and not guess:
+                    takes = f"but not clearly one of --preset={', '.join(presets)}"
+                found.append(f"{what}{f' under {prefix}*' if prefix else ''}, {takes}")
     if found:
         return f"It looks like {', and '.join(found)}."
     for name, what in FOREIGN:
