@@ -25,8 +25,15 @@ def parse_arg(arg, **defaults):
 def choose(table, name, what):
     """A row of a table, or a ValueError that lists its rows."""
     if name not in table:
-        raise ValueError(f'{what}="{name}" is unknown; choose of {", ".join(map(str, table))}')
+        raise ValueError(f'{what}="{name}" is unknown; choose of {", ".join(str(k) for k in table if k != "")}')
     return table[name]
+
+
+def within(args, **ranges):
+    """ValueError for an argument outside of its (least, most)."""
+    for name, (low, high) in ranges.items():
+        if not low <= args[name] <= high:
+            raise ValueError(f"the config argument {name}={args[name]} lies outside of {low} to {high}")
 
 
 def inflate(how, run):

@@ -16,7 +16,11 @@ SMOKE = dict(frames=5, height=32, width=48, dtype="float32")
 
 def parse(arg, **own):
     """The arguments of one pipeline (`own`) and those of all."""
-    args = defaults.parse_arg(arg, **own, tune="", model=1, data="data", views=0, dtype="bfloat16", smoke=False)
+    own = own | dict(tune="", model=1, data="data", views=0, dtype="bfloat16", smoke=False)
+    args = defaults.parse_arg(arg, **own)
+    defaults.choose(dict.fromkeys(("bfloat16", "float32", "float16")), args["dtype"], "dtype")
+    # whole numbers begin at 1, or at 0 where that stands for something
+    defaults.within(args, **{name: (min(default, 1), 10**5) for name, default in own.items() if type(default) is int})
     return args | SMOKE if args["smoke"] else args
 
 

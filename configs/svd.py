@@ -13,11 +13,12 @@ the picture) ~ N(-3, 0.5^2). dtype=float32: exact, and slower on accelerators. s
 
 from ml_collections import ConfigDict
 
-from configs import latent
+from configs import defaults, latent
 
 
 def get_config(arg=None):
     args = latent.parse(arg, weights="weights/svd", frames=14, height=576, width=1024, fps=7, motion=127, aug=0.02, chunk=0)
+    defaults.within(args, motion=(1, 255), aug=(0, 100))
     clip = [args[name] for name in ("frames", "height", "width")]
     vae = latent.converted(f"{args['weights']}/vae", args["dtype"])
     vision = latent.converted(f"{args['weights']}/vision", args["dtype"])

@@ -3,6 +3,7 @@
 import difflib
 import pathlib
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -122,13 +123,17 @@ def find_tokenizer(config: Mapping[str, Any]) -> Any | None:
 
 
 def words(tokenizer: Any, prompt: str, negative: str = "") -> dict[str, np.ndarray]:
-    """The row of a prompt, and of what guidance leads away from."""
+    """The row of a prompt, and of what guidance leads away from. Says what is too long for the model."""
+    for text in (prompt, negative):
+        if (count := tokenizer.count(text)) > tokenizer.length:
+            print(f'"{text[:40]}...": the model reads {tokenizer.length} of its {count} tokens; the rest is left out')
     return {"text_ids": tokenizer.encode(prompt)[None], "null_ids": tokenizer.encode(negative)[None]}
 
 
 def slug(text: str, most: int = 40) -> str:
-    """A text as a part of a file's name."""
-    return re.sub(r"\W+", "-", text.lower()).strip("-")[:most].strip("-") or "empty"
+    """A text as a part of a file's name; of a longer one the beginning, and a number that tells it from others."""
+    whole = re.sub(r"\W+", "-", text.lower()).strip("-") or "empty"
+    return whole if len(whole) <= most else f"{whole[:most].strip('-')}-{zlib.crc32(text.encode()):08x}"
 
 
 def find_class(label: str, names: Sequence[str], count: int = 0) -> int:

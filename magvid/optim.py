@@ -25,13 +25,13 @@ class Optimiser:
     schedules: Mapping[str, Schedule]  # what to log: {"": schedule}, or {"/regex": schedule} where rules differ
 
 
-def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
+def schedule(spec: Mapping[str, Any], steps: int, field: str = "optim.GROUP.rules[0][1]") -> Schedule:
     """Learning rate at step s: peak * min(1, s / warmup) * decay.
 
     "constant" has decay = 1; "cosine" has 1/2 (1 + cos(pi (x mod 1))) with x = max(0, s - warmup) / (total - warmup).
     `spec` = {peak, warmup = 0, decay = "cosine" | "constant", total = None -> steps}. The first update has s = 0 and so
     a rate of 0 with warm-up; for s = total the mod returns to the peak, but training stops before (official MAGVIT,
-    specs section 5).
+    specs section 5). `field`: of the config, that errors name.
     """
     if (unknown := set(spec) - {"peak", "warmup", "decay", "total"}) or "peak" not in spec:
         raise ValueError(f"a schedule has peak, and may have warmup, decay, total; got {sorted(unknown) or dict(spec)}")
@@ -42,7 +42,7 @@ def schedule(spec: Mapping[str, Any], steps: int) -> Schedule:
     if decay == "cosine" and total <= warmup:
         raise ValueError(
             f"a cosine schedule over {total} steps cannot have a warm-up of {warmup}: "
-            "shorten warmup (--config.optim.GROUP.rules[0][1].warmup=N) or train for longer"
+            f"shorten warmup (--config.{field}.warmup=N) or train for longer"
         )
 
     def rate(s):
@@ -71,7 +71,8 @@ def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: 
         raise ValueError(
             f"optim.{group}.rules: {unused} decide about no parameter of {group}; its names are {_some(names)}"
         )
-    rates = {i: schedule(s, steps) for i, (_, s) in enumerate(rules) if s is not None}
+    field = f"optim.{group or 'GROUP'}.rules"
+    rates = {i: schedule(s, steps, f"{field}[{i}][1]") for i, (_, s) in enumerate(rules) if s is not None}
     trained = frozenset(n for n, i in labels.items() if i in rates)
     if not trained:
         raise ValueError(

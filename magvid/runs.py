@@ -178,7 +178,8 @@ class Recipe(Run):
 
     @property
     def samples(self) -> pathlib.Path:
-        return pathlib.Path("samples") / self.path.stem
+        """A folder for each objective, as a config's arguments and fields make it: other settings do not overwrite its files."""
+        return pathlib.Path("samples") / f"{self.path.stem}-{_digest(self.config['objective'])[:6]}"
 
 
 def open_run(path: str | os.PathLike, trust: bool = False) -> Run:

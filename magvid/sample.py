@@ -48,11 +48,11 @@ class Options:
     intermediates: bool = False  # draw the decoding steps
     seed: int = 0
     out: str | None = None  # folder
-    format: str = "mp4"  # png: of videos of one frame
+    format: str | None = None  # None: png of videos of one frame, else mp4
     scale: int = 0  # factor of enlargement; 0: to a visible size
 
     def __post_init__(self):
-        if self.format not in FORMATS:
+        if self.format is not None and self.format not in FORMATS:
             raise ValueError(f'format "{self.format}" is unknown: use {", ".join(FORMATS)}')
         if self.tasks is not None and not self.tasks:
             raise ValueError("no task is named: give names such as FP,FI, or leave it out for all")
@@ -100,7 +100,7 @@ class Options:
     @property
     def suffix(self) -> str:
         """Of the files' names: the seed, and what else was asked for, so that other settings do not overwrite them."""
-        named = ("label", "size", "frames", "overlap", "steps", "temperature", "schedule", "guidance")
+        named = ("label", "size", "fps", "frames", "overlap", "steps", "temperature", "schedule", "guidance")
         asked = {"seed": self.seed, **{name: getattr(self, name) for name in named}}
         if self.prompt is not None and self.file is not None:
             asked["prompt"] = conditions.slug(self.prompt)
@@ -157,6 +157,8 @@ def sample_run(
         trust=trust,
     )
     _check_fit(model, options)
+    image = model.tasks and (options.frames or model.frames) == 1
+    options = dataclasses.replace(options, format=options.format or ("png" if image else "mp4"))
     _say_what_was_not_learned(model, options)
     if not model.tasks:
         shown, _ = _show(model, options, clip, alone=False)
@@ -166,7 +168,7 @@ def sample_run(
     asked = options.file is None and (options.label is not None or options.prompt is not None)
     alone = asked and all(objective.blind[i] for i in tasks)
     if alone and options.frames is not None and clip is not None:  # there are no windows: the model makes one longer clip
-        clip, options = dataclasses.replace(clip, frames=options.frames), dataclasses.replace(options, frames=None)
+        clip = dataclasses.replace(clip, frames=options.frames)
     shown, classes = _show(model, options, clip, alone)
     if options.prompt is not None or options.file is not None:
         shown = shown.told(told)
@@ -247,6 +249,8 @@ def _chosen(model: Generator, options: Options, run: runs.Run) -> dict[int, str]
             lacks.append("needs a class: give --label, by number or by name")
         if options.frames is not None and not objective.predicts[i] and not (told and objective.blind[i]):
             lacks.append("makes clips of one length: --frames is for frame prediction, FP or CFP")
+        if (options.frames or 1) > model.frames == 1:
+            lacks.append("makes pictures: leave out --frames")
         lacks = lacks or (unused if options.tasks is None or len(unused) == sum(given.values()) else [])
         if not lacks:
             chosen[i] = task
@@ -264,7 +268,7 @@ def _generate(
 ) -> dict[str, UInt8[np.ndarray, "n t h w 3"]]:
     """{column: videos of one length} of a task."""
     rows = shown.of(task)
-    if options.frames is None:
+    if options.frames is None or alone:
         generated = model.generate(rows, options.seed)
     else:
         generated = model.extend(rows, options.frames, options.overlap, options.seed)
@@ -306,7 +310,7 @@ def _write(
             paths.append(out / f"{_stem(task, name, options)}.{options.format}")
             write_video(paths[-1], upscale(generated[i], options.scale or -(-VISIBLE // generated.shape[2])), shown.fps)
             rows.append([v[i] for v in videos.values()])
-            labels.append(f"{task} {name}")
+            labels.append(f"{task}  {name}")
     columns = list(next(iter(made.values())))
     short = next(iter(made)) if len(made) == 1 else f"{len(made)}tasks"
     paths.append(out / f"grid_{_stem(short, shown.names[0], options)}.{options.format}")

@@ -52,6 +52,8 @@ def train(
     config = runs.anchored(check_config(config), os.getcwd())
     if config["compile_cache"]:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config["compile_cache"]))
+    if not config["optim"]:
+        raise UserError("this config trains nothing (config.optim is empty): a public model is trained with tune=lora, for example")
     _check_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         job = Job.from_config(config, devices, trust)

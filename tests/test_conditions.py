@@ -8,6 +8,7 @@ import pytest
 import tiny_pipeline
 import tiny_runs
 from magvid import conditions
+from magvid.data.text import WordTokenizer
 from magvid.runs import ClipFormat, open_run
 from magvid.sample import Options, sample_run
 from magvid.types import UserError
@@ -71,20 +72,25 @@ def test_a_picture_where_more_than_one_frame_is_needed(picture, tmp_path):
 
 def test_lengths_and_sizes(recipe, picture, tmp_path):
     found = names(recipe, tmp_path, prompt="red", frames=5, size="16x32")[0]
+    assert found == "T2V_red_00_seed0_size16x32_frames5.gif"
     assert read_video(tmp_path / found)[0].shape == (5, 16, 32, 3)  # one clip, longer
     found = names(recipe, tmp_path, image=picture, frames=7)[0]  # windows that begin with the last frame
     assert read_video(tmp_path / found)[0].shape == (7, 16, 24, 3)
     video = tmp_path / "dog.mp4"
     write_video(video, RNG.integers(0, 256, (6, 20, 40, 3)).astype(np.uint8))
     found = names(recipe, tmp_path, video=str(video), fps=5.0)
-    assert found[0] == "I2V_dog_00_seed0.gif"
+    assert found[0] == "I2V_dog_00_seed0_fps5.0.gif"
     grid = read_video(tmp_path / found[-1])[0]
     assert grid.shape[0] == 3 and grid.shape[2] > 3 * 24  # condition, generated, real
 
 
 def test_what_cannot_be_done_is_said(recipe, picture, tmp_path):
     one_frame = dataclasses.replace(recipe, config=recipe.config | {"objective": recipe.config["objective"] | {"clip": [1, 16, 24]}})
-    assert names(one_frame, tmp_path, prompt="red", format="png")[0].endswith(".png")
+    assert names(one_frame, tmp_path, prompt="red", format=None)[0].endswith(".png")
+    with pytest.raises(UserError, match="none of the tasks"):
+        names(one_frame, tmp_path, prompt="red", frames=2)
+    with pytest.raises(ValueError, match="17x24 pixels: the autoencoder takes multiples of 2, such as 16x24"):
+        names(recipe, tmp_path, prompt="red", size="17x24")
     with pytest.raises(UserError, match="more frames than one"):
         names(recipe, tmp_path, prompt="red", format="png")
     with pytest.raises(UserError, match="give --prompt, --image or --video"):
@@ -108,3 +114,24 @@ def test_rows():
     np.testing.assert_array_equal(told.rows["text_ids"], [[1, 2], [1, 2]])
     np.testing.assert_array_equal(told.of(1)["task"], [1, 1])
     assert conditions.slug("A red, red disc!") == "a-red-red-disc" and conditions.slug("...") == "empty"
+    long = [conditions.slug("red " * 20 + end) for end in ("disc", "star")]
+    assert long[0] != long[1] and all(len(name) <= 49 for name in long)
+
+
+def test_other_settings_of_a_config_have_a_folder_of_their_own(recipe):
+    more = dataclasses.replace(recipe, config=recipe.config | {"objective": recipe.config["objective"] | {"clip": [2, 16, 24]}})
+    steps = dataclasses.replace(recipe, config=recipe.config | {"steps": 7})
+    assert recipe.samples.parent == more.samples.parent and recipe.samples == steps.samples != more.samples
+
+
+def test_what_a_prompt_loses_is_said(capsys):
+    class Short(WordTokenizer):
+        def count(self, text):
+            return len(text.split()) + 2
+
+        def encode(self, text):
+            return super().encode(" ".join(text.split()[: self.length - 2]))
+
+    assert conditions.words(Short(("red",), 4), "red red")["text_ids"].shape == (1, 4) and not capsys.readouterr().out
+    conditions.words(Short(("red",), 4), "red red red")
+    assert "the model reads 4 of its 5 tokens; the rest is left out" in capsys.readouterr().out

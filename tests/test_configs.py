@@ -136,6 +136,24 @@ def test_a_wrong_argument_is_named():
         get("vq3d_sprites", "smoke=x")
 
 
+@pytest.mark.parametrize(
+    "arg, message",
+    [
+        ("motion=9999", "motion=9999 lies outside of 1 to 255"),
+        ("aug=-3", "aug=-3.0 lies outside of 0 to 100"),
+        ("aug=nan", "aug=nan lies outside"),
+        ("fps=0", "fps=0 lies outside of 1 to"),
+        ("frames=0", "frames=0 lies outside"),
+        ("height=-32", "height=-32 lies outside"),
+        ("dtype=float99", 'dtype="float99" is unknown; choose of bfloat16, float32'),
+        ("tune=all", 'tune="all" is unknown; choose of full, lora, temporal'),
+    ],
+)
+def test_arguments_of_public_models_out_of_range_are_named(arg, message):
+    with pytest.raises(ValueError, match=message):
+        get("svd", arg)
+
+
 def test_batches_divide_over_meshes():
     """The same config runs on one device and on several."""
     for name in CONFIGS:
@@ -192,7 +210,7 @@ TRAINED = {"": set(), "full": {"network"}, "temporal": {"network"}, "lora": {"lo
 def test_pipelines_of_public_weights_build_at_full_size(name, how):
     """The published networks, sampled, and trained as `tune` says; nothing is read from disk."""
     if (name, how) == ("sd", "temporal"):
-        with pytest.raises(ValueError, match='tune="temporal" is unknown; choose of , full, lora'):
+        with pytest.raises(ValueError, match='tune="temporal" is unknown; choose of full, lora'):
             get(name, f"tune={how}")
         return
     checked = check_config(with_own_tokenizer(name, f"tune={how}"))

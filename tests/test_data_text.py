@@ -130,6 +130,7 @@ def test_a_published_tokenizer_equals_its_own_library(tmp_path):
     for text in ("a red cat", "", "a very long text of many words that is cut"):
         expected = own(text, padding="max_length", truncation=True, max_length=9)["input_ids"]
         np.testing.assert_array_equal(tokenizer({"caption": text}, RNG)["text_ids"], expected)
+    assert tokenizer.count("a red cat") == 2 + 2 + 3 and tokenizer.count("a very long text") == 2 + 13
     np.testing.assert_array_equal(tokenizer.null, own("", padding="max_length", max_length=9)["input_ids"])
     assert tokenizer.size == len(own) and tokenizer.encode("a red").dtype == np.int32
     with pytest.raises(UserError, match="does not hold a tokenizer"):

@@ -161,8 +161,9 @@ def test_the_moments_of_an_ancestral_step():
         assert jnp.var(x1) == pytest.approx(float(1 / precision), rel=0.02)
 
 
-def test_ddim_is_the_euler_step_of_edm():
-    levels = EDM().levels(4)
+@pytest.mark.parametrize("schedule", [Discrete(), Discrete(clean_end=False), EDM()], ids=["ddpm", "not_clean", "edm"])
+def test_ddim_is_the_euler_step_of_edm(schedule):
+    levels = schedule.levels(4)
     x = begin(some_clips(), levels)
     for ours, theirs in zip(*(path(s, smooth_denoiser, x, levels, KEY) for s in (DDIM(), EulerEDM())), strict=True):
         assert relative_error(ours, theirs) < 1e-4
@@ -204,6 +205,16 @@ def test_one_trace_serves_all_steps_and_calls(sampler):
     assert len(traces) == 1
     run.trace(some_clips(), EDM().levels(40), KEY)
     assert len(traces) == 2
+
+
+def test_what_a_sampler_cannot_take_is_named():
+    for eta in (-0.1, 2.0):
+        with pytest.raises(ValueError, match=f"eta={eta}: the share of new noise lies between 0"):
+            DDIM(eta)
+    with pytest.raises(ValueError, match="x is bfloat16: samplers compute in float32"):
+        sample(DDIM(), smooth_denoiser, some_clips().astype(jnp.bfloat16), EDM().levels(2), KEY)
+    with pytest.raises(ValueError, match="the 1000 timesteps from 1000 to 1 must fall and lie in 0..999: take fewer steps"):
+        Discrete().levels(1000)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)

@@ -207,6 +207,8 @@ def test_joined_conditions():
 
 
 def test_impossible_objectives_are_named():
+    with pytest.raises(ValueError, match=r"clip=\(0, 16, 24\): a clip has at least one frame"):
+        Denoise(network=tiny.Network(), clip=(0, 16, 24))
     with pytest.raises(ValueError, match="zero terminal SNR: predict v"):
         Denoise(network=tiny.Network(), schedule=Discrete(zero_snr=True))
     with pytest.raises(ValueError, match="sum to at most 1"):

@@ -172,6 +172,7 @@ def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):
     for changes, message in [
         (dict(optim={k: optim[k] for k in ("generator", "features")}), 'group "discriminator" has neither'),
         (dict(optim=optim | {"encoder": optim["features"]}), r"optim names \['encoder'\]"),
+        (dict(optim={}), r"trains nothing \(config.optim is empty\): a public model is trained with tune=lora"),
         (dict(ema_groups=["encoder"]), r"ema_groups names \['encoder'\]"),
         (dict(lerning_rate=1), "no field lerning_rate"),
         (dict(save_evry=1), "did you mean save_every"),

@@ -37,6 +37,10 @@ class Tokenizer:
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
         raise NotImplementedError
 
+    def count(self, text: str) -> int:
+        """How many ids the whole text would have; more than `length` are cut."""
+        return len(self.encode(text))
+
     @functools.cached_property
     def null(self) -> Int32[np.ndarray, "n"]:
         return self.encode("")
@@ -113,6 +117,9 @@ class HFTokenizer(Tokenizer):
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
         found = _load(self.folder)(text, padding="max_length", truncation=True, max_length=self.length)
         return np.asarray(found["input_ids"], np.int32)
+
+    def count(self, text: str) -> int:
+        return len(_load(self.folder)(text, verbose=False)["input_ids"])
 
     @property
     def size(self) -> int:

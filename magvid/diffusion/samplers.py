@@ -47,6 +47,10 @@ class DDIM(_Memoryless):
     eta: float = 0.0
     order: ClassVar[int] = 1
 
+    def __post_init__(self):
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta}: the share of new noise lies between 0 (none) and 1 (DDPM)")
+
     def step(self, denoise, carry, s0, s1, key):
         (x,) = carry
         x0 = denoise(x, s0)
@@ -72,9 +76,10 @@ class DDPM(_Memoryless):
 
 @dataclasses.dataclass(frozen=True)
 class EulerEDM(_Memoryless):
-    """Karras et al. (2022), algorithm 1 without churn: an Euler step of dx / dsigma = (x - x0) / sigma.
+    """Karras et al. (2022), algorithm 1 without churn: an Euler step of dx / dsigma = (x - x0) / sigma for x / alpha and
+    sigma / alpha.
 
-    For levels with alpha = 1. It is the step of DDIM there, written so that the last one, to sigma 0, gives x0 exactly.
+    It is the step of DDIM, written so that with alpha = 1 the last one, to sigma 0, gives x0 exactly.
     """
 
     order: ClassVar[int] = 1
@@ -82,7 +87,7 @@ class EulerEDM(_Memoryless):
     def step(self, denoise, carry, s0, s1, key):
         (x,) = carry
         x0 = denoise(x, s0)
-        return (x0 + s1.sigma / s0.sigma * (x - x0),)
+        return (s1.alpha * x0 + s1.sigma / s0.sigma * (x - s0.alpha * x0),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +142,8 @@ def trajectory(
 
 
 def _scan(sampler: Sampler, denoise: Guided, x: Array, levels: Level, key: Array, record: Callable[[Array], Any]):
+    if jnp.promote_types(x.dtype, jnp.float32) != x.dtype:
+        raise ValueError(f"x is {x.dtype}: samplers compute in float32; what the network computes in is its own dtype")
     levels = Level(*map(jnp.asarray, levels))
     pairs = [Level(*(a[cut] for a in levels)) for cut in (slice(None, -1), slice(1, None))]
 

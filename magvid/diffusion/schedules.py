@@ -127,7 +127,8 @@ class Discrete:
         t = np.asarray(timesteps)
         if t[0] >= self.steps or t[-1] < 0 or np.any(np.diff(t) >= 0):
             raise ValueError(
-                f"timesteps {t} must fall and lie in 0..{self.steps - 1}: take fewer steps, or another spacing or offset"
+                f"the {len(t)} timesteps from {t[0]} to {t[-1]} must fall and lie in 0..{self.steps - 1}: take fewer steps, or "
+                "another spacing or offset"
             )
         end = 1.0 if self.clean_end else self.alphas_bar[0]
         bar = np.append(self.alphas_bar[t], end)

@@ -93,6 +93,8 @@ class Denoise:
     def __post_init__(self):
         if not self.tasks:
             object.__setattr__(self, "tasks", {self._task_name(): ()})
+        if self.clip is not None and min(self.clip) < 1:
+            raise ValueError(f"clip={tuple(self.clip)}: a clip has at least one frame, row and column")
         if isinstance(self.prediction, Eps) and getattr(self.schedule, "zero_snr", False):
             raise ValueError("the noise says nothing about x0 at zero terminal SNR: predict v or x0, or set zero_snr=False")
         shares = [share for _, share in self.drop]
@@ -227,16 +229,19 @@ class Denoise:
         return cut(self.decode(params, self.latents(params, batch, None)), batch["video"])
 
     def video_shape(self, batch: dict) -> tuple[int, ...]:
-        """(b t h w 3) of the clips of a batch, also of one of their latents."""
-        if "video" in batch:
-            return batch["video"].shape
+        """(b t h w 3) of the clips of a batch, also of one of their latents. ValueError for a size that latents cannot have."""
+        factor = 1 if self.vae is None else self.vae.factor
         for name in LATENTS:
-            if name in batch:
+            if "video" not in batch and name in batch:
                 b, t, h, w, _ = batch[name].shape
-                return b, t, h * self._factor, w * self._factor, 3
-        if self.clip is None:
+                return b, t, h * factor, w * factor, 3
+        if "video" not in batch and self.clip is None:
             raise ValueError(f'the size of the clips is unknown: give "noise" beside {sorted(batch)}, or set clip=(t, h, w)')
-        return (len(next(iter(batch.values()))), *self.clip, 3)
+        b, t, h, w = (len(next(iter(batch.values()))), *self.clip) if "video" not in batch else batch["video"].shape[:4]
+        if h % factor or w % factor:
+            near = [max(1, round(n / factor)) * factor for n in (h, w)]
+            raise ValueError(f"{h}x{w} pixels: the autoencoder takes multiples of {factor}, such as {near[0]}x{near[1]}")
+        return b, t, h, w, 3
 
     def latent_shape(self, batch: dict) -> tuple[int, ...]:
         """(b t h w c) of the latents of a batch."""
@@ -248,10 +253,6 @@ class Denoise:
             return shape
         encode = lambda x: self.vae.init_with_output(jax.random.key(0), x, method="encode")[0][0]
         return jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
-
-    @property
-    def _factor(self) -> int:
-        return 1 if self.vae is None else self.vae.factor
 
     # A cache of latents (data/latents.py) ---------------------------------------------------------------------------
 
