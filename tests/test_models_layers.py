@@ -29,12 +29,24 @@ def assert_same_with_gradients(f, g, *args):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), everything(f), everything(g))
 
 
+@pytest.fixture
+def constants(monkeypatch):
+    """Changes constants of `layers`, which has convolutions that were traced with others."""
+
+    def change(**values):
+        for name, value in values.items():
+            monkeypatch.setattr(layers, name, value)
+        layers._conv3d.cache_clear()
+
+    yield change
+    layers._conv3d.cache_clear()
+
+
 @pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (4, 4, 4), (1, 3, 3), (3, 1, 1)])
-def test_temporal_taps_equal_the_direct_convolution(strides, kernel, monkeypatch):
-    """With the kernel's gradient as products, which real sizes have from many channels on."""
-    monkeypatch.setattr(layers, "CHUNK_BYTES", 2 * 4 * 2 * 6 * 10 * 5)  # two frames at a time
-    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
+def test_temporal_taps_equal_the_direct_convolution(strides, kernel, constants):
+    """With the kernel's gradient as products, which real sizes have from many channels on; two frames at a time."""
+    constants(CHUNK_BYTES=2 * 4 * 2 * 6 * 10 * 5, PRODUCT_CHANNELS=1)
     x, w = random(2, 7, 6, 10, 3), random(*kernel, 3, 5, seed=1)
     pads = tuple(lax.padtype_to_pads(x.shape[1:4], kernel, strides, "SAME"))
     direct = partial(layers._conv, strides=strides, pads=pads)
@@ -50,9 +62,9 @@ def test_convolution_of_nearest_equals_upsampling_first(factors, mode):
 
 
 @pytest.mark.parametrize("channels", [1, 64])
-def test_second_derivative_of_convolution(channels, monkeypatch):
+def test_second_derivative_of_convolution(channels, constants):
     """R1 penalties differentiate a gradient."""
-    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", channels)
+    constants(PRODUCT_CHANNELS=channels)
     x, w, pads = random(1, 3, 4, 5, 2), random(3, 3, 3, 2, 2, seed=1), ((1, 1),) * 3
 
     def penalty(conv):
@@ -60,6 +72,19 @@ def test_second_derivative_of_convolution(channels, monkeypatch):
 
     ours, theirs = (penalty(lambda x, w: f(x, w, (1, 1, 1), pads)) for f in (layers.conv3d, layers._conv))
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_equal_convolutions_are_traced_once(constants, monkeypatch):
+    traced = []
+    monkeypatch.setattr(layers, "_conv_taps", lambda x, kernel, strides, pads: traced.append(1) or layers._conv(x, kernel, strides, pads))
+    constants()
+    x, w, other = random(1, 3, 4, 6, 2), random(3, 3, 3, 2, 2), random(3, 3, 3, 2, 5)
+    conv = lambda x, w: layers.conv3d(x, w, (1, 1, 1), ((1, 1),) * 3)
+    jax.eval_shape(lambda x: conv(conv(x, w), w), x)
+    jax.eval_shape(conv, x, w)
+    assert len(traced) == 1
+    jax.eval_shape(conv, x, other)
+    assert len(traced) == 2
 
 
 def test_gelu_is_exact():
