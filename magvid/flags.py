@@ -122,7 +122,7 @@ COMMANDS = {
             Flag("guidance", "float", None, "G", "classifier-free; see objective.condition_drop; default: as above", 0),
             Flag("intermediates", "bool", False, "", "also draw the decoding steps, a picture per sample"),
             SEED,
-            Flag("out", "str", None, "FOLDER", "where to write; default: RUN/samples"),
+            Flag("out", "str", None, "FOLDER", "where to write; default: RUN/samples, of a config samples/NAME-NUMBER"),
             Flag("format", "str", None, "mp4|gif|webm|png", "of the files; default: png of images (videos of one frame), else mp4"),
             Flag("scale", "int", 0, "N", "enlarge N times; default: to at least 128 pixels; 1: as they are", 0),
             TRUST,
