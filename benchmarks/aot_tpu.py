@@ -4,7 +4,7 @@
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python benchmarks/aot_tpu.py --config=configs/svd.py:tune=full --topology=v5p:2x2x4
 
 The frozen networks are described by their published sizes: no weights are read. Prints one line of JSON. SVD took 36 minutes on two
-cores beside other work, ModelScope 38, and either 14 GB of memory or a little more.
+cores beside other work, ModelScope 38; each was seen to hold 14 GB of memory.
 """
 
 import importlib
