@@ -33,6 +33,12 @@ EXTRAS = {
         "tensorflow-datasets>=4.9.10",  # data sets by name, read without TensorFlow
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
     ],
+    "xlsx": [
+        "openpyxl>=3.1",  # Animal Kingdom says in a spreadsheet which animals its videos show
+    ],
+    "flow": [
+        "opencv-python-headless>=4.10",  # optical flow without weights, for tools/measure_motion.py
+    ],
     "convert": [
         "safetensors>=0.5",  # weights of other libraries without torch
         "transformers>=5.5,<6",  # tokenizers and image processors
@@ -49,6 +55,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",  # a test of JAX compiles on one core most of its time: one worker for each
         "scikit-image>=0.24",  # an independent SSIM
+        "openpyxl>=3.1",  # writes the tiny spreadsheet that its reader is tested on
         "tensorflow-datasets>=4.9.10",  # prepares the tiny data sets that its reader is tested on, without TensorFlow
         "importlib_resources",
     ],

@@ -15,6 +15,12 @@ def _time(**options) -> dict:
     return dict(factory="magvid.models.unet:TimeEmbedding", **options)
 
 
+def _between_frames(preset: dict, **options) -> dict:
+    """The fields of ModelScope's layers, with options of all transformers between frames."""
+    frames = _transformer("temporal:FrameTransformer", **options)
+    return dict(attention=dict(preset["attention"], frames=frames), stem=dict(preset["stem"], **options))
+
+
 # Stable Diffusion 2.1: 2.1-base predicts eps, the 768 model is the same network trained for v
 sd21 = dict(
     heads=(5, 10, 20, 20),
@@ -72,6 +78,19 @@ INPUTS = dict(
     svd_xt=dict(channels=8, tokens=dict(image=1024), scalars=("fps", "motion", "aug")),
     magdiff=dict(channels=8, tokens=dict(text=1024, image=1024), scalars=()),
 )
+
+# MAVIN's optional code paths, off in every released configuration of it: fields that take the place of `mavin`'s, with the same
+# parameters. `centred` reads the scalar "start" of the gap, `sparse_causal` "start" and "end".
+MAVIN_VARIANTS = dict(
+    rope=_between_frames(mavin, cross_attention=dict(factory="magvid.models.temporal:RotaryAttention")),
+    centred=_between_frames(mavin, self_attention=dict(factory="magvid.models.temporal:CentredAttention")),
+    sparse_causal=dict(
+        attention=dict(mavin["attention"], self_attention=dict(factory="magvid.models.temporal:SparseCausalAttention"))
+    ),
+)
+
+# What MAVIN trains (regex over names of parameters): 496,042,176 of its 1,411,336,260
+MAVIN_TRAINED = "temp_convs/|attn[12]/to_|time_emb_proj/|time_embedding/(linear_[12]|cond_proj)/"
 
 # Over a mesh axis "model": heads and the feed-forwards' inner width are divided (Shoeybi et al., 2019); all else over the data.
 TENSOR = [

@@ -7,13 +7,8 @@ Every arm has the same budget (configs/ablation.py), every seed a tokenizer of i
 again. Results: WORKDIR/table.md, WORKDIR/scores.json and WORKDIR/*.png.
 """
 
-import concurrent.futures
 import json
-import math
-import multiprocessing
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -23,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import ablation
+from experiments.arms import cell, film_strip, markdown, run_stages
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 
 PROGRAM = Program(
@@ -87,30 +83,6 @@ def config_of(arg: str):
 
 
 # One arm, in a process of its own ------------------------------------------------------------------------------------
-
-
-def start_worker(cores: Sequence[int]) -> None:
-    """One thread of computation in each process: two small programs beside each other outrun one on two threads."""
-    from absl import logging
-
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every save and load
-    if not hasattr(os, "sched_setaffinity"):  # Linux alone has it
-        return
-    os.sched_setaffinity(0, {cores[multiprocessing.current_process()._identity[0] % len(cores)]})
-    import jax
-
-    jax.devices()  # makes the pool of threads
-    os.sched_setaffinity(0, cores)
-
-
-def available_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def on_cpu() -> bool:
-    """Asked in a process of its own: this one shall not take the memory of an accelerator."""
-    command = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "cpu"
 
 
 def train_and_score(name: str, arg: str, workdir: str, clips: int) -> tuple[str, dict]:
@@ -195,27 +167,6 @@ def copy_scores(workdir: pathlib.Path, clips: int, tasks: str) -> dict[str, dict
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half width of the 95 % interval by Student's t); nan for one value."""
-    from scipy import stats
-
-    n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    return float(np.mean(values)), float(half)
-
-
-def cell(values: Sequence[float] | None, digits: int = 2) -> str:
-    if not values or any(v is None for v in values):
-        return "–"
-    mean, half = interval(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
-
-
 def tokenizer_table(scores: Mapping[str, Mapping], seeds: range) -> str:
     rows = []
     for title, (name, _) in TOKENIZERS.items():
@@ -260,10 +211,6 @@ def arm_cells(of: Sequence[Mapping], tasks: str) -> list[str]:
 
 def picture(workdir: pathlib.Path, tasks: str, task: str, out: pathlib.Path, clip: int = 0) -> None:
     """Frames of one clip: the condition, what each arm of seed 0 makes of it, and the real one."""
-    from PIL import Image
-
-    from magvid.pictures import labelled_grid
-
     found, real = {}, {}
     for title, (row, decoding) in ARMS.items():
         file = workdir / f"{row}-{tasks}-0" / f"examples{f'-{decoding}' if decoding else ''}.npz"
@@ -271,25 +218,16 @@ def picture(workdir: pathlib.Path, tasks: str, task: str, out: pathlib.Path, cli
             with np.load(file) as arrays:
                 found[title] = arrays[task][clip]
                 real = {"given (padded)": arrays[f"condition/{task}"][clip], "real": arrays[f"real/{task}"][clip]}
-    rows = {**real, **found}
-    frames = range(ablation.CLIP["frames"])
-    grid = labelled_grid([[v[t : t + 1] for t in frames] for v in rows.values()], [f"frame {t}" for t in frames], list(rows))
-    Image.fromarray(grid[0]).save(out)
+    film_strip({**real, **found}, out)
 
 
 def reconstructions(workdir: pathlib.Path, out: pathlib.Path, clip: int = 1) -> None:
     """Frames of one clip as each tokenizer of seed 0 reconstructs them."""
-    from PIL import Image
-
-    from magvid.pictures import labelled_grid
-
     rows = {}
     for title, (name, _) in TOKENIZERS.items():
         with np.load(workdir / f"{name}-0" / "examples.npz") as arrays:
             rows = {"real": arrays["real/reconstruction"][clip], **rows, title: arrays["reconstruction"][clip]}
-    frames = range(ablation.CLIP["frames"])
-    grid = labelled_grid([[v[t : t + 1] for t in frames] for v in rows.values()], [f"frame {t}" for t in frames], list(rows))
-    Image.fromarray(grid[0]).save(out)
+    film_strip(rows, out)
 
 
 # All -----------------------------------------------------------------------------------------------------------------
@@ -299,19 +237,7 @@ def run_all(options, sets: Sequence[str], workdir: pathlib.Path, say: Callable[[
     """{name of the run: its scores}."""
     of_seeds = [runs_of(seed, options.smoke, str(workdir), sets) for seed in range(options.seeds)]
     stages = [dict(item for stage in same for item in stage.items()) for same in zip(*of_seeds, strict=True)]
-    cores = available_cores()
-    jobs = options.jobs or (len(cores) if on_cpu() else 1)
-    scores, total = {}, sum(map(len, stages))
-    with concurrent.futures.ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), start_worker, (cores,)
-    ) as pool:
-        for stage in stages:
-            work = [pool.submit(train_and_score, n, arg, str(workdir), options.clips) for n, arg in stage.items()]
-            for future in concurrent.futures.as_completed(work):
-                name, found = future.result()
-                scores[name] = found
-                say(f"{len(scores)} of {total}: {name}")
-    return scores
+    return dict(run_stages(stages, train_and_score, (str(workdir), options.clips), options.jobs, say))
 
 
 def main(argv: list[str]) -> None:

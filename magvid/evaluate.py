@@ -1,5 +1,14 @@
-"""Numbers about a trained run: held-out clips -> generated videos per task -> metrics -> json."""
+"""Numbers about a trained run: held-out clips -> generated videos per task -> metrics -> json.
 
+A metric has `features(batch) -> {name: array of clips}` and `result(features of all clips) -> {name: number}`. One with
+a network has `with_weights({group: weights})`, and its spec refers to a run or a file as an objective does (`runs.py`):
+
+metrics = [dict(target="magvid.metrics.clip:ClipSmoothness", vision=dict(run="weights/clip-l", part="clip.vision"))]
+"""
+
+import dataclasses
+import functools
+import math
 import pathlib
 import sys
 import time
@@ -7,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from magvid import runs
 from magvid.build import build
@@ -58,16 +67,17 @@ def evaluate_run(
     tasks: names, default all of the run. best_of: samples per clip, one number or {task: number}; metrics see the first
     sample as "video" and all of them as "samples". A clip's samples depend on (seed, number of the clip, number of the
     sample) alone. metrics: those of this module and of `config.metrics`.
-    The numbers are {"run", "hash", "step", "weights", "world", "clips", "seed", "best_of", "reconstruction": {name:
-    number}, "tasks": {task: {name: number}}, "seconds"}. UserError or ValueError for a run, task or data set that does
-    not fit.
+    The numbers are {"run", "hash", "step", "weights", "world", "clips", "seed", "best_of", "settings",
+    "reconstruction": {name: number}, "tasks": {task: {name: number}}, "seconds"}. The settings are those of the
+    "metrics" (with the hashes of their "weights"), of the "clip", of "sampling" or "decoding", and the "gaps" (start,
+    stop) that given frames leave in a task. UserError or ValueError for a run, task or data set that does not fit.
     """
     begin = time.monotonic()
     model = Generator.open(run, tasks, batch=batch, weights=weights, trust=trust)
     if not model.config["data"].get("eval"):
         raise UserError(f"the config of {run.path} has no data.eval: there are no held-out clips to evaluate on")
     data = Clips.of(model.config)
-    metrics = [*METRICS, *(m for m in build(tuple(model.config["metrics"])) if m not in METRICS)]
+    metrics, used = open_metrics(model.config["metrics"], trust)
     samples = {t: best_of if isinstance(best_of, int) else best_of.get(t, 1) for t in model.tasks}
     if clips < 1 or any(n < 1 for n in samples.values()):
         raise ValueError(f"clips and best_of must be at least 1, got {clips} and {best_of}")
@@ -75,11 +85,13 @@ def evaluate_run(
         say(f"there are only {len(data.source)} held-out clips, {clips} were asked for")
         clips = len(data.source)
     scores = {name: Scores(metrics) for name in ("reconstruction", *model.tasks)}
+    gaps: dict[str, set[tuple[int, int]]] = {}
     shown: dict[str, list[Example]] = {}
     done, total = 0, -(-clips // model.batch) * max(sum(samples.values()), 1)
     for rows in data.batches(0, clips, model.batch):
         for task, result in _videos(model, rows, samples, seed):
             scores[task].add(result)
+            gaps.setdefault(task, set()).update(_spans(frames.gap_frames(result)))
             if model.tasks and task not in samples:
                 continue  # the reconstruction of a run with tasks: a by-product
             some = shown.setdefault(task, [])
@@ -97,6 +109,7 @@ def evaluate_run(
         "clips": clips,
         "seed": seed,
         "best_of": samples,
+        "settings": _settings(model, data, used, gaps),
         "reconstruction": found.pop("reconstruction"),
         "tasks": found,
         "seconds": round(time.monotonic() - begin, 1),
@@ -135,6 +148,60 @@ def _examples(clips: Clips, videos: Rows, count: int) -> list[Example]:
     ]
 
 
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def open_metrics(specs: Sequence[Mapping[str, Any]], trust: bool) -> tuple[list[Any], list[dict[str, Any]]]:
+    """(`METRICS` and those of the specs, with their weights; what each is)."""
+    metrics, used = list(METRICS), [described(m) for m in METRICS]
+    for i, spec in enumerate(specs):
+        spec, groups, hashes = runs.resolve_spec(spec, f"metrics[{i}]", trust)
+        metric = build(spec)
+        if hasattr(metric, "with_weights"):
+            metric = metric.with_weights(groups)
+        if metric not in METRICS:
+            metrics.append(metric)
+            used.append(described(metric) | ({"weights": hashes} if hashes else {}))
+    return metrics, used
+
+
+def _settings(
+    model: Generator, data: Clips, metrics: list[dict[str, Any]], gaps: Mapping[str, set[tuple[int, int]]]
+) -> dict[str, Any]:
+    clip = dataclasses.asdict(data.format)
+    del clip["classes"]
+    places = {task: [list(span) for span in sorted(spans)] for task, spans in gaps.items() if spans}
+    objective = model.programs.objective
+    how = {k: described(getattr(objective, k)) for k in ("sampling", "decoding") if hasattr(objective, k)}
+    return {"metrics": metrics, "clip": clip, "gaps": places, **how}
+
+
+def _spans(chosen: Bool[np.ndarray, "b t"]) -> set[tuple[int, int]]:
+    """(start, stop) of each run of chosen frames."""
+    edges = np.diff(np.pad(chosen, [(0, 0), (1, 1)]).astype(np.int8))
+    pairs = ((np.flatnonzero(row > 0), np.flatnonzero(row < 0)) for row in edges)
+    return {(int(a), int(b)) for starts, stops in pairs for a, b in zip(starts, stops, strict=True)}
+
+
+def described(value: Any) -> Any:
+    """As JSON, the reverse of `build` with every default: {"target" or "factory": path, fields}. What is None, and
+    fields that are not shown, such as weights, are left out.
+    """
+    path = lambda thing: f"{thing.__module__}:{thing.__qualname__}"
+    if isinstance(value, functools.partial):
+        return {"factory": path(value.func)} | described(value.keywords)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
+        return {"target": path(type(value))} | described(fields)
+    if isinstance(value, Mapping):
+        return {str(k): described(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [described(v) for v in value]
+    if isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return path(value) if hasattr(value, "__qualname__") else str(value)
+
+
 # Results ------------------------------------------------------------------------------------------------------------
 
 
@@ -152,8 +219,8 @@ class Scores:
         """What is not finite is None, as JSON has no NaN."""
         numbers = {}
         for metric, found in zip(self.metrics, self.found, strict=True):
-            if found and found[0]:
-                numbers |= metric.result({k: np.concatenate([f[k] for f in found]) for k in found[0]})
+            if some := [f for f in found if f]:  # of other batches it may say nothing
+                numbers |= metric.result({k: np.concatenate([f[k] for f in some]) for k in some[0]})
         return {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
 
 

@@ -3,6 +3,7 @@
 objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen weights of that run's `tokenizer`
 objective.conditioners[0].text = dict(run="runs/clip", part="clip.text")  # a part of one, under another name
 objective.perceptual = dict(target=..., weights_file="a.npz")  # frozen weights from a file of tools/convert_features.py
+metrics[0].vision = dict(run="runs/clip", part="clip.vision")  # likewise in a metric, see `evaluate.py`
 init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
 """
 
@@ -250,17 +251,23 @@ def check_hashes(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, str],
 
 
 def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Groups, dict[str, str]]:
-    """(config, {group: frozen weights}, {group: hash}) without references.
+    """(config, {group: frozen weights}, {group: hash}) without references in the objective, see `resolve_spec`."""
+    objective, frozen, hashes = resolve_spec(config["objective"], "objective", trust)
+    return {**config, "objective": objective}, frozen, hashes
 
-    Each `<field> = dict(run=..., weights=...)` in the objective, also inside of its parts, becomes the spec of that field
+
+def resolve_spec(spec: Mapping[str, Any], path: str, trust: bool = False) -> tuple[dict, Groups, dict[str, str]]:
+    """(spec, {group: weights}, {group: hash}) without references; `path` is where it stands in the config.
+
+    Each `<field> = dict(run=..., weights=...)` in it, also inside of its parts, becomes the spec of that field
     in that run, and the weights of the group `<field>`. A reference to a reference is followed. `weights_file` in a spec
     is taken out of it: its arrays are the weights of the group. UserError where a group would have two sources.
     """
     frozen, hashes, sources, specs = {}, {}, {}, {}
-    for path, field, spec in references(config["objective"]):
-        first, given = sources.setdefault(field, (path, spec))
-        if given != spec:
-            raise UserError(f"{first} is {given}, and {path} is {spec}: they share their weights, so give both the same")
+    for where, field, part in references(spec, path, path):
+        first, given = sources.setdefault(field, (where, part))
+        if given != part:
+            raise UserError(f"{first} is {given}, and {where} is {part}: they share their weights, so give both the same")
 
     def resolved(path: str, field: str, spec: Any) -> Any:
         if _is_reference(spec):
@@ -275,7 +282,7 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
             return type(spec)(resolved(f"{path}[{i}]", field, v) for i, v in enumerate(spec))
         return spec
 
-    return {**config, "objective": resolved("objective", "objective", config["objective"])}, frozen, hashes
+    return resolved(path, path, spec), frozen, hashes
 
 
 def references(spec: Any, path: str = "objective", field: str = "objective") -> Iterator[tuple[str, str, Mapping]]:

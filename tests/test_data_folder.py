@@ -9,6 +9,8 @@ from make_videos import damaged, encode, numbered, numbers
 
 from magvid import video
 from magvid.data.folder import VideoFolder
+from magvid.data.pipeline import Loader
+from magvid.data.text import Template
 from magvid.types import UserError
 
 KINDS = {  # file -> how it is encoded
@@ -44,8 +46,12 @@ def test_classes_are_subfolders(tmp_path):
     damaged(tmp_path / "junk" / "x.mp4", "text")
     folder = VideoFolder(tmp_path, 2, 8, 8)
     assert folder.classes == ("jump", "run")
-    labels = [(record["file"], int(record["label"])) for record in folder]
-    assert labels == [("jump/deep/b.mp4", 0), ("run/a.mp4", 1), ("run/c.mp4", 1)]
+    labels = [(record["file"], int(record["label"]), record["action"]) for record in folder]
+    assert labels == [("jump/deep/b.mp4", 0, "jump"), ("run/a.mp4", 1, "run"), ("run/c.mp4", 1, "run")]
+    loader = Loader(folder, 2, shuffle=False, transforms=(Template("a horse {action}s"),), keys=("label", "text"))
+    batch = next(loader)
+    loader.close()
+    assert batch["text"] == ["a horse jumps", "a horse runs"] and batch["label"].tolist() == [0, 1]
 
 
 def test_a_flat_folder_is_one_class(tmp_path):
@@ -97,6 +103,38 @@ def test_frame_rate_and_stride(tmp_path):
     assert numbers(folder[1]["video"]) == [1, 2, 2, 2, 4]
     native = VideoFolder(tmp_path, frames=2, height=8, width=8, stride=3)
     assert numbers(native[1]["video"]) == [1, 4]
+
+
+def test_whole_strides_near_a_frame_rate(tmp_path):
+    """The rule of the released MAVIN: min(2, round(rate / 8)), at least 1, and less in a short file."""
+    for name, rate, frames in (("slow", 8, 20), ("film", 12, 20), ("middle", 13, 20), ("fast", 30, 20), ("short", 30, 8), ("tiny", 30, 4)):
+        encode(tmp_path / f"{name}.mp4", numbered(frames), rate=rate)
+    folder = VideoFolder(tmp_path, frames=5, height=8, width=8, fps=8, most_stride=2)
+    assert folder.bad == {"tiny.mp4": "too short: 4 frames, a clip needs 5"} and folder.fps == 8
+    shown = {record["file"]: numbers(record["video"]) for record in folder}
+    # round half to even, as Python has it: 12 / 8 -> 2
+    assert shown == {
+        "fast.mp4": [6, 8, 10, 12, 14],
+        "film.mp4": [6, 8, 10, 12, 14],
+        "middle.mp4": [6, 8, 10, 12, 14],
+        "short.mp4": [2, 3, 4, 5, 6],
+        "slow.mp4": [8, 9, 10, 11, 12],
+    }
+    free = VideoFolder(tmp_path, frames=5, height=8, width=8, fps=8, most_stride=4)
+    assert numbers(free[0]["video"]) == [2, 6, 10, 14, 18] and free.fingerprint != folder.fingerprint
+    for wrong in (dict(most_stride=2), dict(most_stride=0, fps=8), dict(most_stride=2, fps=8, stride=2)):
+        with pytest.raises(ValueError, match="most_stride=.: at least 1, and together with fps and stride=1"):
+            VideoFolder(tmp_path, 5, 8, 8, **wrong)
+
+
+def test_the_whole_picture_squeezed(tmp_path):
+    halves = np.zeros((2, 16, 64, 3), np.uint8)
+    halves[:, :, 32:] = 255
+    encode(tmp_path / "a.mp4", halves)
+    folder = VideoFolder(tmp_path, frames=2, height=16, width=16, keep_aspect=False)
+    clip = folder.read(0, rng())["video"]
+    assert clip.shape == (2, 16, 16, 3) and clip[:, :, :7].max() < 30 and clip[:, :, 9:].min() > 225
+    assert folder.fingerprint != VideoFolder(tmp_path, 2, 16, 16).fingerprint
 
 
 def test_long_files_are_searched_not_decoded_from_the_start(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from magvid.build import build
 from magvid.data import pipeline
 from magvid.data.sprites import Sprites
 from magvid.data import folder
-from magvid.data.text import Captions, DistinctTexts, HFTokenizer, WordTokenizer, split_words, words_of
+from magvid.data.text import Captions, DistinctTexts, HFTokenizer, Template, WordTokenizer, split_words, words_of
 from magvid.types import UserError
 
 RNG = np.random.default_rng(0)
@@ -114,6 +114,24 @@ def test_captions_of_files(tmp_path):
         Captions(str(path)).texts
     with pytest.raises(UserError, match="there are no captions"):
         Captions(str(tmp_path / "none.jsonl")).texts
+
+
+def test_texts_by_a_template():
+    record = {"action": "running", "animal": "horse", "label": 3}
+    assert Template("a {animal} {action}, {{wild}}")(record, RNG) == record | {"text": "a horse running, {wild}"}
+    assert Template("horse movement")({"label": 3}, RNG)["text"] == "horse movement"
+    assert Template("")({}, RNG)["text"] == ""
+    assert build(dict(target="magvid.data.text:Template", template="{text}!"))({"text": "run"}, RNG)["text"] == "run!"
+    for template in ("a horse {verb}", "a horse {label}"):
+        with pytest.raises(UserError, match='needs a text "(verb|label)" of each record; its texts are: action, animal'):
+            Template(template)(record, RNG)
+    with pytest.raises(UserError, match="its texts are: none"):
+        Template("{action}")({"label": 3}, RNG)
+    for template, message in (("a {", "is no template"), ("{}", 'has "{}": braces hold the name'), ("{a.b}", "braces hold"), ("{0}", "braces")):
+        with pytest.raises(ValueError, match=message):
+            Template(template)
+    template = Template("a {animal}")
+    assert pickle.loads(pickle.dumps(template)) == template == eval(repr(template))
 
 
 @pytest.mark.full

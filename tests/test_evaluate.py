@@ -1,13 +1,17 @@
 import dataclasses
+import functools
 import json
+import math
 
 import numpy as np
 import pytest
 import tiny_runs
 
+from configs import diffusion_sprites
 from magvid import runs
 from magvid.__main__ import main
-from magvid.evaluate import Scores, evaluate_run, table
+from magvid.build import build
+from magvid.evaluate import Scores, described, evaluate_run, table
 from magvid.generator import Clips
 from magvid.metrics.frames import GivenRegion, SkillScore
 from magvid.runs import open_run
@@ -109,6 +113,81 @@ def test_scores_pool_batches_and_turn_nan_into_none():
     scores.add(batch)
     scores.add(batch)
     assert scores.result() == {"skill": None, "skill_low": None, "skill_high": None}
+
+
+def test_a_metric_may_say_nothing_of_a_batch():
+    target = np.zeros((2, 1, 1, 1, 3))
+    batch = dict(video=target + 0.1, target=target, reconstruction=target, given=np.ones((2, 1, 1, 1, 1), bool))
+    scores = Scores([GivenRegion()])
+    for some in (batch, {k: v for k, v in batch.items() if k != "given"}, batch):
+        scores.add(some)
+    assert scores.result()["given_psnr"] == pytest.approx(20)
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory):
+    """A run with both towers of a tiny CLIP, as tools/convert_clip.py writes it."""
+    from tools import convert_clip
+    from tools.convert import save
+    from tools.weights import Stored
+
+    sizes = dict(width=8, depth=1, heads=2, mlp=8, projection=4)
+    towers = dict(
+        target="magvid.models.clip:CLIP",
+        text=dict(target="magvid.models.clip:TextTower", vocab=9, length=4, **sizes),
+        vision=dict(target="magvid.models.clip:VisionTower", patch=8, image=[16, 16], **sizes),
+    )
+    rng = np.random.default_rng(0)
+    shapes = convert_clip.shapes(build(towers))
+    arrays = {n: Stored.of(rng.normal(size=s).astype(np.float32) * 0.3) for n, s in shapes.items()}
+    folder = tmp_path_factory.mktemp("clip")
+    save(folder, "clip", towers, arrays, {})
+    return folder
+
+
+def measured_by(*metrics):
+    run = tiny_runs.echo_run()
+    return dataclasses.replace(run, config={**run.config, "metrics": list(metrics)})
+
+
+def test_a_metric_takes_its_network_from_a_run_and_the_settings_say_which(clip_run):
+    vision = dict(run=str(clip_run), part="clip.vision")
+    smoothness = dict(target="magvid.metrics.clip:ClipSmoothness", vision=vision, resamples=20)
+    numbers = evaluate_run(measured_by(smoothness, dict(target="magvid.metrics.frames:GapFrames")), clips=4, trust=True).numbers
+    fp, cg = numbers["tasks"]["FP"], numbers["tasks"]["CG"]
+    assert 0 < fp["clip_rs"] < 1 and fp["clip_rs_low"] <= fp["clip_rs"] <= fp["clip_rs_high"]
+    assert fp["gap_psnr"] < fp["psnr"]  # without the given frame, which is copied
+    assert not {"clip_rs", "gap_psnr"} & (set(cg) | set(numbers["reconstruction"]))
+    settings = json.loads(json.dumps(numbers["settings"], allow_nan=False))
+    assert settings == numbers["settings"]
+    *always, clip, gap = settings["metrics"]
+    assert [m["target"].split(":")[1] for m in always] == ["Frames", "SkillScore", "GivenRegion"]
+    assert always[1] == dict(target="magvid.metrics.frames:SkillScore", resamples=2000, seed=0)
+    assert gap == dict(target="magvid.metrics.frames:GapFrames", resamples=2000, seed=0)
+    assert clip["target"] == "magvid.metrics.clip:ClipSmoothness" and clip["resamples"] == 20
+    assert clip["prepare"] == "magvid.metrics.clip:shortest_side" and clip["vision"]["width"] == 8
+    assert clip["weights"] == {"vision": runs.open_run(clip_run).read("clip")[1]}
+    assert settings["clip"] == dict(frames=8, height=16, width=16, stride=1, fps=None)
+    assert settings["gaps"] == {"FP": [[1, 8]]}
+
+
+def test_weights_of_a_metric_that_are_not_there_are_told_before_anything_is_generated(tmp_path, clip_run):
+    metric = dict(target="magvid.metrics.clip:ClipSmoothness", vision=dict(run=str(tmp_path / "clip")))
+    fails = dict(clips=4, trust=True, on_progress=lambda *a: pytest.fail("generated"))
+    with pytest.raises(UserError, match=r"metrics\[0\].vision.run: there is no folder"):
+        evaluate_run(measured_by(metric), **fails)
+    spec = runs.open_run(clip_run).config["objective"]["clip"]["vision"]
+    with pytest.raises(UserError, match="needs the weights of its tower"):
+        evaluate_run(measured_by({**metric, "vision": spec}), **fails)
+
+
+def test_what_was_built_is_described_as_it_would_be_configured():
+    sampling = diffusion_sprites.get_config("budget=quick").objective.sampling.to_dict()
+    found = described(build(sampling))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert {k: found[k] for k in ("target", "steps", "guidance")} == {k: sampling[k] for k in ("target", "steps", "guidance")}
+    assert found["sampler"]["target"] == sampling["sampler"]["target"] and build(found) == build({**sampling, "wraps": []})
+    assert described(functools.partial(math.pow, y=math.inf)) == dict(factory="math:pow", y="inf")
 
 
 def test_bad_requests(tmp_path):

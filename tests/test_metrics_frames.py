@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from magvid.metrics.frames import GivenRegion, SkillScore, Frames, Skill, best_of, psnr, skill, ssim
+from magvid.metrics.frames import (
+    Frames,
+    GapFrames,
+    GivenRegion,
+    Skill,
+    SkillScore,
+    best_of,
+    gap_frames,
+    ms_ssim,
+    psnr,
+    skill,
+    ssim,
+)
 
 
 def noise(*shape, seed=0):
@@ -38,6 +50,38 @@ def test_ssim_needs_room_for_its_window():
         ssim(noise(1, 10, 12, 3), noise(1, 10, 12, 3))
 
 
+def numpy_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Of one channel in [0, 255], float64, every window by itself; zeros before an odd side, as torch's avg_pool2d pads it."""
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window, result = np.outer(taps, taps) / taps.sum() ** 2, 1.0
+    blur = lambda x: np.einsum("hwij,ij->hw", np.lib.stride_tricks.sliding_window_view(x, (11, 11)), window)
+    for scale, exponent in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+        u, v = blur(a), blur(b)
+        factor = (2 * (blur(a * b) - u * v) + (0.03 * 255) ** 2) / (
+            blur(a * a) - u**2 + blur(b * b) - v**2 + (0.03 * 255) ** 2
+        )
+        if scale == 4:
+            factor = factor * (2 * u * v + (0.01 * 255) ** 2) / (u**2 + v**2 + (0.01 * 255) ** 2)
+        result *= max(factor.mean(), 0) ** exponent
+        a, b = (np.pad(x, [(n % 2, n % 2) for n in x.shape]) for x in (a, b))
+        h, w = (n // 2 * 2 for n in a.shape)
+        a, b = (sum(x[i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)) / 4 for x in (a, b))
+    return result
+
+
+def test_ms_ssim_equals_its_definition():
+    """On sides that are odd at some scales; the last frame's negative structure counts 0."""
+    coarse = np.random.default_rng(0).integers(0, 256, (2, 33, 36, 3))
+    a = np.kron(coarse, np.ones((1, 5, 5, 1))).astype(np.uint8)[:, :161, :178]
+    b = np.stack([np.clip(a[0] + 200 * (noise(161, 178, 3) - 0.5), 0, 255).astype(np.uint8), 255 - a[1]])
+    expected = [np.mean([numpy_ms_ssim(x[..., i].astype(float), y[..., i].astype(float)) for i in range(3)]) for x, y in zip(a, b)]
+    assert 0.5 < expected[0] < 0.99 and expected[1] == 0
+    np.testing.assert_allclose(ms_ssim(a, b), expected, atol=1e-5)
+    np.testing.assert_allclose(ms_ssim(a / np.float32(255), a), [1, 1], atol=1e-5)
+    with pytest.raises(ValueError, match="5 scales of MS-SSIM need frames of at least 161 x 161 pixels, got 160 x 178"):
+        ms_ssim(a[:, :160], b[:, :160])
+
+
 @pytest.mark.full
 def test_official_numbers(shared):
     golden = np.load(shared / "golden" / "magvit" / "metrics.npz")
@@ -58,6 +102,46 @@ def test_the_metric_averages_frames():
     with warnings.catch_warnings():  # jax warns where it is asked for float64
         warnings.simplefilter("error")
         assert metric.result(metric.features(bytes_))["psnr"] == pytest.approx(result["psnr"], abs=0.1)
+
+
+def gap(*words) -> np.ndarray:
+    """"given" of clips of 12 x 12 pixels; a frame is known where its clip's word has a 1."""
+    known = np.array([[frame == "1" for frame in word] for word in words])[..., None, None, None]
+    return np.broadcast_to(known, (*known.shape[:2], 12, 12, 1))
+
+
+def test_gap_frames_are_those_of_which_nothing_is_given():
+    given = gap("11001", "01110", "11111", "00000").copy()
+    given[0, 2, 0, 0] = True  # a corner of a frame
+    expected = [[0, 0, 0, 1, 0], [1, 0, 0, 0, 1], [0] * 5, [0] * 5]
+    np.testing.assert_array_equal(gap_frames({"video": given, "given": given}), np.array(expected, bool))
+    assert gap_frames({"video": given}).shape == (4, 5) and not gap_frames({"video": given}).any()
+
+
+def test_the_gap_alone_is_measured():
+    """Each clip's mean over its gap, then the mean over clips, with an interval; by scikit-image's SSIM."""
+    video, target = (np.random.default_rng(i).integers(0, 256, (3, 5, 12, 12, 3), dtype=np.uint8) for i in (0, 1))
+    batch = dict(video=video, target=target, given=gap("10001", "11111", "11001"))
+    features = GapFrames().features(batch)
+    assert set(features) == {"gap_psnr", "gap_ssim"}  # too small for MS-SSIM
+    options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+    grey = [x.astype(np.float64) @ np.array([0.2125, 0.7154, 0.0721]) for x in (video, target)]
+    frames = [[(0, 1), (0, 2), (0, 3)], [(2, 2), (2, 3)]]
+    expected = [np.mean([structural_similarity(grey[0][at], grey[1][at], **options) for at in clip]) for clip in frames]
+    np.testing.assert_allclose(features["gap_ssim"], expected, atol=2e-5)
+    errors = np.square(video / 255 - target / 255).mean(axis=(2, 3, 4))
+    np.testing.assert_allclose(features["gap_psnr"], [np.mean([-10 * np.log10(errors[at]) for at in c]) for c in frames], rtol=1e-5)
+    numbers = GapFrames().result(features)
+    assert numbers["gap_ssim"] == pytest.approx(np.mean(expected), abs=2e-5)
+    assert [numbers["gap_ssim_low"], numbers["gap_ssim_high"]] == pytest.approx(sorted(expected), abs=2e-5)
+    assert GapFrames().features({k: batch[k] for k in ("video", "target")}) == {}
+
+
+def test_the_gap_of_large_frames_has_ms_ssim():
+    video = np.random.default_rng(0).integers(0, 256, (1, 3, 161, 161, 3), dtype=np.uint8)
+    given = np.broadcast_to(np.array([True, False, True])[:, None, None, None], (1, 3, 161, 161, 1))
+    numbers = GapFrames(resamples=5).result(GapFrames().features(dict(video=video, target=video, given=given)))
+    assert numbers["gap_ms_ssim"] == pytest.approx(1) and numbers["gap_psnr"] == 100
 
 
 def clips(*offsets, n=6):

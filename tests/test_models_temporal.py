@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from helpers import Golden, nest, relative_error
+import helpers
+from configs import unets
+from helpers import Golden, flatten, nest, relative_error
 from helpers_diffusion import golden_input, golden_weight
 from helpers_unet import (
+    FAST_COMPILE,
     ONE_LEVEL,
     SVD_IDS,
     arrays,
@@ -29,6 +32,7 @@ from helpers_unet import (
 )
 from magvid.adapters.magdiff import EPAF
 from magvid.models import temporal
+from magvid.models.attention import Attention
 from magvid.models.layers import sinusoid
 from magvid.types import Condition
 from test_models_unet import GOLDEN, Adapter, check_adapters
@@ -56,6 +60,53 @@ def test_golden_mavin():
     a = mavin()
     condition = Condition(tokens=tokens(text=a["text"], image=a["image"]), scalars=length(12))
     check("mavin", tiny("mavin"), a["x"], (5, 731), condition, last(GOLDEN["mavin_bfg_len12"]))
+
+
+MAVIN = Golden("mavin", helpers.GOLDEN.parent / "diffusion")
+SEEN = (..., slice(2, None, 4), slice(1, None, 4))  # the pixels (b c t h w) that are kept in tests/golden
+GAP = dict(start=jnp.full(2, 2.0), end=jnp.full(2, 4.0))
+
+
+def variant(name: str, **attention) -> dict:
+    """Fields of a variant of MAVIN at the size of `tiny`."""
+    fields = unets.MAVIN_VARIANTS[name]
+    stem = dict(fields.get("stem", unets.mavin["stem"]), head_dim=8)
+    return dict(attention=dict(fields["attention"], **attention), stem=stem)
+
+
+def check_variant(fields: dict, expected, seen=...):
+    """The golden ones read the text alone, without the length of the gap; `seen` of (b c t h w)."""
+    x, text = mavin()["x"], mavin()["text"]
+    condition, unet = Condition(tokens=tokens(text=text), scalars=GAP), tiny("modelscope", **fields)
+    params = golden_params("modelscope", unet, x, jnp.zeros(2), condition)
+    y = np.moveaxis(run(unet, params, x, (5, 731), condition), -1, 1)
+    assert relative_error(y[seen], expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["centred", "sparse_causal"])
+def test_golden_variants_of_mavin(name):
+    check_variant(variant(name, tokens=("text",)), MAVIN[name], SEEN)
+
+
+def test_golden_positions_of_mavin():
+    q, rope = jnp.asarray(golden_input("rope_q", (3, 6, 16))), temporal.RotaryAttention(1)
+    np.testing.assert_allclose(temporal.rotate(q, rope.frequencies(16)), MAVIN["q_rot"], atol=1e-6)
+    for frames, start in ((6, 2), (8, 5)):
+        position = temporal.interleaved_sinusoid(jnp.arange(frames) - float(start), 16)
+        np.testing.assert_allclose(position, MAVIN[f"centered_f{frames}_pstart{start}"][0], atol=1e-6)
+
+
+def test_each_example_has_its_own_gap():
+    x, starts = jnp.asarray(arrays(0, x=(3, 5, 2, 1, 8))["x"]), jnp.array([1.0, 2.0, 0.0])
+    condition = Condition(scalars=dict(start=starts, end=jnp.array([3.0, 4.0, 5.0])))  # the last is all of the clip
+    variables = Attention(2).init(jax.random.key(0), x)
+    run = lambda layer, x: FAST_COMPILE(layer.apply)(variables, x, condition)
+    moved = x + temporal.interleaved_sinusoid(jnp.arange(5) - starts[:, None], 8)[:, :, None, None]
+    y = run(temporal.CentredAttention(2), x)
+    np.testing.assert_allclose(y, run(Attention(2, over="time"), moved), atol=1e-6)
+    frame = lambda x: temporal.SparseCausalAttention(2).apply(variables, x, condition)[:, 2].sum()
+    read = np.abs(FAST_COMPILE(jax.grad(frame))(x)).sum((2, 3, 4)) > 0
+    assert [set(np.flatnonzero(row).tolist()) for row in read] == [{0, 2, 3}, {1, 2, 4}, {0, 2, 4}]
 
 
 def svd_input(context: str, n: int) -> tuple:
@@ -98,7 +149,7 @@ def test_golden_epaf():
 
 
 def small(preset: str, **options):
-    return tiny(preset, **ONE_LEVEL, **options)
+    return tiny(preset, **ONE_LEVEL | options)
 
 
 def given(preset: str, frames: int = 3) -> tuple:
@@ -146,6 +197,28 @@ class WithoutPositions(temporal.InlineTransformer):
         return super().position(x) * 0
 
 
+def test_mavin_begins_as_modelscope():
+    """While the projection of the length is zero, whatever the length; tokens of frames are as more of the text, or masked out."""
+    x, time, condition = given("mavin")
+    lengths, read = dict(length=jnp.array([3.0, 12.0])), jnp.array([[False, False], [True, True]])
+    text, image = (condition.tokens[n] for n in ("text", "image"))
+    apart = condition.replace(masks={"image": read}, scalars=lengths)
+    mask = jnp.concatenate([jnp.ones((2, 5), bool), read], axis=1)
+    joined = Condition({"text": jnp.concatenate([text, image], axis=2)}, {"text": mask}, scalars=lengths)
+    # attention in the middle alone; norms with one channel in each group would take out what is embedded
+    size = dict(attention_levels=(False,), channels=(64,), heads=4)
+    base, unet = small("modelscope", **size), small("mavin", **size)
+    text_only = small("mavin", **size, attention=dict(tokens=("text",)))
+    params = random_params(unet, x, time, apart)
+    silent = changed(params, lambda n, x: x * 0 if "cond_proj" in n else x)
+    of_base = nest({n: p for n, p in flatten(params).items() if "cond_proj" not in n})
+    expected = run(base, of_base, x, time, joined)
+    networks = ((FAST_COMPILE(text_only.apply), joined), (FAST_COMPILE(unet.apply), apart))
+    begins, goes_on = ([call({"params": p}, x, time, told) for call, told in networks] for p in (silent, params))
+    assert all(relative_error(y, expected) < 1e-5 for y in begins)
+    assert relative_error(goes_on[0], expected) > 1e-3 and relative_error(*goes_on) < 1e-5
+
+
 def test_magdiff_on_equal_frames_without_its_additions_is_stable_diffusion():
     x, time, condition = given("magdiff")
     base = small("sd21")
@@ -187,8 +260,12 @@ def test_dropout_acts_where_a_key_is_given():
 
 def test_missing_scalars_are_named():
     x, time, condition = given("mavin")
-    with pytest.raises(ValueError, match="lacks the scalars length: this model embeds length"):
+    with pytest.raises(ValueError, match="lacks the scalars length: this model reads length"):
         jax.eval_shape(small("mavin").init, jax.random.key(0), x, time, condition)
+    for name, scalars in (("centred", "start"), ("sparse_causal", "start, end")):
+        told = condition.replace(scalars=length(12))
+        with pytest.raises(ValueError, match=f"lacks the scalars {scalars}: this model reads {scalars}"):
+            jax.eval_shape(small("mavin", **variant(name)).init, jax.random.key(0), x, time, told)
     with pytest.raises(ValueError, match="depth=2: SVD's transformer has one spatial and one temporal block"):
         jax.eval_shape(small("svd", attention=dict(depth=2)).init, jax.random.key(0), x, time, condition)
 
@@ -255,6 +332,37 @@ def test_equals_diffusers_unet_3d(preset, number):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("embedded", [False, True])
+def test_mavin_equals_diffusers_unet_3d_with_joined_tokens(embedded):
+    """And where no length is embedded, its own begins at zero, and its images are masked out: the network of the text alone."""
+    from helpers_torch import diffusers, torch
+
+    fields, theirs, a = config(0, 4)
+    width = fields["channels"][0]
+    theirs |= dict(attention_head_dim=8, time_cond_proj_dim=width if embedded else None, **blocks("3D", fields["attention_levels"]))
+    module = randomised(diffusers.UNet3DConditionModel(sample_size=8, **theirs), 0)
+    preset = "mavin" if embedded else "modelscope"
+    fields |= dict(heads=tuple(c // 8 for c in fields["channels"]), stem=dict(head_dim=8))
+    given = dict(channels=4, tokens=dict(text=24, image=24), scalars=("length",))
+    state = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    ours = convert_unet.convert(preset, state, convert_unet.shapes(preset, tiny(preset, **fields), given))
+    text, image = a["context"][:, :3], a["context"][:, 3:]
+    condition = Condition(tokens=tokens(text=text, image=image), scalars=dict(length=jnp.array([12.0, 3.0])))
+    options, read = {}, text
+    if embedded:
+        waves = sinusoid(condition.scalars["length"], width, "sin cos")
+        options, read = dict(timestep_cond=torch.from_numpy(np.array(waves))), a["context"]
+    else:
+        ours["time_embedding/cond_proj/kernel"] = np.zeros((width, width), np.float32)
+        condition = condition.replace(masks={"image": jnp.zeros((2, 2), bool)})
+    times = np.array([5.0, 731.0])
+    with torch.no_grad():
+        x, context = first(torch.from_numpy(a["x"])), torch.from_numpy(read)
+        y = module(x, torch.tensor(times), encoder_hidden_states=context, **options).sample.permute(0, 2, 3, 4, 1)
+    assert relative_error(run(tiny("mavin", **fields), nest(ours), a["x"], times, condition), y.numpy()) < 1e-5
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
 def test_equals_diffusers_svd(number):
     from helpers_torch import diffusers, torch
@@ -315,11 +423,27 @@ def test_golden_mavin_without_frames(shared):
     golden, a = Golden("mavin_unet_tiny", shared / "golden" / "diffusion"), mavin()
     x, text = a["x"], tokens(text=a["text"])
     unet = tiny("mavin", attention=dict(tokens=("text",)))
-    check("mavin", unet, x, (5, 731), Condition(tokens=text, scalars=length(12)), last(golden["out_len12"]))
+    both = tokens(text=a["text"], image=a["image"])
+    check("mavin", unet, x, (5, 731), Condition(tokens=both, scalars=length(12)), last(golden["out_len12"]))
+    np.testing.assert_array_equal(golden["out_released_cfg_img_ignored"], golden["out_len12"])
     plain = tiny("modelscope")
     check("modelscope", plain, x, (5, 731), Condition(tokens=text), last(golden["out_plain"]))
     np.testing.assert_allclose(sinusoid(jnp.full(1, 12.0), 32, "sin cos"), golden["motion_proj_12"], atol=1e-6)
     np.testing.assert_allclose(sinusoid(jnp.full(1, 5.0), 32), golden["time_proj_5"], atol=1e-6)
+
+
+@pytest.mark.full
+def test_golden_mavin_rope(shared, monkeypatch):
+    """The frequencies are a fixed parameter in MAVIN's code, and were filled like any other for the golden file."""
+
+    def frequencies(layer: temporal.RotaryAttention, width: int) -> np.ndarray:
+        beside = "/".join([*layer.path[:-2], "norm/bias"])
+        (name,) = source_shapes("modelscope", {beside: (width,)})
+        return golden_weight(name.replace("norm.bias", "rope.freqs"), (width // 2,))
+
+    monkeypatch.setattr(temporal.RotaryAttention, "frequencies", frequencies)
+    golden = Golden("mavin_unet_tiny", shared / "golden" / "diffusion")
+    check_variant(variant("rope", tokens=("text",)), golden["out_rope"])
 
 
 @pytest.mark.full
@@ -332,7 +456,7 @@ def test_golden_svd_with_three_tokens(shared):
 @pytest.mark.full
 def test_golden_magdiff_layers(shared):
     golden = Golden("magdiff", shared / "golden" / "diffusion")
-    np.testing.assert_allclose(temporal.interleaved_sinusoid(6, 16), golden["sinpos_6_16"], atol=1e-6)
+    np.testing.assert_allclose(temporal.interleaved_sinusoid(jnp.arange(6.0), 16), golden["sinpos_6_16"], atol=1e-6)
     params = {}
     for i in range(4):
         kernel = golden_weight(f"convs.{4 * i + 3}.weight", (32, 32, 3, 1, 1)).transpose(2, 3, 4, 1, 0)
@@ -351,7 +475,8 @@ def test_golden_magdiff_block(frames, shared):
     clips = 10 // frames
     x = golden_input("mg_bt", (10, 9, 32)).reshape(clips, frames, 3, 3, 32)
     context = golden_input("mg_ctx", (2, 109, 24)).repeat(clips // 2, axis=0)
-    args = x, Condition(tokens=tokens(text=context[:, :77], image=context[:, 77:])), temporal.interleaved_sinusoid(frames, 32)
+    position = temporal.interleaved_sinusoid(jnp.arange(float(frames)), 32)
+    args = x, Condition(tokens=tokens(text=context[:, :77], image=context[:, 77:])), position
     block = temporal.InlineBlock(4, ("text", "image"), cross_attention=EPAF)
     here, there = "mid_block/attentions_0/transformer_blocks_0/", "mid_block.attentions.0.transformer_blocks.0."
     ours = flatten_dict(jax.eval_shape(block.init, jax.random.key(0), *args)["params"], sep="/")

@@ -1,5 +1,9 @@
 """The U-Net's skeleton and Stable Diffusion's layers: equal to diffusers, exact sizes, and what the options promise."""
 
+import functools
+import math
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,8 @@ from helpers_unet import (
     tiny,
     tokens,
 )
+from magvid.build import build
+from magvid.models.unet import TimeEmbedding
 from magvid.types import Condition
 from tools.convert_unet import shapes
 
@@ -38,9 +44,23 @@ COUNTS = dict(
 )
 
 
+full_size = functools.cache(shapes)
+
+
+def count(preset: str, *regexes: str) -> int:
+    """Parameters in whose names all of the regexes are found."""
+    return sum(math.prod(shape) for name, shape in full_size(preset).items() if all(re.search(r, name) for r in regexes))
+
+
 @pytest.mark.parametrize("preset", COUNTS)
 def test_full_sizes_have_the_published_number_of_parameters(preset):
-    assert sum(int(np.prod(shape)) for shape in shapes(preset).values()) == COUNTS[preset]
+    assert count(preset) == COUNTS[preset]
+
+
+def test_what_mavin_trains_has_the_published_number_of_parameters():
+    parts = {part: count("mavin", unets.MAVIN_TRAINED, part) for part in ("temp_convs/", "attn[12]/", "time_emb_proj/", "cond_proj/")}
+    assert count("mavin", unets.MAVIN_TRAINED) == 496_042_176
+    assert [round(n / 1e6, 1) for n in parts.values()] == [266.9, 201.2, 25.8, 0.1]
 
 
 def test_golden():
@@ -67,6 +87,14 @@ def test_remat_changes_neither_names_nor_numbers():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale), *gradients)
     primitives = [str(jax.make_jaxpr(jax.grad(loss(unet)))(params)).count("prevent_cse") for unet in (plain, remat)]
     assert primitives == [0, 9]  # 5 res and 4 attention layers
+
+
+def test_the_projection_of_the_length_begins_at_zero_where_asked():
+    condition = Condition(scalars=dict(length=jnp.array([3.0])))
+    for zero in (False, True):
+        embedding = TimeEmbedding(8, width=4, before="length", before_zero=zero)
+        params = embedding.init(jax.random.key(0), jnp.zeros(1), condition)["params"]
+        assert params["cond_proj"]["kernel"].any() != zero
 
 
 class Adapter(nn.Module):
@@ -137,6 +165,14 @@ def test_wrong_options_are_named():
 
 def test_presets_have_the_inputs_they_name():
     assert unets.PRESETS.keys() == unets.INPUTS.keys() and unets.svd == unets.svd_xt
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", unets.MAVIN_VARIANTS)
+def test_variants_of_mavin_have_its_parameters(name):
+    unet = build(dict(target="magvid.models.unet:UNet", **unets.mavin | unets.MAVIN_VARIANTS[name]))
+    told = dict(unets.INPUTS["mavin"], scalars=("length", "start", "end"))
+    assert shapes("mavin", unet, told) == full_size("mavin")
 
 
 CONFIGS = [

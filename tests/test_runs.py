@@ -206,6 +206,18 @@ def test_parts_of_parts_can_be_of_other_runs(tmp_path, monkeypatch):
         runs.resolve(config, trust=True)
 
 
+def test_a_metrics_network_may_come_from_a_file(tmp_path):
+    """Outside of the objective likewise, with groups of its own."""
+    np.savez(tmp_path / "i3d.npz", **{"a/kernel": np.ones(2, np.float32)})
+    features = dict(target="mylab:I3D", weights_file=str(tmp_path / "i3d.npz"))
+    spec, groups, hashes = runs.resolve_spec(dict(target="mylab:FVD", features=features), "metrics[0]")
+    assert spec == dict(target="mylab:FVD", features=dict(target="mylab:I3D")) and set(groups) == set(hashes) == {"features"}
+    np.testing.assert_array_equal(groups["features"]["a"]["kernel"], [1, 1])
+    (tmp_path / "i3d.npz").unlink()
+    with pytest.raises(UserError, match=r"metrics\[0\].features.weights_file: there is no file"):
+        runs.resolve_spec(dict(target="mylab:FVD", features=features), "metrics[0]")
+
+
 def test_a_reference_to_a_part_under_another_name_and_with_other_fields(tmp_path):
     """`part` goes into spec and weights alike; `fields` change the spec; both pass through a reference to a reference."""
     from tools.convert import save

@@ -11,40 +11,50 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from magvid import video
+from magvid.data.motion import Motion
 from magvid.data.source import Cut, Source, class_name, report_bad, split_names, warn_once
 from magvid.data.video_index import index_folder, timestamps
 from magvid.types import UserError
 
 
 class Clip(NamedTuple):
-    """One usable file: its name relative to the folder, class, captions and the frames it shows."""
+    """One usable file: its name relative to the folder, class, captions, the frames it shows, and those at which a clip may
+    begin.
+    """
 
     name: str
     label: int
+    action: str
     captions: tuple[str, ...]
     sha256: str
     timeline: dict
+    starts: Sequence[int]
 
 
 class VideoFolder(Source):
     """Source of uint8 clips (frames height width 3) from the video files under `path`.
 
     frames, height, width: size of a clip; the picture is resized (anti-aliased) so that it covers height x width, then
-    cropped. fps: resample to this rate by timestamps before taking every `stride`-th frame; None takes the file's own
-    frames. crop: "random" or "centre", in space and time, of the clips `read(i, rng)` gives; `source[i]` is always the
-    centre, or one of several `windows` (see `Source`). split: "train" or "validation" (a share `holdout` of the files,
-    chosen by a hash of their relative names), None for all. index: file in which to keep the index; default
-    `index.json` in the folder, or in the user's cache where the folder cannot be written.
+    cropped, or with keep_aspect=False squeezed into it. fps: resample to this rate by timestamps before taking every
+    `stride`-th frame; None takes the file's own frames. most_stride: the frame rate of the released MAVIN: no frame is
+    repeated or moved, but of a file's own frames every s-th one is taken, with s = round(mean frame rate of the file / fps),
+    at least 1, at most most_stride and at most what leaves a short file enough frames for a clip; `stride` must be 1.
+    crop: "random" or "centre", in space and time, of the clips `read(i, rng)` gives; `source[i]` is always the centre, or one
+    of several `windows` (see `Source`). split: "train" or "validation" (a share `holdout` of the files, chosen by a hash of
+    their relative names), None for all. index: file in which to keep the index; default `index.json` in the folder, or in
+    the user's cache where the folder cannot be written. motion: only windows that it allows (see `data.motion`).
 
-    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "caption": str, "file": str}.
-    Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because
-    it was deleted or damaged after indexing, is replaced by the next usable one, with one warning per file. Raises
-    UserError where there is no folder, no video in it, or none that is usable.
+    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str (the name of the class),
+    "caption": str, "file": str}. Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file
+    that fails later, because it was deleted or damaged after indexing, is replaced by the next usable one, with one warning
+    per file. Raises UserError where there is no folder, no video in it, or none that is usable.
     """
 
     def __init__(
@@ -60,24 +70,43 @@ class VideoFolder(Source):
         holdout: float = 0.1,
         windows: int = 0,
         index: str | os.PathLike | None = None,
+        most_stride: int | None = None,
+        keep_aspect: bool = True,
+        motion: Motion | None = None,
     ):
-        super().__init__(frames, height, width, stride, crop, windows)
+        super().__init__(frames, height, width, stride, crop, windows, keep_aspect, motion)
         if fps is not None and fps <= 0:
             raise ValueError(f"fps must be positive, got {fps}")
-        self.path, self.fps = pathlib.Path(path).expanduser(), fps
-        entries = index_folder(self.path, index)
+        if most_stride is not None and (fps is None or stride != 1 or most_stride < 1):
+            raise ValueError(f"{most_stride=}: at least 1, and together with fps and stride=1, got {fps=} {stride=}")
+        self.path, self.fps, self.most_stride = pathlib.Path(path).expanduser(), fps, most_stride
+        entries = index_folder(self.path, index, self._listed())
         # Of all files that can be decoded, so that labels depend neither on the split nor on the length of a clip.
-        decoded = [name for name, entry in entries.items() if "error" not in entry]
-        self.classes = tuple(sorted({class_name(self.path, name) for name in decoded}))
-        usable, self.bad = self._usable(entries)
-        chosen, captions = split_names(sorted(usable), split, holdout), _captions(self.path)
-        if strangers := sorted(set(captions) - set(entries)):
+        self.classes, told = self._labels([name for name, entry in entries.items() if "error" not in entry], set(entries))
+        starts, self.bad = self._usable(entries)
+        clip = lambda name: Clip(name, *told[name], entries[name]["sha256"], entries[name]["timeline"], starts[name])
+        self._clips = [clip(name) for name in self._chosen(sorted(starts), split, holdout)]
+
+    # What other layouts of a folder have otherwise
+
+    def _listed(self) -> Collection[str] | None:
+        """The files that there should be, by their relative names; None: all that there are."""
+        return None
+
+    def _labels(
+        self, names: Collection[str], present: Collection[str]
+    ) -> tuple[tuple[str, ...], Mapping[str, tuple[int, str, tuple[str, ...]]]]:
+        """The classes, and of each file that can be decoded its label, action and captions; `present`: all files."""
+        captions = _captions(self.path)
+        if strangers := sorted(set(captions) - set(present)):
             some = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
             warn_once(f"{self.path / 'captions.jsonl'} names {len(strangers)} files that are not there: {some}")
-        label = lambda name: self.classes.index(class_name(self.path, name))
-        self._clips = [
-            Clip(n, label(n), captions.get(n, ()), usable[n]["sha256"], usable[n]["timeline"]) for n in chosen
-        ]
+        of = {name: class_name(self.path, name) for name in names}
+        classes = tuple(sorted(set(of.values())))
+        return classes, {name: (classes.index(of[name]), of[name], captions.get(name, ())) for name in names}
+
+    def _chosen(self, names: list[str], split: str | None, holdout: float) -> list[str]:
+        return split_names(names, split, holdout)
 
     @property
     def records(self) -> int:
@@ -90,43 +119,50 @@ class VideoFolder(Source):
     @property
     def fingerprint(self) -> str:
         """Changes with the files and the way clips are cut from them."""
-        cut = [self.frames, self.height, self.width, self.fps, self.stride, self.crop, self.windows]
-        cut = cut if self.windows else cut[:-1]  # as it was before there were windows
+        cut = [self.frames, self.height, self.width, self.fps, self.stride, self.crop]
+        cut += [self.windows] if self.windows else []  # as it was before there were windows, and before the rest
+        more = dict(most_stride=self.most_stride, squeezed=not self.keep_aspect, motion=self.motion and self.motion.fingerprint)
+        cut += [more] if any(more.values()) else []
         return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256) for c in self._clips]]).encode()).hexdigest()[:16]
 
-    def _usable(self, entries: dict[str, dict]) -> tuple[dict[str, dict], dict[str, str]]:
-        """Divides the index into usable files and {name: reason}; reports the latter."""
-        bad = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
-        for name in entries.keys() - bad.keys():
-            have = len(self._order(entries[name]["timeline"]))
-            if have < self.span:
-                rate = f" at {self.fps:g} fps" if self.fps else ""
-                bad[name] = f"too short: {have} frames{rate}, a clip needs {self.span}"
-        bad = dict(sorted(bad.items()))
+    def whole(self, i: int) -> tuple[str, str, Iterator[UInt8[np.ndarray, "h w 3"]]]:
+        """Name, digest of the content and all frames of file i, as they are in the file."""
+        clip = self._clips[i]
+        return clip.name, clip.sha256, (frame.rgb() for frame in video.decode(self.path / clip.name))
+
+    def _usable(self, entries: dict[str, dict]) -> tuple[dict[str, Sequence[int]], dict[str, str]]:
+        """Divides the index into {usable file: where a clip may begin} and {name: reason}; reports the latter."""
+        found, fps = {}, None if self.most_stride else self.fps
+        for name, entry in sorted(entries.items()):
+            found[name] = entry.get("error") or self.starts(name, entry["sha256"], *self._order(entry["timeline"]), fps)
+        bad = {name: reason for name, reason in found.items() if isinstance(reason, str)}
         remedy = "Replace the files, or lower frames, stride or fps where they are too short."
         report_bad(self.path, bad, len(entries), "videos", remedy)
-        return {name: entry for name, entry in entries.items() if name not in bad}, bad
+        return {name: starts for name, starts in found.items() if name not in bad}, bad
 
-    def _order(self, timeline: dict) -> np.ndarray:
-        """Which of the file's frames are shown one after the other, at the wanted rate."""
+    def _order(self, timeline: dict) -> tuple[np.ndarray, int]:
+        """Which of the file's frames there are, one after the other, at the wanted rate; and every how many-th is shown."""
         pts = timestamps(timeline)
+        if self.most_stride is not None:
+            fits = (len(pts) - 1) // max(self.frames - 1, 1)
+            return np.arange(len(pts)), max(min(round(timeline["rate"] / self.fps), self.most_stride, fits), 1)
         if self.fps is None:
-            return np.arange(len(pts))
+            return np.arange(len(pts)), self.stride
         tick = timeline["tick"][0] / timeline["tick"][1]
         times = (pts - pts[0]) * tick
         gap = times[-1] - times[-2] if len(times) > 1 else 1 / timeline["rate"]
-        return video.resample(times, times[-1] + gap, self.fps, tick)
+        return video.resample(times, times[-1] + gap, self.fps, tick), self.stride
 
     def cut(self, i: int, cut: Cut) -> dict[str, Any]:
         clip = self._clips[i]
-        order = self._order(clip.timeline)
-        first = cut.first(len(order) - self.span + 1)
-        shown = order[first : first + self.frames * self.stride : self.stride]
+        order, stride = self._order(clip.timeline)
+        first = clip.starts[cut.first(len(clip.starts))]
+        shown = order[first : first + self.frames * stride : stride]
         seek = shown[0] > 0 and clip.timeline["seek"]
         images = _frames_at(self.path / clip.name, timestamps(clip.timeline)[shown], seek)
         text = clip.captions[int(cut.caption * len(clip.captions))] if clip.captions else ""
-        resized = video.resize_crop(images, self.height, self.width, cut.y, cut.x)
-        return {"video": resized, "label": np.int32(clip.label), "caption": text, "file": clip.name}
+        told = {"label": np.int32(clip.label), "action": clip.action, "caption": text, "file": clip.name}
+        return {"video": self.fit(images, cut), **told}
 
 
 def _frames_at(path: pathlib.Path, pts: np.ndarray, seek: bool) -> np.ndarray:

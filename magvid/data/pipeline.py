@@ -89,6 +89,25 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gap:
+    """Adds `known` bool (t,): False from frame `start` to before frame `end`, each drawn out of its range, both ends included.
+
+    For evaluation on gaps of several lengths; in training the objective draws them (`diffusion.mavin.Consecutive`).
+    """
+
+    start: tuple[int, int]
+    end: tuple[int, int]
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        t = len(record["video"])
+        start, end = (int(rng.integers(low, high + 1)) for low, high in (self.start, self.end))
+        if not 0 < start < end < t:
+            raise ValueError(f"a gap from frame {start} to before frame {end} does not lie within a clip of {t}")
+        frames = np.arange(t)
+        return record | {"known": (frames < start) | (frames >= end)}
+
+
+@dataclasses.dataclass(frozen=True)
 class MaskedView:
     """Draws what masked training asks of a clip: `task` int32 in [0, tasks), `ratio` float32 uniform in [0, 1).
 

@@ -7,11 +7,14 @@ import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
+from magvid import video
+from magvid.data.motion import Motion
 from magvid.types import UserError
 
 TRIES = 100  # files in a row that may be unreadable before that is an error
@@ -51,8 +54,21 @@ class Source:
 
     records: int
 
-    def __init__(self, frames: int, height: int, width: int, stride: int = 1, crop: str = "random", windows: int = 0):
-        """frames, height, width: size of a clip, of every `stride`-th frame. ValueError for what cannot be meant."""
+    def __init__(
+        self,
+        frames: int,
+        height: int,
+        width: int,
+        stride: int = 1,
+        crop: str = "random",
+        windows: int = 0,
+        keep_aspect: bool = True,
+        motion: Motion | None = None,
+    ):
+        """frames, height, width: size of a clip, of every `stride`-th frame. keep_aspect: a picture is cropped to the shape
+        of a clip; False squeezes all of it into height x width. motion: which windows of a file may be clips; None: all.
+        ValueError for what cannot be meant.
+        """
         if crop not in ("random", "centre"):
             raise ValueError(f'crop must be "random" or "centre", got {crop!r}')
         if min(frames, height, width, stride) < 1:
@@ -60,7 +76,7 @@ class Source:
         if windows < 0 or (windows and crop == "random"):
             raise ValueError(f'windows={windows} with crop="{crop}": a number of windows goes with crop="centre"')
         self.frames, self.height, self.width, self.stride = frames, height, width, stride
-        self.crop, self.windows = crop, windows
+        self.crop, self.windows, self.keep_aspect, self.motion = crop, windows, keep_aspect, motion
         self._warned: set[int] = set()
 
     @property
@@ -82,6 +98,26 @@ class Source:
     def cut(self, i: int, cut: Cut) -> dict[str, Any]:
         raise NotImplementedError
 
+    def starts(
+        self, name: str, digest: str, order: Int[np.ndarray, "n"], stride: int, fps: float | None = None
+    ) -> Sequence[int] | str:
+        """Where a clip may begin in the frames of a file that are shown, `order` (their numbers in the file), or why it may
+        nowhere. digest: of the file's content. fps: the rate of these frames, where it is not the file's own.
+        """
+        span = (self.frames - 1) * stride + 1
+        if len(order) < span:
+            rate = f" at {fps:g} fps" if fps else ""
+            return f"too short: {len(order)} frames{rate}, a clip needs {span}"
+        if self.motion is None:
+            return range(len(order) - span + 1)
+        return self.motion.starts(name, digest, order, self.frames, stride)
+
+    def fit(self, images: UInt8[np.ndarray, "t a b 3"], cut: Cut) -> UInt8[np.ndarray, "t h w 3"]:
+        """Pictures at the size of a clip."""
+        if self.keep_aspect:
+            return video.resize_crop(images, self.height, self.width, cut.y, cut.x)
+        return stretch(images, self.height, self.width)
+
     def _readable(self, i: int, cut: Cut) -> dict[str, Any]:
         """Clip i, or that of the next record that can be read."""
         window, record = divmod(i, self.records)
@@ -96,6 +132,13 @@ class Source:
                     self._warned.add(j)
                     log.warning("%s; the next usable one takes its place", error)
         raise UserError(f"{len(errors)} of {self.records} clips in a row cannot be read: {errors[0]}")
+
+
+def stretch(images: UInt8[np.ndarray, "t a b 3"], height: int, width: int) -> UInt8[np.ndarray, "t height width 3"]:
+    """Resized with anti-aliasing (bicubic), whatever the shape was."""
+    Image = video.import_pillow()
+    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(image) for image in resized])
 
 
 # Folders of files ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 import re
+import string
 from collections.abc import Iterable
 from typing import Any
 
@@ -171,6 +172,36 @@ class Captions:
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f'{self.path} line {number} is not {{"file": "...", "caption": "..."}} ({error})') from None
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """Sets `text`: the template with the record's strings in place of their names in braces, "a horse {action}"; one without
+    braces is the text of every record, "horse movement". UserError for a name that is not one of the record's strings,
+    ValueError for braces that hold no name.
+    """
+
+    template: str
+
+    def __post_init__(self):
+        if wrong := [name for name in self.names if not name.isidentifier()]:
+            raise ValueError(f'"{self.template}" has "{{{wrong[0]}}}": braces hold the name of an entry, such as {{action}}')
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """In the template."""
+        try:
+            parts = list(string.Formatter().parse(self.template))
+        except ValueError as error:
+            raise ValueError(f'"{self.template}" is no template ({error}): a brace that is meant is written twice') from None
+        return tuple(name for _, name, _, _ in parts if name is not None)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        strings = {key: value for key, value in record.items() if isinstance(value, str)}
+        if missing := [name for name in self.names if name not in strings]:
+            there = ", ".join(strings) or "none"
+            raise UserError(f'"{self.template}" needs a text "{missing[0]}" of each record; its texts are: {there}')
+        return record | {"text": self.template.format(**strings)}
 
 
 @dataclasses.dataclass(frozen=True)

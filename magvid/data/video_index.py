@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Int
@@ -23,9 +24,12 @@ FORMAT = "magvid.video_index/1"
 log = logging.getLogger(__name__)
 
 
-def index_folder(path: str | os.PathLike, index: str | os.PathLike | None = None) -> dict[str, dict]:
+def index_folder(
+    path: str | os.PathLike, index: str | os.PathLike | None = None, names: Collection[str] | None = None
+) -> dict[str, dict]:
     """Decodes the new and changed video files under `path` -> {relative name: entry}, kept in a json file.
 
+    names: only these files, whether they are there or not; what the json file says of others stays in it.
     An entry holds size, mtime (ns) and sha256, and either `error` (why the file is unusable) or `timeline`: the pts of
     all frames as first + runs of (steps, counts), the tick in seconds as a fraction, the nominal rate, and `seek`:
     whether the file carries these very timestamps, so that it can be searched by them.
@@ -34,15 +38,15 @@ def index_folder(path: str | os.PathLike, index: str | os.PathLike | None = None
     if not path.is_dir():
         raise UserError(no_folder(path, "videos"))
     video.import_av()  # a missing package is no fault of the files
-    names = sorted(file_names(path, video.SUFFIXES))
-    if not names:
+    listed = sorted(file_names(path, video.SUFFIXES) if names is None else names)
+    if not listed:
         raise UserError(f"{path} holds no videos: expected files named *{', *'.join(video.SUFFIXES)}")
     file = _index_file(path, index)
     known = _load_index(file)
     if not known and _is_ours(path / "index.json"):
         known = _load_index(path / "index.json")  # made by somebody who may write there
-    entries = {name: known[name] for name in names if name in known and _same(path / name, known[name])}
-    todo = [name for name in names if name not in entries]
+    entries = {name: known[name] for name in listed if name in known and _same(path / name, known[name])}
+    todo = [name for name in listed if name not in entries]
     saved = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         probes = pool.map(lambda name: _probe(path / name, known.get(name)), todo)
@@ -52,8 +56,9 @@ def index_folder(path: str | os.PathLike, index: str | os.PathLike | None = None
                 log.warning("indexing %s: %d of %d files", path, done, len(todo))
                 _save_index(file, {**known, **entries})
                 saved = time.monotonic()
-    if entries != known:
-        _save_index(file, entries)
+    kept = entries if names is None else {**known, **entries}
+    if kept != known:
+        _save_index(file, kept)
         if file.parent != path:
             log.warning("%s: the index is kept in %s", path, file)
     return dict(sorted(entries.items()))

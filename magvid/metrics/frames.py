@@ -1,8 +1,9 @@
-"""Frame-by-frame fidelity: PSNR, SSIM, and skill against a baseline.
+"""Frame-by-frame fidelity: PSNR, SSIM and MS-SSIM, also of a gap's frames alone, and skill against a baseline.
 
 PSNR = -10 log10(MSE) per frame, peak 1, then the mean over frames and clips. SSIM: Wang et al. 2004 on grey frames,
 11-tap Gaussian window of sigma 1.5, 'valid' borders, K1 = 0.01, K2 = 0.03. Both as in the official MAGVIT evaluation;
 SSIM also as skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False).
+MS-SSIM: Wang et al. 2003, in colour, as pytorch_msssim.ms_ssim.
 """
 
 import dataclasses
@@ -17,13 +18,15 @@ from jaxtyping import Array, Bool, Float, Num
 GREY = (0.2125, 0.7154, 0.0721)  # luma weights of the official code and of skimage.color.rgb2gray
 Arrays = Array | np.ndarray
 TAPS, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of MS-SSIM, the finest scale first
+SMALLEST = (TAPS - 1) * 2 ** (len(SCALES) - 1) + 1  # pixels that the window needs at the coarsest scale: 161
 FLOOR = 1e-10  # of a frame's MSE: equal frames count 100 dB instead of making every mean infinite
 
 
 @jax.jit
 def psnr(a: Num[Arrays, "*b h w c"], b: Num[Arrays, "*b h w c"]) -> Float[Array, "*b"]:
     """Peak signal-to-noise ratio of each frame in dB; uint8, or float in [0, 1]. At most 100 dB."""
-    error = jnp.square(_unit(a) - _unit(b)).mean(axis=(-3, -2, -1))
+    error = jnp.square(unit_range(a) - unit_range(b)).mean(axis=(-3, -2, -1))
     return -10 * jnp.log10(jnp.maximum(error, FLOOR))
 
 
@@ -32,16 +35,49 @@ def ssim(a: Num[Arrays, "*b h w 3"], b: Num[Arrays, "*b h w 3"]) -> Float[Array,
     """Structural similarity of each frame in [-1, 1]; uint8, or float in [0, 1]. ValueError below 11 x 11 pixels."""
     if min(a.shape[-3:-1]) < TAPS:
         raise ValueError(f"SSIM needs frames of at least {TAPS} x {TAPS} pixels, got {a.shape[-3]} x {a.shape[-2]}")
-    a, b = (sum(weight * _unit(x)[..., i] for i, weight in enumerate(GREY)) for x in (a, b))
-    mean_a, mean_b = _blur(a), _blur(b)
-    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
-    covariance = _blur(a * b) - mean_a * mean_b
+    a, b = (sum(weight * unit_range(x)[..., i] for i, weight in enumerate(GREY)) for x in (a, b))
+    luminance, structure = _similarity(a, b)
+    return (luminance * structure).mean(axis=(-2, -1))
+
+
+@jax.jit
+def ms_ssim(a: Num[Arrays, "*b h w c"], b: Num[Arrays, "*b h w c"]) -> Float[Array, "*b"]:
+    """Multi-scale structural similarity of each frame in [0, 1], the mean over its channels; uint8, or float in [0, 1].
+
+    ValueError below 161 x 161 pixels, where fewer scales would be another number of the same name.
+    """
+    if min(a.shape[-3:-1]) < SMALLEST:
+        raise ValueError(
+            f"the {len(SCALES)} scales of MS-SSIM need frames of at least {SMALLEST} x {SMALLEST} pixels, got "
+            f"{a.shape[-3]} x {a.shape[-2]}: compare smaller ones by SSIM"
+        )
+    a, b = (jnp.moveaxis(unit_range(x), -1, -3) for x in (a, b))
+    product = 1.0
+    for exponent in SCALES[:-1]:
+        product *= jnp.maximum(_similarity(a, b)[1].mean(axis=(-2, -1)), 0) ** exponent
+        a, b = _halve(a), _halve(b)
+    luminance, structure = _similarity(a, b)  # luminance counts at the coarsest scale only
+    product *= jnp.maximum((luminance * structure).mean(axis=(-2, -1)), 0) ** SCALES[-1]
+    return product.mean(axis=-1)
+
+
+def _similarity(a: Float[Array, "*b h w"], b: Float[Array, "*b h w"]) -> tuple[Float[Array, "*b h2 w2"], ...]:
+    """SSIM's two factors in every window: luminance; contrast and structure."""
+    mean_a, mean_b, square_a, square_b, product = _blur(jnp.stack([a, b, a * a, b * b, a * b]))
+    var_a, var_b, covariance = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
     c1, c2 = K1**2, K2**2
-    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return (top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean(axis=(-2, -1))
+    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * covariance + c2) / (var_a + var_b + c2)
 
 
-def _unit(video: Num[Arrays, "..."]) -> Float[Array, "..."]:
+def _halve(x: Float[Array, "*b h w"]) -> Float[Array, "*b h2 w2"]:
+    """Means of 2 x 2 pixels; a row or column of zeros comes before an odd number of them."""
+    *b, h, w = x.shape
+    x = jnp.pad(x, [(0, 0)] * len(b) + [(h % 2, 0), (w % 2, 0)])
+    return x.reshape(*b, (h + 1) // 2, 2, (w + 1) // 2, 2).mean(axis=(-3, -1))
+
+
+def unit_range(video: Num[Arrays, "..."]) -> Float[Array, "..."]:
+    """uint8, or float in [0, 1], as float32 in [0, 1]."""
     video = jnp.asarray(video)
     return video / jnp.float32(255) if video.dtype == jnp.uint8 else video.astype(jnp.float32)
 
@@ -67,6 +103,62 @@ class Frames:
     def result(self, features: Mapping[str, Float[Arrays, "n t"]]) -> dict[str, float]:
         """Means over the frames of all clips: {"psnr": dB, "ssim": in [-1, 1]}."""
         return {name: float(np.asarray(values).mean(dtype=np.float64)) for name, values in features.items()}
+
+
+def gap_frames(batch: Mapping[str, Num[Arrays, "b ..."]]) -> Bool[np.ndarray, "b t"]:
+    """The frames of batch["video"] of which nothing is given (batch["given"], bool (b t h w 1)), in clips of which
+    something is. Without "given" there are none.
+    """
+    if "given" not in batch:
+        return np.zeros(batch["video"].shape[:2], bool)
+    unknown = ~np.asarray(batch["given"], bool).any(axis=(2, 3, 4))
+    return unknown & ~unknown.all(axis=1, keepdims=True)
+
+
+def clip_means(values: Float[Arrays, "b t"], chosen: Bool[np.ndarray, "b t"]) -> Float[np.ndarray, "n"]:
+    """Mean of each clip's chosen values; clips without any are left out."""
+    rows = zip(np.asarray(values, np.float64), chosen, strict=True)
+    return np.array([row[some].mean() for row, some in rows if some.any()])
+
+
+def with_intervals(clips: Mapping[str, Float[np.ndarray, "n"]], resamples: int, seed: int) -> dict[str, float]:
+    """{NAME: mean over clips}, and its 95 % interval {NAME_low, NAME_high}: the percentile bootstrap over clips,
+    deterministic in `seed`.
+    """
+    numbers = {}
+    for name, values in clips.items():
+        low, high = np.percentile(_resample(values, resamples, seed), [2.5, 97.5])
+        numbers |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return numbers
+
+
+def _resample(clips: Float[np.ndarray, "n *k"], resamples: int, seed: int) -> Float[np.ndarray, "resamples *k"]:
+    """Means over as many clips, drawn with replacement."""
+    return clips[np.random.default_rng(seed).integers(len(clips), size=(resamples, len(clips)))].mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class GapFrames:
+    """Metric of batch["video"] against batch["target"], both (b t h w 3), uint8 or float in [0, 1], on the frames of the
+    gap alone (see `gap_frames`): what is copied says nothing of an infilling. Says nothing where there is no gap.
+    """
+
+    resamples: int = 2000
+    seed: int = 0
+
+    def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "n"]]:
+        """Means over the gap's frames of every clip that has one; MS-SSIM where frames are large enough for it."""
+        gap = gap_frames(batch)
+        if not gap.any():
+            return {}
+        measures = {"gap_psnr": psnr, "gap_ssim": ssim}
+        if min(batch["video"].shape[2:4]) >= SMALLEST:
+            measures["gap_ms_ssim"] = ms_ssim
+        return {name: clip_means(f(batch["video"], batch["target"]), gap) for name, f in measures.items()}
+
+    def result(self, features: Mapping[str, Float[np.ndarray, "n"]]) -> dict[str, float]:
+        """`gap_psnr` (dB), `gap_ssim`, `gap_ms_ssim`, each the mean over clips with its 95 % interval."""
+        return with_intervals(features, self.resamples, self.seed)
 
 
 class Skill(NamedTuple):
@@ -98,15 +190,13 @@ def skill(
 
 
 def _bootstrap(errors: Float[np.ndarray, "b 3"], resamples: int, seed: int) -> Skill:
-    draws = np.random.default_rng(seed).integers(len(errors), size=(resamples, len(errors)))
-    sums = errors[draws].sum(axis=1)
     with np.errstate(invalid="ignore"):
-        low, high = np.percentile(_ratio(sums), [2.5, 97.5])
+        low, high = np.percentile(_ratio(_resample(errors, resamples, seed)), [2.5, 97.5])
     return Skill(float(_ratio(errors.sum(axis=0))), float(low), float(high))
 
 
 def _ratio(sums: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
-    """Sums stand for means: all three run over the same pixels, whose number cancels."""
+    """Sums, or means over clips, stand for MSEs: all three run over the same pixels, whose number cancels."""
     room = sums[..., 0] - sums[..., 2]
     return np.where(room > 0, (sums[..., 0] - sums[..., 1]) / np.where(room > 0, room, 1), np.nan)
 

@@ -38,7 +38,7 @@ class Reading:
 def read(video: Shaped[np.ndarray, "t h w 3"], world: str | sprites.World = "full") -> Reading:
     """Reads a clip, uint8 or float in [0, 1], as one of the world's shapes, colours, textures and actions."""
     world = sprites.as_world(world)
-    pixels = _pixels(video)
+    pixels = pixels_of(video)
     stride = max(min(pixels.shape[1:3]) // 32, 1)
     pixels = _pool(pixels, stride)
     unit = min(pixels.shape[1:3]) / 32
@@ -59,7 +59,7 @@ def read(video: Shaped[np.ndarray, "t h w 3"], world: str | sprites.World = "ful
     return Reading(shape, colour, texture, action, track, float(np.clip(fits[shape], 0, 1)))
 
 
-def _pixels(video: np.ndarray) -> np.ndarray:
+def pixels_of(video: np.ndarray) -> np.ndarray:
     if video.ndim != 4 or video.shape[-1] != 3 or len(video) < 2:
         raise ValueError(f"A clip of shape {video.shape}: the sprite judge reads (t h w 3) with at least two frames.")
     if video.dtype == np.uint8:
@@ -77,11 +77,7 @@ def _pool(pixels: np.ndarray, stride: int) -> np.ndarray:
 
 def _find_entity(pixels: np.ndarray, world: sprites.World) -> tuple[str, np.ndarray, np.ndarray]:
     """The colour with most mass, its amount per pixel (1: pure colour) and its silhouette in [0, 1], both (t, h, w)."""
-    ground = np.median(pixels.reshape(-1, 3), 0)
-    lines = np.array([sprites.COLOURS[name] for name in world.colours]) / 255 - ground
-    lengths = np.sqrt((lines**2).sum(-1))
-    away = pixels - ground
-    amount = (away @ (lines / lengths[:, None] ** 2).T.astype(pixels.dtype))
+    amount, away, lengths = _amounts(pixels, world.colours)
     off = np.maximum((away**2).sum(-1, keepdims=True) - (amount * lengths) ** 2, 0)   # squared distance to each line
     member = np.exp(-(off - off.min(-1, keepdims=True)) / (2 * 0.1**2))
     member /= member.sum(-1, keepdims=True)
@@ -90,6 +86,22 @@ def _find_entity(pixels: np.ndarray, world: sprites.World) -> tuple[str, np.ndar
     amount = amount[..., best]
     mask = _silhouette(amount) * np.clip(3 * member[..., best], 0, 1)
     return world.colours[best], amount, mask
+
+
+def _amounts(pixels: np.ndarray, colours: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each colour how much is in a pixel (t, h, w, n), from the background (0) to the pure colour (1); the pixels' distance from
+    the background (t, h, w, 3), and the colours' (n,).
+    """
+    ground = np.median(pixels.reshape(-1, 3), 0)
+    lines = np.array([sprites.COLOURS[name] for name in colours]) / 255 - ground
+    lengths = np.sqrt((lines**2).sum(-1))
+    away = pixels - ground
+    return away @ (lines / lengths[:, None] ** 2).T.astype(pixels.dtype), away, lengths
+
+
+def amount_of(pixels: Float[np.ndarray, "t h w 3"], colour: str) -> Float[np.ndarray, "t h w"]:
+    """How much of `colour` is in each pixel, 1 where it is pure; least squares along the line from the clip's median colour."""
+    return _amounts(pixels, (colour,))[0][..., 0]
 
 
 def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

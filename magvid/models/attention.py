@@ -158,6 +158,13 @@ def read_tokens(
     return jnp.concatenate(parts, axis=2), mask
 
 
+def read_scalars(condition: Condition, names: Sequence[str]) -> Float[Array, "b n"]:
+    """The named scalars of a condition, side by side."""
+    if missing := [n for n in names if n not in condition.scalars]:
+        raise ValueError(f"the condition lacks the scalars {', '.join(missing)}: this model reads {', '.join(names)}")
+    return jnp.stack([condition.scalars[n] for n in names], axis=-1)
+
+
 class Attention(nn.Module):
     """Multi-head attention over each frame's pixels (`over` "space") or each pixel's frames ("time").
 

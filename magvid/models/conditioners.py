@@ -2,8 +2,8 @@
 
 keep = {name: bool (b,)} hides conditions clip by clip: where it is False, a condition is replaced by its null. Training
 drops conditions so, guidance makes its null branches so; a name that is absent is kept. `names` are those that a
-conditioner obeys, `reads` what a person has to give: "text", "image". Every entry of `batch` has the batch as its first axis. Sub-modules are named for the group of
-parameters that they have in an objective: two conditioners with a `vae` share one.
+conditioner obeys, `reads` what a person has to give: "text", "image", "video". Every entry of `batch` has the batch as its first
+axis. Sub-modules are named for the group of parameters that they have in an objective: two conditioners with a `vae` share one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +89,39 @@ class ImageTokens(nn.Module):
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
         encoded = self.vision(self.prepare(first_frame(batch)))
         tokens = encoded.embedding[:, None] if self.pooled else encoded.tokens
+        tokens = jnp.where(kept(keep, self.token, tokens), tokens, 0)
+        return Condition(tokens={self.token: tokens[:, None]})
+
+
+class BoundaryTokens(nn.Module):
+    """MAVIN's boundary frame guidance: hidden states of an image tower for the frames before and after the gap, one after the
+    other, the same for every frame; the null is zeros.
+
+    The gap is batch["start"] and batch["end"] (b,) (`diffusion.mavin.describe`), the frames are of batch["video"] (b t h w
+    3), uint8 or in [0, 1]. `ends`: which of the two are read. `prepare`: images (b h w 3) in [0, 1] -> what the tower reads.
+    """
+
+    vision: nn.Module
+    prepare: Callable[[Array], Array]
+    ends: Sequence[str] = ("before", "after")
+    token: str = "image"
+
+    reads = ("video",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.token,)
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        if missing := [n for n in ("video", "start", "end") if n not in batch]:
+            raise ValueError(f"boundary frames are conditioned on: give {', '.join(missing)} beside {sorted(batch)}")
+        video = jnp.asarray(batch["video"])
+        places = dict(before=batch["start"] - 1, after=batch["end"])
+        index = jnp.clip(jnp.stack([places[end] for end in self.ends], axis=1), 0, video.shape[1] - 1)
+        frames = jnp.take_along_axis(video, index[..., None, None, None], axis=1)
+        images = first_frame({"image": frames.reshape(-1, *frames.shape[2:])})
+        tokens = self.vision(self.prepare(images)).tokens
+        tokens = tokens.reshape(len(video), -1, tokens.shape[-1])
         tokens = jnp.where(kept(keep, self.token, tokens), tokens, 0)
         return Condition(tokens={self.token: tokens[:, None]})
 

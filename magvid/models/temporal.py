@@ -1,19 +1,22 @@
 """What the video models add to Stable Diffusion's U-Net: `res`, `attention` and `stem` layers for `unet.UNet`.
 
-ModelScope (Wang et al., 2023; MAVIN's base): four convolutions over time after each block, a transformer over time
-after each transformer over space, and one at the start. SVD (Blattmann et al., 2023): both blended with what they
-follow. MagDiff (Zhao et al., ECCV 2024): ModelScope's convolutions, and attention over time inside the spatial block.
-Numbers as in diffusers' `UNet3DConditionModel` and `UNetSpatioTemporalConditionModel`, and in MagDiff's code.
+ModelScope (Wang et al., 2023): four convolutions over time after each block, a transformer over time after each
+transformer over space, and one at the start. MAVIN (Zhang et al., 2024): the same, with other attention as options. SVD
+(Blattmann et al., 2023): both blended with what they follow. MagDiff (Zhao et al., ECCV 2024): ModelScope's
+convolutions, and attention over time inside the spatial block. Numbers as in diffusers' `UNet3DConditionModel` and
+`UNetSpatioTemporalConditionModel`, and in MAVIN's and MagDiff's code.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from magvid.models.attention import Attention, FeedForward
+from magvid.models.attention import Attention, FeedForward, read_scalars
 from magvid.models.layers import MLP, Conv, Dtype, GroupNorm, sinusoid
 from magvid.models.unet import Block, LayerNorm, Res, ResBlock, Transformer, adapted
 from magvid.types import Condition
@@ -51,7 +54,8 @@ class StackRes(Res):
 
 
 class FrameTransformer(Transformer):
-    """A transformer between the frames of each pixel: self-attention twice, no cross-attention, no positions.
+    """A transformer between the frames of each pixel: self-attention twice, the second made by `cross_attention`; no tokens,
+    no positions.
 
     As a `stem`: dict(factory="magvid.models.temporal:FrameTransformer", heads=8, head_dim=64).
     """
@@ -63,7 +67,9 @@ class FrameTransformer(Transformer):
 
 
 class PostTransformer(Transformer):
-    """Over space, then, with projections of its own, over time."""
+    """Over space, then, with projections of its own, over time; `frames` makes what does the latter."""
+
+    frames: Callable = FrameTransformer
 
     SITES = ("beside_spatial", "beside_temporal")
 
@@ -72,7 +78,70 @@ class PostTransformer(Transformer):
         x = super().__call__(x, condition)
         adapters = {site: make for site, make in self.adapters.items() if site == "beside_temporal"}
         parts = dict(adapters=adapters, groups=self.groups, dtype=self.dtype)
-        return FrameTransformer(self.heads, **parts, name="temp_attentions")(x, condition)
+        return self.frames(self.heads, **parts, name="temp_attentions")(x, condition)
+
+
+# MAVIN's options ----------------------------------------------------------------------------------------------------
+
+# Attention for ModelScope's layers that knows the order of frames, or the gap that is filled: the condition's scalars "start",
+# its first frame, and "end", the first one after it. Off in every released configuration of MAVIN; no parameters are added.
+
+
+def interleaved_sinusoid(position: Float[Array, "*n"], width: int) -> Float[Array, "*n width"]:
+    """sin and cos of position / 10000^(2i/width) in turn: channel 2i, 2i + 1."""
+    waves = sinusoid(position, width, "sin cos").reshape(*position.shape, 2, -1)
+    return waves.swapaxes(-1, -2).reshape(*position.shape, width)
+
+
+def rotate(x: Float[Array, "*b n c"], frequencies: Float[np.ndarray, "half"]) -> Float[Array, "*b n c"]:
+    """Channels 2i, 2i + 1 of token n turned by the angle n frequencies[i] (Su et al., 2021)."""
+    angles = np.arange(x.shape[-2])[:, None] * frequencies
+    cos, sin = np.float32(np.cos(angles)), np.float32(np.sin(angles))
+    a, b = x[..., ::2], x[..., 1::2]
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+class RotaryAttention(Attention):
+    """Between frames; queries and keys are rotated over their whole width, before it is divided between the heads."""
+
+    over: str = "time"
+
+    def frequencies(self, width: int) -> Float[np.ndarray, "half"]:
+        return 10000.0 ** (-np.arange(0, width, 2) / width)
+
+    def split(self, name: str, x: Float[Array, "b s m d"], width: int) -> Float[Array, "b s m heads e"]:
+        y = super().split(name, x, width)
+        if name == "to_v":
+            return y
+        return rotate(y.reshape(*y.shape[:3], width), self.frequencies(width)).reshape(y.shape)
+
+
+class CentredAttention(Attention):
+    """Between frames, to which their embedded positions are added first; the gap starts at 0."""
+
+    over: str = "time"
+
+    def mix(self, x: Float[Array, "b s n c"], condition: Condition) -> Float[Array, "b s n c"]:
+        position = jnp.arange(x.shape[2]) - read_scalars(condition, ["start"])
+        embedded = interleaved_sinusoid(position, x.shape[-1])[:, None]
+        return super().mix(x + embedded.astype(x.dtype), condition)
+
+
+class SparseCausalAttention(Attention):
+    """Over space; a frame reads itself and the two at the ends of the gap: the last one before it, the first one after.
+    Where the clip has no such frame, its own first or last.
+    """
+
+    def mix(self, x: Float[Array, "b s n c"], condition: Condition) -> Float[Array, "b s n c"]:
+        ends = (read_scalars(condition, ["start", "end"]) - jnp.array([1, 0])).astype(jnp.int32)
+        q, k, v = (self.split(name, x, x.shape[-1]) for name in ("to_q", "to_k", "to_v"))
+
+        def read(y: Float[Array, "b s n heads e"]) -> Float[Array, "b s m heads e"]:
+            both = jax.vmap(partial(jnp.take, axis=0, mode="clip"))(y, ends)
+            both = both.reshape(len(y), 1, -1, *y.shape[3:])
+            return jnp.concatenate([y, jnp.broadcast_to(both, (*y.shape[:2], *both.shape[2:]))], axis=2)
+
+        return self.attend(q, read(k), read(v))
 
 
 # SVD ----------------------------------------------------------------------------------------------------------------
@@ -142,12 +211,6 @@ class BlendTransformer(Transformer):
 # MagDiff ------------------------------------------------------------------------------------------------------------
 
 
-def interleaved_sinusoid(length: int, width: int) -> Float[np.ndarray, "length width"]:
-    """sin and cos of position / 10000^(2i/width) in turn: channel 2i, 2i + 1."""
-    angles = np.arange(length)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
-    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, width).astype(np.float32)
-
-
 class InlineBlock(Block):
     """Attention between frames before the feed-forward. The position is added to x itself, as in the released code:
     also where a single frame then needs no such attention.
@@ -167,7 +230,7 @@ class InlineTransformer(Transformer):
     SITES = ("beside_spatial", "beside_temporal")
 
     def position(self, x: Float[Array, "b t h w c"]) -> Float[Array, "t c"]:
-        return jnp.asarray(interleaved_sinusoid(x.shape[1], x.shape[-1]))
+        return interleaved_sinusoid(jnp.arange(x.shape[1], dtype=jnp.float32), x.shape[-1])
 
     def block(
         self, i: int, x: Array, condition: Condition, position: Array | None, make: Callable = InlineBlock

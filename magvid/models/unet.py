@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from magvid.models.attention import Attention, FeedForward
+from magvid.models.attention import Attention, FeedForward, read_scalars
 from magvid.models.layers import MLP, Conv, Dtype, GroupNorm, nearest_upsample, sinusoid
 from magvid.types import Condition
 
@@ -96,13 +96,14 @@ class Res(ResBlock):
 class Block(nn.Module):
     """x + self-attention(LN x), + cross-attention(LN x), + feed-forward(LN x).
 
-    `cross_attention` makes what reads the condition, from (heads, dtype, name); default: softmax over all of `tokens`
-    together. `site`: where an adapter is added to the self-attention.
+    `self_attention` and `cross_attention` make the two, (x, condition) -> what is added, from (heads, dtype, name); by default
+    the latter is one softmax over all of `tokens` together. `site`: where an adapter is added to the self-attention.
     """
 
     heads: int
     tokens: Sequence[str] = ("text",)
     over: str = "space"
+    self_attention: Callable | None = None
     cross_attention: Callable | None = None
     adapters: Adapters = dataclasses.field(default_factory=dict)
     dtype: Dtype = None
@@ -111,12 +112,12 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], condition: Condition, position: Float[Array, "t c"] | None = None
     ) -> Float[Array, "b t h w c"]:
-        own = partial(Attention, over=self.over)
-        cross = self.cross_attention or partial(own, tokens=self.tokens)
+        own = self.self_attention or partial(Attention, over=self.over)
+        cross = self.cross_attention or partial(Attention, tokens=self.tokens, over=self.over)
         norm = partial(LayerNorm, dtype=self.dtype)
         parts = dict(heads=self.heads, dtype=self.dtype)
         y = norm(name="norm1")(x)
-        delta = own(**parts, name="attn1")(y)
+        delta = own(**parts, name="attn1")(y, condition)
         x = x + adapted(self.adapters, f"beside_{self.site}", delta, y, condition, position)
         x = x + cross(**parts, name="attn2")(norm(name="norm2")(x), condition)
         x = self.before_feed_forward(x, condition, position)
@@ -140,6 +141,7 @@ class Transformer(nn.Module):
     over: str = "space"
     head_dim: int | None = None
     depth: int = 1
+    self_attention: Callable | None = None
     cross_attention: Callable | None = None
     adapters: Adapters = dataclasses.field(default_factory=dict)
     groups: int = 32
@@ -163,36 +165,35 @@ class Transformer(nn.Module):
         return None
 
     def block(self, i: int, x: Array, condition: Condition, position: Array | None, make: Callable = Block) -> Array:
-        parts = dict(over=self.over, cross_attention=self.cross_attention, adapters=self.adapters, dtype=self.dtype)
-        return make(self.heads, self.tokens, **parts, name=f"transformer_blocks_{i}")(x, condition, position)
+        reads = dict(over=self.over, self_attention=self.self_attention, cross_attention=self.cross_attention)
+        parts = dict(adapters=self.adapters, dtype=self.dtype)
+        return make(self.heads, self.tokens, **reads, **parts, name=f"transformer_blocks_{i}")(x, condition, position)
 
 
 class TimeEmbedding(MLP):
     """The noise level (b,) and the condition's scalars -> what the `res` layers are given.
 
     `before`: a scalar whose sinusoid [sin, cos] goes through a linear layer and is added before the MLP (MAVIN's
-    length). `after`: scalars whose sinusoids of `after_width` go together through an MLP of their own, added last (SVD).
+    length; with `before_zero` it begins at zero). `after`: scalars whose sinusoids of `after_width` go together through an
+    MLP of their own, added last (SVD).
     """
 
     width: int = 320
     before: str | None = None
+    before_zero: bool = False
     after: Sequence[str] = ()
     after_width: int = 256
 
     @nn.compact
     def __call__(self, time: Float[Array, "b"], condition: Condition) -> Float[Array, "b d"]:
-        names = [n for n in (self.before, *self.after) if n]
-        if missing := [n for n in names if n not in condition.scalars]:
-            lacks = ", ".join(missing)
-            raise ValueError(f"the condition lacks the scalars {lacks}: this model embeds {', '.join(names)}")
         x = sinusoid(time, self.width)
         if self.before:
-            linear = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="cond_proj")
-            x = x + linear(sinusoid(condition.scalars[self.before], self.width, "sin cos"))
+            kernel_init = nn.initializers.zeros if self.before_zero else nn.linear.default_kernel_init
+            linear = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="cond_proj")
+            x = x + linear(sinusoid(read_scalars(condition, [self.before])[:, 0], self.width, "sin cos"))
         x = super().__call__(x)
         if self.after:
-            scalars = jnp.stack([condition.scalars[n] for n in self.after], axis=-1)
-            scalars = sinusoid(scalars, self.after_width).reshape(len(time), -1)
+            scalars = sinusoid(read_scalars(condition, self.after), self.after_width).reshape(len(time), -1)
             x = x + MLP(self.hidden, dtype=self.dtype, name="add_embedding")(scalars)
         return x
 

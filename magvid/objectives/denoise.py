@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from magvid.diffusion import predictions, samplers
+from magvid.diffusion import mavin, predictions, samplers
 from magvid.diffusion.guidance import chain, known_frames, ramp
 from magvid.diffusion.predictions import Eps, Prediction, unit
 from magvid.diffusion.samplers import DDIM, Sampler
@@ -33,13 +34,14 @@ class Sampling:
 
     One row is classifier-free guidance; ((("text", "image"), s_image), (("text",), s_text)) is AID's dual guidance. A
     weight may be a pair, linear over the frames. `wraps` are further functions from denoisers to denoisers, the innermost
-    first (`diffusion.guidance.clip`).
+    first (`diffusion.guidance.clip`). `mixer` makes what sampling begins with of noise and the frames that are known.
     """
 
     sampler: Sampler = DDIM()
     steps: int = 50
     guidance: Sequence[Any] = ()
     wraps: Sequence[Callable] = ()
+    mixer: mavin.Mixer | None = None
 
 
 @runtime_checkable
@@ -69,6 +71,8 @@ class Denoise:
     tasks: {name: conditions that are hidden from the start}, for a model that was trained with `drop`: dict(TI2V=(),
     T2V=("image",)). Which one, batch["task"] (b,) says, if it is there. Default: one, with nothing hidden.
     in_parts: (decode, z) -> decode(z) that saves memory, such as `models.vae.in_chunks`, which says how exact it is.
+    noising: which frames are "known" where the batch does not say so; without it all are noised. Of the gap that they leave,
+    conditioners and network are told "start", "end" and "length" (`diffusion.mavin.describe`).
     """
 
     network: nn.Module
@@ -86,6 +90,7 @@ class Denoise:
     clip: Sequence[int] | None = None
     tasks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     in_parts: Callable | None = None
+    noising: mavin.Noising | None = None
 
     overlap = 1  # the windows of a long video share the frame that one begins with; not a field
     keeps = "latents"  # what `magvid encode` makes of clips; not a field
@@ -121,6 +126,7 @@ class Denoise:
     def init(self, key: Array, batch: dict) -> Groups:
         groups: Groups = {}
         keys = jax.random.split(key, 4)
+        batch = self.with_known(batch)
         if self.vae is not None:
             groups["vae"] = self.vae.init(keys[0], jnp.zeros(self.video_shape(batch)))["params"]
         parts = []
@@ -160,6 +166,9 @@ class Denoise:
         keys = dict(zip(("latents", "level", "noise", "drop", "aug", "condition"), jax.random.split(key, 6), strict=True))
         x0 = self.latents(params, batch, keys["latents"])
         b, t = x0.shape[:2]
+        if self.noising is not None and "known" not in batch:
+            batch = {**batch, "known": self.noising.draw(jax.random.fold_in(key, 6), b, t)}
+        batch = with_gap(batch)
         s: Level = self.times(self.schedule, keys["level"], (b,))
         noise = jax.random.normal(keys["noise"], x0.shape)
         xt, learned = corrupt(x0, noise, s), jnp.asarray(batch.get("loss_mask", jnp.ones((b, t))), jnp.float32)
@@ -278,7 +287,7 @@ class Denoise:
     def sample_latents(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w c"]:
         """Scaled latents. Frames that are "known" come out as they are, from the batch's "latents" or "video"."""
         noise_key, condition_key, step_key = jax.random.split(key, 3)
-        shape = self.latent_shape(batch)
+        batch, shape = self.with_known(batch), self.latent_shape(batch)
         noise = batch["noise"] if "noise" in batch else jax.random.normal(noise_key, shape)
         denoise = self.guided(params, batch, condition_key, shape[1])
         clean = known = None
@@ -286,9 +295,20 @@ class Denoise:
             clean, known = self.latents(params, batch, None), batch["known"]
             denoise = known_frames(denoise, clean, known)
         levels = self.schedule.levels(self.sampling.steps)
-        x = samplers.sample(self.sampling.sampler, denoise, samplers.begin(noise, levels), levels, step_key)
+        x = samplers.begin(noise, levels)
+        if clean is not None and (mixer := self.sampling.mixer) is not None:
+            first = Level(*(a[0] for a in levels)) if mixer.level is None else self.schedule.level(mixer.level)
+            x = mixer(clean, known, noise, first)
+        x = samplers.sample(self.sampling.sampler, denoise, x, levels, step_key)
         # a schedule may end above sigma 0
         return x if clean is None else jnp.where(known[..., None, None, None], clean, x)
+
+    def with_known(self, batch: dict) -> dict:
+        """The batch with "known" as to sample, where it does not say, and with what is told of the gap."""
+        if self.noising is not None and "known" not in batch:
+            b, t = self.video_shape(batch)[:2]
+            batch = {**batch, "known": jnp.broadcast_to(jnp.asarray(self.noising.usual(t)), (b, t))}
+        return with_gap(batch)
 
     def guided(self, params: Groups, batch: dict, key: Array, frames: int) -> samplers.Guided:
         """The denoiser (x, level) -> x0 that the sampler asks: `Sampling.guidance` and `wraps`."""
@@ -333,8 +353,9 @@ class Denoise:
         return (False,) * len(self.tasks)
 
     def told(self, what: str) -> tuple[bool, ...]:
-        """Which of the tasks are given the "image", or the "text"."""
-        return tuple(what in self._reads(hidden) for hidden in self.tasks.values())
+        """Which of the tasks are given the "image" (a picture, or frames of a video), or the "text"."""
+        frames = what == "image" and self.noising is not None
+        return tuple(frames or what in self._reads(hidden) for hidden in self.tasks.values())
 
     @property
     def blind(self) -> tuple[bool, ...]:
@@ -343,9 +364,12 @@ class Denoise:
     @property
     def predicts(self) -> tuple[bool, ...]:
         """Those that are given the first frame can go on from the last one."""
-        return self.told("image")
+        return tuple(image and getattr(self.noising, "predicts", True) for image in self.told("image"))
 
     def given_frames(self, frames: int) -> int:
+        """How many frames of a video are read."""
+        if self.noising is not None:
+            return int(np.flatnonzero(self.noising.usual(frames))[-1]) + 1
         return 1 if any(self.predicts) else 0
 
     def with_tasks(self, tasks: Sequence[str]) -> "Denoise":
@@ -359,12 +383,22 @@ class Denoise:
         return self
 
     def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
-        """The first frame, standing still, or black; and which pixels are given."""
+        """The first frame, standing still, or black; with `noising` the known frames, and black between them. And which
+        pixels are given.
+        """
         video = scale(batch["video"])
+        if self.noising is not None:
+            given = self.with_known(batch)["known"][..., None, None, None]
+            return jnp.where(given, video, 0.0), jnp.broadcast_to(given, (*video.shape[:-1], 1))
         image = jnp.asarray(self.predicts)[batch["task"]][:, None, None, None, None]
         first = (jnp.arange(video.shape[1]) == 0)[:, None, None, None]
         given = jnp.broadcast_to(image & first, (*video.shape[:-1], 1))
         return jnp.where(image, video[:, :1], 0.0) * jnp.ones_like(video), given
+
+
+def with_gap(batch: dict) -> dict:
+    """The batch, and where frames of it are known, what is told of the gap between them."""
+    return {**batch, **mavin.describe(batch["known"])} if "known" in batch else batch
 
 
 def join(conditions: Sequence[Condition], frames: int) -> Condition:

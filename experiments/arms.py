@@ -1,0 +1,94 @@
+"""What the ablations on sprites share: arms trained and scored beside each other, one process each, and tables of means over seeds."""
+
+import concurrent.futures
+import math
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def run_stages(
+    stages: Sequence[Mapping[str, Any]], work: Callable, arguments: Sequence[Any], jobs: int, say: Callable[[str], None]
+) -> Iterator[tuple[str, Any]]:
+    """What `work(name, arm, *arguments)` returns, a name first, for every {name: arm} of a stage, one process each; the next stage begins when
+    all of one are done. `jobs` at the same time; 0: one for each core, or one on an accelerator.
+    """
+    cores, done, total = available_cores(), 0, sum(map(len, stages))
+    jobs = jobs or (len(cores) if on_cpu() else 1)
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, start_worker, (cores,)) as pool:
+        for stage in stages:
+            running = [pool.submit(work, name, arm, *arguments) for name, arm in stage.items()]
+            for future in concurrent.futures.as_completed(running):
+                done += 1
+                found = future.result()
+                say(f"{done} of {total}: {found[0]}")
+                yield found
+
+
+def start_worker(cores: Sequence[int]) -> None:
+    """One thread of computation in each process: two small programs beside each other outrun one on two threads."""
+    from absl import logging
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every save and load
+    if not hasattr(os, "sched_setaffinity"):  # Linux alone has it
+        return
+    os.sched_setaffinity(0, {cores[multiprocessing.current_process()._identity[0] % len(cores)]})
+    import jax
+
+    jax.devices()  # makes the pool of threads
+    os.sched_setaffinity(0, cores)
+
+
+def available_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def on_cpu() -> bool:
+    """Asked in a process of its own: this one shall not take the memory of an accelerator."""
+    command = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "cpu"
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of the 95 % interval by Student's t); nan for one value."""
+    from scipy import stats
+
+    n = len(values)
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(np.mean(values)), float(half)
+
+
+def cell(values: Sequence[float] | None, digits: int = 2) -> str:
+    if not values or any(v is None for v in values):
+        return "–"
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def film_strip(rows: Mapping[str, np.ndarray], out: pathlib.Path) -> None:
+    """Clips (t h w 3) of one length, a row each with its label, frame by frame -> .png."""
+    from PIL import Image
+
+    from magvid.pictures import labelled_grid
+
+    frames = range(len(next(iter(rows.values()))))
+    grid = labelled_grid([[v[t : t + 1] for t in frames] for v in rows.values()], [f"frame {t}" for t in frames], list(rows))
+    Image.fromarray(grid[0]).save(out)

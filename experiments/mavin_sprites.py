@@ -1,0 +1,297 @@
+"""MAVIN on sprites: train the transition model and its ablations from nothing, join the ends of held-out clips, score, report.
+
+    python experiments/mavin_sprites.py [--budget=quick|long] [--seeds=3] [--clips=200] [--jobs=N] [--workdir=FOLDER]
+
+Every arm has the same budget (configs/mavin_sprites.py), and all share an autoencoder and CLIP; scores are means over seeds with 95 % intervals
+(Student's t), of held-out test clips of two actions whose middle is hidden, with gaps of 2 to 10 frames. Also the metric itself on damaged
+clips, and a sweep of the Gaussian filter mixer. An interrupted experiment goes on when the same command is given again. Results:
+WORKDIR/report.html, table.md, scores.json and *.png.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the configs live beside this folder
+
+import numpy as np
+
+from configs import clip_sprites, defaults, mavin, mavin_sprites, vae_sprites
+from experiments.arms import cell, film_strip, markdown, run_stages
+from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
+
+PROGRAM = Program(
+    "python experiments/mavin_sprites.py",
+    "Train and score MAVIN's transition model and its ablations, or go on with that; write tables, pictures and a page.",
+    [
+        Flag("budget", "str", "quick", "quick|long", "how much to train"),
+        Flag("seeds", "int", 3, "N", "runs of every arm", 1),
+        Flag("clips", "int", 200, "N", "held-out clips to score on", 1),
+        Flag("jobs", "int", 0, "N", "arms at the same time; default: one for each core, or 1 on an accelerator", 0),
+        Flag("workdir", "str", None, "FOLDER", "where everything is written; default: runs/mavin_sprites-BUDGET"),
+        Flag("smoke", "bool", False, "", "two steps of tiny models: for tests"),
+    ],
+    ["", "--seeds=1 --clips=64"],
+)
+TRAINED = {"full": "", "no-bfg": "bfg=0", "bert": "noising=bert", "one-length": "variable=0", "untrained": ""}
+ROWS = {  # row of the table: (trained run, argument of the config that samples from it)
+    "MAVIN": ("full", ""),
+    "no Gaussian filter mixer": ("full", "gfm=none"),
+    "mixer as released (temporal frequencies)": ("full", "gfm=official3d"),
+    "FreeInit's filter": ("full", "gfm=freeinit3d"),
+    "no boundary frame guidance": ("no-bfg", "bfg=0"),
+    "no guidance, mixer as released": ("no-bfg", "bfg=0,gfm=official3d"),
+    "BERT-style masking": ("bert", "noising=bert"),
+    "gaps of one length": ("one-length", "variable=0"),
+    "untrained": ("untrained", ""),
+}
+BASELINES = {"linear between latents": "interpolate", "boundary frames held": "hold"}
+LIMIT = "autoencoder alone"
+COLUMNS = {  # of the table: (name of the number, digits, factor)
+    "position at the boundary, px": ("position", 2, 1),
+    "velocity at the boundary, px/frame": ("velocity", 2, 1),
+    "track, px": ("track", 2, 1),
+    "largest step, px": ("step", 2, 1),
+    "drawing agrees": ("agrees", 3, 1),
+    "shape and colour, %": ("identity", 0, 100),
+    "action before, %": ("before", 0, 100),
+    "action after, %": ("after", 0, 100),
+    "CLIP-RS": ("clip_rs", 4, 1),
+    "gap PSNR, dB": ("gap_psnr", 1, 1),
+}
+SWEEP = {"f0": (0.2, 0.4, 0.6, 0.8), "decay": (0.0, 0.05, 0.1, 0.2)}
+DAMAGES = ("shuffled", "jump", "hue", "blur")
+
+
+# One arm, in a process of its own ------------------------------------------------------------------------------------
+
+
+def config_of(arg: str, workdir: pathlib.Path, untrained: bool = False) -> dict:
+    """The config of an arm, with the towers of `workdir`; untrained: one step at a rate of 0."""
+    config = mavin_sprites.get_config(arg)
+    config.objective.vae.run = str(workdir / "vae")
+    text, *rest = config.objective.conditioners
+    text["text"]["run"] = config.metrics[-1]["vision"]["run"] = str(workdir / "clip")
+    for conditioner in rest:
+        if "vision" in conditioner:
+            conditioner["vision"]["run"] = str(workdir / "clip")
+    if untrained:
+        config.steps = 1
+        config.optim.network.rules[0][1].update(warmup=1, decay="constant")  # the first step of a warm-up has a rate of 0
+    config.eval_every = 0
+    config.data.eval.source["split"] = "test"  # the budget was tuned on validation clips
+    return config.to_dict()
+
+
+def train_towers(name: str, arg: str, workdir: str) -> tuple[str, None]:
+    """The autoencoder or CLIP, in a process of its own."""
+    from magvid.train import train
+
+    make = dict(vae=vae_sprites, clip=clip_sprites)[name]
+    train(make.get_config(arg), pathlib.Path(workdir) / name)
+    return name, None
+
+
+def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -> tuple[str, dict]:
+    """(name, {row of the table: numbers}) of one run; what is done already is not done again."""
+    from magvid import runs
+    from magvid.train import train
+
+    (trained, arg), workdir = arm, pathlib.Path(workdir)
+    folder = workdir / name
+    train(config_of(f"{arg},{TRAINED[trained]}".strip(","), workdir, trained == "untrained"), folder)
+    run, scores = runs.open_run(folder), {}
+    for row, (source, change) in ROWS.items():
+        if source == trained:
+            config = config_of(f"{arg},{change}".strip(","), workdir)
+            scores[row] = score(run, config["objective"]["sampling"], clips, folder, row)
+    return name, scores
+
+
+def score(run, sampling: Mapping, clips: int, folder: pathlib.Path, row: str) -> dict:
+    """Numbers of magvid's evaluation, kept in `folder` with the first clips that were generated."""
+    from magvid import runs
+    from magvid.evaluate import evaluate_run
+
+    kept = folder / f"{slug(row)}.json"
+    run.config["objective"]["sampling"] = dict(sampling)
+    wanted = dict(hash=run.hash, clips=clips)
+    if kept.exists() and (done := json.loads(kept.read_text()))["made of"] == wanted:
+        return done["numbers"]
+    found = evaluate_run(run, clips=clips, batch=min(clips, 40), examples=EXAMPLES)
+    examples = found.examples["TVI"]
+    arrays = {k: np.stack([getattr(e, k) for e in examples]) for k in ("real", "condition", "generated", "reconstruction")}
+    np.savez_compressed(folder / f"{slug(row)}.npz", **arrays)
+    numbers = {**found.numbers["tasks"]["TVI"], "settings": found.numbers["settings"]}
+    runs.write_json(kept, {"made of": wanted, "numbers": numbers})
+    return numbers
+
+
+EXAMPLES = 8
+
+
+def slug(row: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in row.lower())
+
+
+# Without a network, and the metric itself -----------------------------------------------------------------------------
+
+
+def baselines(workdir: pathlib.Path, clips: int) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """({row: numbers}, {row: the first clips}) of latents that are filled in without a network."""
+    import jax
+
+    from magvid import runs
+    from magvid.diffusion import mavin as mathematics
+    from magvid.evaluate import Scores, open_metrics
+    from magvid.generator import Clips, Generator
+    from magvid.video import to_uint8
+
+    model = Generator.open(runs.open_run(workdir / "full-0"), batch=min(clips, 40))
+    objective, (metrics, _) = model.programs.objective, open_metrics(model.config["metrics"])
+
+    def fill(params, rows, how):
+        z = objective.latents(params, rows, None)
+        return objective.decode(params, z if how is None else how(z, rows["known"]))
+
+    forms = {LIMIT: None} | {row: getattr(mathematics, name) for row, name in BASELINES.items()}
+    programs = {row: jax.jit(functools.partial(fill, how=how)) for row, how in forms.items()}
+    scores, shown = {row: Scores(metrics) for row in forms}, {}
+    for rows in Clips.of(model.config).batches(0, clips, model.batch):
+        condition, given = model.condition({**rows, "task": np.zeros(len(rows["video"]), np.int32)})
+        for row, program in programs.items():
+            video = to_uint8(np.asarray(program(model.params, {k: rows[k] for k in ("video", "known")})))
+            shown.setdefault(row, video[:EXAMPLES])
+            scores[row].add({**rows, "video": video, "target": rows["video"], "condition": condition, "given": given})
+    return {row: s.result() for row, s in scores.items()}, shown
+
+
+def damaged(video: np.ndarray, gap: np.ndarray, how: str) -> np.ndarray:
+    """One clip whose gap is put out of order in time ("shuffled"; "jump": frozen, then jumping), or changed alike in every frame ("hue":
+    colours turned by a third; "blur").
+    """
+    from PIL import Image, ImageFilter
+
+    video, frames = video.copy(), np.flatnonzero(gap)
+    if how == "shuffled":
+        video[frames] = video[np.random.default_rng(len(frames)).permutation(frames)]
+    elif how == "jump":
+        video[frames[: len(frames) // 2]] = video[frames[0] - 1]
+    elif how == "hue":
+        video[frames] = video[frames][..., [1, 2, 0]]
+    elif how == "blur":
+        for i in frames:
+            video[i] = np.asarray(Image.fromarray(video[i]).filter(ImageFilter.GaussianBlur(1.0)))
+    return video
+
+
+def validate_metric(workdir: pathlib.Path, clips: int) -> dict[str, dict]:
+    """{damage: numbers} of real clips damaged in their gaps: what CLIP-RS says of motion, and what of looks."""
+    from magvid import runs
+    from magvid.evaluate import Scores, open_metrics
+    from magvid.generator import Clips
+
+    config = runs.open_run(workdir / "full-0").config
+    (metrics, _), scores = open_metrics(config["metrics"]), {}
+    for how in DAMAGES:
+        scores[how] = Scores(metrics)
+        for rows in Clips.of(config).batches(0, clips, min(clips, 40)):
+            given = np.broadcast_to(rows["known"][..., None, None, None], (*rows["video"].shape[:-1], 1))
+            video = np.stack([damaged(v, ~known, how) for v, known in zip(rows["video"], rows["known"])])
+            scores[how].add({**rows, "video": video, "target": rows["video"], "condition": rows["video"], "given": given})
+    return {how: s.result() for how, s in scores.items()}
+
+
+def sweep(name: str, arm: tuple[float, float], workdir: str, clips: int) -> tuple[str, dict]:
+    """(name, numbers) of the first seed's model with another cut-off and decay."""
+    from magvid import runs
+
+    folder, (f0, decay) = pathlib.Path(workdir), arm
+    smoke = runs.open_run(folder / "full-0").config["steps"] == 2
+    config = config_of(f"f0={f0},decay={decay},smoke={int(smoke)}", folder)
+    return name, score(runs.open_run(folder / "full-0"), config["objective"]["sampling"], clips, folder / "full-0", name)
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def table(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int, columns: Mapping = COLUMNS) -> tuple[list, list]:
+    """(header, rows): the arms, means over seeds; then what has no seed."""
+
+    def line(row: str, found: Sequence[Mapping]) -> list[str]:
+        scaled = lambda key, factor: [None if f.get(key) is None else factor * f[key] for f in found]
+        return [row, *(cell(scaled(key, factor), digits) for key, digits, factor in columns.values())]
+
+    rows = [line(row, [scores[f"{trained}-{seed}"][row] for seed in range(seeds)]) for row, (trained, _) in ROWS.items()]
+    return ["row", *columns], rows + [line(row, [found]) for row, found in fixed.items()]
+
+
+def lengths(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int) -> tuple[list, list]:
+    """The track's distance by the length of the gap."""
+    low, high = mavin_sprites.GAP["end"][0] - mavin_sprites.GAP["start"][1], mavin_sprites.GAP["end"][1] - mavin_sprites.GAP["start"][0]
+    return table(scores, fixed, seeds, {f"{n} frames": (f"track_{n}", 2, 1) for n in range(low, high + 1, 2)})
+
+
+# All -----------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    if {"--help", "-h"} & set(argv):
+        print(program_help(PROGRAM))
+        return
+    options = parse(PROGRAM, argv, need="")
+    defaults.choose(mavin_sprites.BUDGETS, options.budget, "budget")
+    name = f"mavin_sprites-{options.budget}" + ("-smoke" if options.smoke else "")
+    workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))  # the seeds of an arm share its programs
+    from experiments.chain import Stages, versions, write_json
+    from experiments.mavin_report import write_report
+    from magvid import runs
+
+    runs.check_writable(workdir, "--workdir")
+    stages, say = Stages(workdir / "seconds.json"), lambda text: print(text, flush=True)
+    common = f"budget={options.budget},smoke={int(options.smoke)}"
+    clips, some = options.clips, min(options.clips, 64)
+    towers = [{"vae": common, "clip": common}]
+    stages.run("towers", lambda: list(run_stages(towers, train_towers, (str(workdir),), options.jobs, say)))
+    arms = [{f"{t}-{seed}": (t, f"{common},seed={seed}") for seed in range(options.seeds) for t in TRAINED}]
+    scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), clips), options.jobs, say)))
+    points = {f"f0 {f0:g} decay {decay:g}": (f0, decay) for f0 in SWEEP["f0"] for decay in SWEEP["decay"]}
+    points = dict(list(points.items())[:1]) if options.smoke else points
+    swept = stages.run("sweep", lambda: dict(run_stages([points], sweep, (str(workdir), some), options.jobs, say)))
+    fixed, shown = stages.run("baselines", baselines, workdir, clips)
+    metric = stages.run("metric", validate_metric, workdir, clips)
+    result = dict(
+        world=mavin_sprites.BUDGETS[options.budget]["world"], budget=options.budget, clips=clips, swept_clips=some, seeds=options.seeds,
+        scores=scores, fixed=fixed, sweep=swept, metric=metric, seconds=stages.seconds, versions=versions(),
+        config={part: json.loads((workdir / part / "config.json").read_text()) for part in ("vae", "clip", "full-0")},
+    )  # fmt: skip
+    write_json(workdir / "scores.json", result)
+    texts = [markdown(*table(scores, fixed, options.seeds)), markdown(*lengths(scores, fixed, options.seeds))]
+    (workdir / "table.md").write_text("\n\n".join(texts) + "\n")
+    films = strips(workdir, shown)
+    for i, rows in enumerate(films[:5]):
+        film_strip(rows, workdir / f"transition{i}.png")
+    write_report(workdir, result, films)
+    print("\n\n".join(texts) + f"\n\nwrote {workdir / 'report.html'}, table.md, scores.json and pictures")
+
+
+def strips(workdir: pathlib.Path, shown: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Of each example {row: clip}: real, given, what every row of the first seed made, the baselines."""
+    films: list[dict[str, np.ndarray]] = []
+    for row, (trained, _) in ROWS.items():
+        with np.load(workdir / f"{trained}-0" / f"{slug(row)}.npz") as arrays:
+            for i, clip in enumerate(arrays["generated"]):
+                if len(films) <= i:
+                    films.append({"real": arrays["real"][i], "given": arrays["condition"][i]})
+                films[i][row] = clip
+    return [film | {row: clips[i] for row, clips in shown.items() if row != LIMIT} for i, film in enumerate(films)]
+
+
+if __name__ == "__main__":
+    use_huge_pages()
+    leave(guarded("mavin_sprites", sys.argv[1:], main))

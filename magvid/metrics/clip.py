@@ -1,0 +1,141 @@
+"""CLIP-RS and CLIP's similarity to the real frames: MAVIN's measures of a generated transition.
+
+How alike a frame and the next one are, c_i = cos(frame i, frame i + 1), should be what it is in the real clip: the
+score is the mean of min(c, c_real) / max(c, c_real) over the gap's frames and the given ones beside it, 1 at best. Two
+forms:
+
+corrected   the frames' projected embeddings, as the paper describes it
+released    the last hidden states, with cosines over the axis of the *tokens*, one for each of their dimensions: what
+            the published code computes (cosine_similarity of (n, tokens, width) takes axis 1)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from magvid.metrics.frames import Arrays, clip_means, gap_frames, unit_range, with_intervals
+from magvid.models.clip import normalise
+from magvid.types import Groups, Params, UserError
+
+EPSILON = 1e-8  # of a vector's length, as in torch's cosine_similarity
+
+
+def cosine(a: Float[Array, "..."], b: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """Of the angle between vectors along `axis`; 0 where one of them is 0."""
+    length = lambda x: jnp.maximum(jnp.linalg.norm(x, axis=axis), EPSILON)
+    return jnp.sum(a * b, axis=axis) / (length(a) * length(b))
+
+
+def relative_smoothness(pred: Float[Array, "*b t d"], real: Float[Array, "*b t d"]) -> Float[Array, "*b t-1"]:
+    """min / max of the two clips' cosines between each frame's embedding and the next's; 0 where none is above 0."""
+    p, r = (cosine(x[..., :-1, :], x[..., 1:, :]) for x in (pred, real))
+    most = jnp.maximum(p, r)
+    return jnp.where(most > 0, jnp.minimum(p, r) / jnp.where(most > 0, most, 1), 0)
+
+
+def released_smoothness(pred: Float[Array, "*b t n d"], real: Float[Array, "*b t n d"]) -> Float[Array, "*b t-1"]:
+    """The same of the frames' hidden states as the published code has it: cosines over the tokens, unguarded."""
+    p, r = (cosine(x[..., :-1, :, :], x[..., 1:, :, :], axis=-2) for x in (pred, real))
+    return (jnp.minimum(p, r) / jnp.maximum(p, r)).mean(axis=-1)
+
+
+def released_similarity(pred: Float[Array, "*b t n d"], real: Float[Array, "*b t n d"]) -> Float[Array, "*b t"]:
+    """Cosines between a frame's hidden states and the real one's over the tokens, the mean over their dimensions."""
+    return cosine(pred, real, axis=-2).mean(axis=-1)
+
+
+def shortest_side(images: Float[Array, "b h w 3"], size: tuple[int, int]) -> Float[Array, "b h2 w2 3"]:
+    """What CLIP's published image processor (transformers' CLIPProcessor, on Pillow) makes of pixels in [0, 1]: the
+    middle of the image, resized (bicubic, anti-aliased) so that it just covers `size`, normalised.
+
+    Rounded to 8 bits after each axis, as by Pillow: one value in a thousand differs by one level from
+    `magvid.data.clip.shortest_side`, which is Pillow's own.
+    """
+    (h, w), (height, width) = images.shape[1:3], size
+    tall, wide = (height, height * w // h) if height * w >= width * h else (width * h // w, width)
+    whole = lambda x: jnp.clip(jnp.floor(x + 0.5), 0, 255)
+    images = whole(255 * images)
+    for shape in ((h, wide), (tall, wide)):
+        images = whole(jax.image.resize(images, (len(images), *shape, 3), "cubic"))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return normalise(images[:, top : top + height, left : left + width] / 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSmoothness:
+    """Metric of batch["video"] against batch["target"], both (b t h w 3), uint8 or float in [0, 1], in the gap that
+    batch["given"] leaves (see `frames.gap_frames`). A clip may have several gaps, and one at an end has one neighbour.
+    Says nothing where there is no gap.
+
+    vision: a tower of `models.clip` with a projection, and its weights: a reference to a run in the config. prepare:
+    (images (b h w 3) in [0, 1], size) -> what the tower reads. MAVIN's numbers are those of CLIP ViT-L/14, prepared so.
+    """
+
+    vision: nn.Module
+    prepare: Callable[[Array, tuple[int, int]], Array] = shortest_side
+    resamples: int = 2000
+    seed: int = 0
+    params: Params | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.vision.projection is None:
+            raise UserError(
+                "CLIP-RS compares projected embeddings, and this tower has no projection: convert one that has, "
+                'clip_l_vision_projected, or take part="clip.vision" of a run with both towers'
+            )
+
+    def with_weights(self, groups: Groups) -> "ClipSmoothness":
+        if "vision" not in groups:
+            raise UserError('CLIP-RS needs the weights of its tower: in the config, vision=dict(run=..., part="clip.vision")')
+        return dataclasses.replace(self, params=jax.device_put(groups["vision"]))
+
+    def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "n"]]:
+        """Means over the gaps of every clip that has one."""
+        gap = gap_frames(batch)
+        if not gap.any():
+            return {}
+        found = self._compare(self.params, batch["video"], batch["target"])
+        pairs = gap[:, :-1] | gap[:, 1:]
+        both = np.pad(pairs, [(0, 0), (0, 1)]) | np.pad(pairs, [(0, 0), (1, 0)])  # the gap and its neighbours
+        chosen = dict(clip_rs=pairs, clip_rs_released=pairs, clip_outer=gap, clip_outer_released=both)
+        return {name: clip_means(found[name], frames) for name, frames in chosen.items()}
+
+    def result(self, features: Mapping[str, Float[np.ndarray, "n"]]) -> dict[str, float]:
+        """`clip_rs` and `clip_outer` (cosine with the real frame, mean over the gap), and `clip_rs_released` and
+        `clip_outer_released` (also over the gap's neighbours), each the mean over clips with its 95 % interval.
+        """
+        return with_intervals(features, self.resamples, self.seed)
+
+    @functools.cached_property
+    def _compare(self) -> Callable[[Params, Array, Array], dict[str, Array]]:
+        """(weights, video, target) -> {name: of every frame, or pair of neighbours, of every clip}; compiled once."""
+
+        @jax.jit
+        @jax.default_matmul_precision("highest")  # the same numbers on every device
+        def compare(params, video, target):
+            both = jnp.stack([unit_range(video), unit_range(target)])
+            # one after the other: half the memory, and half as much to compile
+            embeddings, tokens = jax.lax.map(lambda x: self._encode(params, x), both)
+            return dict(
+                clip_rs=relative_smoothness(*embeddings),
+                clip_rs_released=released_smoothness(*tokens),
+                clip_outer=cosine(*embeddings),
+                clip_outer_released=released_similarity(*tokens),
+            )
+
+        return compare
+
+    def _encode(
+        self, params: Params, video: Float[Array, "b t h w 3"]
+    ) -> tuple[Float[Array, "b t p"], Float[Array, "b t n d"]]:
+        """The frames' embeddings and hidden states, float32."""
+        images = self.prepare(video.reshape(-1, *video.shape[2:]), tuple(self.vision.image))
+        found = self.vision.apply({"params": params}, images)
+        by_frame = lambda x: x.astype(jnp.float32).reshape(*video.shape[:2], *x.shape[1:])
+        return by_frame(found.embedding), by_frame(found.tokens)
