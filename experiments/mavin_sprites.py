@@ -141,18 +141,25 @@ def slug(row: str) -> str:
 # Without a network, and the metric itself -----------------------------------------------------------------------------
 
 
+def open_metrics(config: Mapping) -> list:
+    """Those that the config names, with their weights."""
+    from magvid import evaluate
+
+    return [m for m in evaluate.open_metrics(config["metrics"])[0] if m not in evaluate.METRICS]
+
+
 def baselines(workdir: pathlib.Path, clips: int) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
     """({row: numbers}, {row: the first clips}) of latents that are filled in without a network."""
     import jax
 
     from magvid import runs
     from magvid.diffusion import mavin as mathematics
-    from magvid.evaluate import Scores, open_metrics
+    from magvid.evaluate import Scores
     from magvid.generator import Clips, Generator
     from magvid.video import to_uint8
 
     model = Generator.open(runs.open_run(workdir / "full-0"), batch=min(clips, 40))
-    objective, (metrics, _) = model.programs.objective, open_metrics(model.config["metrics"])
+    objective, metrics = model.programs.objective, open_metrics(model.config)
 
     def fill(params, rows, how):
         z = objective.latents(params, rows, None)
@@ -192,11 +199,11 @@ def damaged(video: np.ndarray, gap: np.ndarray, how: str) -> np.ndarray:
 def validate_metric(workdir: pathlib.Path, clips: int) -> dict[str, dict]:
     """{damage: numbers} of real clips damaged in their gaps: what CLIP-RS says of motion, and what of looks."""
     from magvid import runs
-    from magvid.evaluate import Scores, open_metrics
+    from magvid.evaluate import Scores
     from magvid.generator import Clips
 
     config = runs.open_run(workdir / "full-0").config
-    (metrics, _), scores = open_metrics(config["metrics"]), {}
+    metrics, scores = open_metrics(config), {}
     for how in DAMAGES:
         scores[how] = Scores(metrics)
         for rows in Clips.of(config).batches(0, clips, min(clips, 40)):

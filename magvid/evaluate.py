@@ -151,7 +151,7 @@ def _examples(clips: Clips, videos: Rows, count: int) -> list[Example]:
 # Settings -----------------------------------------------------------------------------------------------------------
 
 
-def open_metrics(specs: Sequence[Mapping[str, Any]], trust: bool) -> tuple[list[Any], list[dict[str, Any]]]:
+def open_metrics(specs: Sequence[Mapping[str, Any]], trust: bool = False) -> tuple[list[Any], list[dict[str, Any]]]:
     """(`METRICS` and those of the specs, with their weights; what each is)."""
     metrics, used = list(METRICS), [described(m) for m in METRICS]
     for i, spec in enumerate(specs):

@@ -57,7 +57,7 @@ class Consecutive:
     def draw(self, key, b, t):
         self._fits(t)
         n = 1 if self.per_batch else b
-        bounds = [jax.random.randint(k, (n, 1), r[0], r[1] + 1) for k, r in zip(jax.random.split(key), (self.start, self.end))]
+        bounds = [jax.random.randint(k, (n,), r[0], r[1] + 1) for k, r in zip(jax.random.split(key), (self.start, self.end))]
         return jnp.broadcast_to(between(*bounds, t), (b, t))
 
     def usual(self, t):
@@ -134,8 +134,9 @@ class First:
             raise ValueError(f"this model is given the first {self.frames} frames and no others")
 
 
-def between(start: Int[Array, "*#b"] | int, end: Int[Array, "*#b"] | int, t: int) -> Bool[Array | np.ndarray, "*b t"]:
+def between(start: Int[Array, "*b"] | int, end: Int[Array, "*b"] | int, t: int) -> Bool[Array, "*b t"]:
     """Which of t frames lie outside of the gap; a numpy array where start and end are numbers."""
+    start, end = (x[..., None] if np.ndim(x) else x for x in (start, end))
     return (np.arange(t) < start) | (np.arange(t) >= end)
 
 
