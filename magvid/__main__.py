@@ -1,4 +1,4 @@
-"""The command line: `magvid train | encode | sample | evaluate`; what flags they have is in flags.py.
+"""The command line: `magvid train | encode | sample | connect | evaluate`; what flags they have is in flags.py.
 
 Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
 Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
@@ -59,7 +59,7 @@ def _dispatch(argv: list[str]) -> None:
     elif {"--help", "-h", "--helpfull", "--helpshort"} & set(rest):
         print(program_help(COMMANDS[command]))
     else:
-        {"train": _train, "encode": _encode, "sample": _sample, "evaluate": _evaluate}[command](rest)
+        {"train": _train, "encode": _encode, "sample": _sample, "connect": _connect, "evaluate": _evaluate}[command](rest)
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
@@ -95,6 +95,16 @@ def _sample(argv: list[str]) -> None:
     )
     for path in sample.sample_run(run, options, weights=flags.weights, trust=flags.trust):
         print(path)
+
+
+def _connect(argv: list[str]) -> None:
+    run, flags = _open_run("connect", argv)
+    from magvid import connect
+
+    if not flags.out:
+        raise ValueError("--out is missing: say where to write, such as --out=connected.mp4")
+    options = connect.Options(**{f: getattr(flags, f) for f in connect.Options.__dataclass_fields__})
+    print(connect.connect(run, options, weights=flags.weights, trust=flags.trust))
 
 
 def _evaluate(argv: list[str]) -> None:

@@ -122,6 +122,16 @@ def find_tokenizer(config: Mapping[str, Any]) -> Any | None:
     return None
 
 
+def find_text(config: Mapping[str, Any]) -> str | None:
+    """The text that the data of `config` say of every clip; None where each has its own."""
+    for section in config["data"].values():
+        for spec in (section or {}).get("transforms", ()):
+            transform = build(spec)
+            if getattr(transform, "template", None) and not transform.names:
+                return transform.template
+    return None
+
+
 def words(tokenizer: Any, prompt: str, negative: str = "") -> dict[str, np.ndarray]:
     """The row of a prompt, and of what guidance leads away from. Says what is too long for the model."""
     for text in (prompt, negative):

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 
 class Flag(NamedTuple):
-    """`kind` is "str", "int", "float" or "bool"; `shown` the value's placeholder in the help; `low` bounds numbers."""
+    """`kind` is "str", "int", "float", "bool" or "files", the arguments that are no flags; `shown` the value's placeholder in the
+    help; `low` bounds numbers.
+    """
 
     name: str
     kind: str
@@ -137,6 +139,35 @@ COMMANDS = {
         ],
         "--config.objective.decoding.steps=24",
     ),
+    "connect": Program(
+        "magvid connect",
+        "Join clips into one video: the transitions between them are made by a run that fills gaps (MAVIN).",
+        [
+            Flag("clips", "files", (), "FILE FILE [FILE ...]", "two or more videos of any size and rate"),
+            *RUN,
+            CONFIG._replace(help="in place of --run: a config that trains nothing, with converted weights"),
+            Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif"),
+            Flag(
+                "refine", "str", "6,6", "N,N", "frames at the end of a clip and the beginning of the next that are made anew; or a pair per join"
+            ),
+            Flag("prompt", "str", None, "TEXT[|TEXT]", "what happens, in words: one text, one per join, or one per clip; default: as trained"),
+            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
+            Flag("actions", "str", None, "FOLDER", "a run that makes the clips itself, one for each action in --prompt, from --image"),
+            Flag("image", "str", None, "FILE[,FILE]", "the first frame of all actions, or one for each"),
+            Flag("fps", "float", None, "RATE", "read all clips at this rate, and write it; default: as the run's data, or 8"),
+            Flag("size", "str", None, "HxW", "of the result; default: as the run's clips"),
+            Flag("steps", "int", None, "N", "denoising steps; default: as the run's config", 1),
+            Flag("guidance", "float", None, "G", "classifier-free; default: as the run's config", 0),
+            SEED,
+            TRUST,
+        ],
+        [
+            "a.mp4 b.mp4 c.mp4 --run=runs/mavin --refine=6,6 --out=all.mp4",
+            'walk.mp4 eat.mp4 --run=runs/mavin --prompt="a horse walks|a horse eats" --out=horse.mp4',
+            '--run=runs/mavin --actions=runs/mavin-action --image=horse.png --prompt="run|jump|eat" --out=script.mp4',
+        ],
+        "--config.objective.sampling.mixer.cutoff=0.4",
+    ),
     "evaluate": Program(
         "magvid evaluate",
         "Measure a trained run on held-out clips: a table, and RUN/evaluation.json.",
@@ -201,6 +232,8 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
     from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
     values = flags.FlagValues()
+    files = next((flag.name for flag in program.flags if flag.kind == "files"), None)
+    values.set_gnu_getopt(bool(files))  # flags may stand after files
     for flag in program.flags:
         if config is None or flag.name != "config":
             _define(flags, values, flag)
@@ -216,6 +249,8 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
         extra = values(argv)[1:]
     except (flags.Error, UnsupportedOperationError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{_flag_error(error, program)}; `{program.name} --help` lists the flags") from error
+    if files:
+        values[files].value, extra = extra, []
     if extra and (config is not None or not program.field):  # without the config, "--config.a 1" leaves the 1
         raise ValueError(f'unexpected argument "{extra[0]}": flags are written --name=value')
     for names in need.split() if config is None else ():
@@ -250,6 +285,7 @@ def _define(flags, values, flag: Flag) -> None:
         "int": flags.DEFINE_integer,
         "float": flags.DEFINE_float,
         "bool": flags.DEFINE_boolean,
+        "files": flags.DEFINE_list,
     }[flag.kind]
     define(flag.name, flag.default, flag.help, flag_values=values, **bounds)
 
@@ -305,7 +341,8 @@ def overview() -> str:
 
 def program_help(program: Program) -> str:
     """What `magvid COMMAND --help` and the like print."""
-    rows = [(f"--{f.name}" + (f"={f.shown}" if f.shown else ""), f.help + _default(f)) for f in program.flags]
+    named = lambda f: f.shown if f.kind == "files" else f"--{f.name}" + (f"={f.shown}" if f.shown else "")
+    rows = [(named(f), f.help + _default(f)) for f in program.flags]
     if program.field:
         what = "change a field of the " + (
             "config" if any(f.name == "config" for f in program.flags) else "run's config that its weights allow"
@@ -313,13 +350,14 @@ def program_help(program: Program) -> str:
         rows.append(("--config.FIELD=VALUE", f"{what}, e.g. {program.field}; of a list one entry: --config.a.b[0]=VALUE"))
     rows.append(("--debug", "show the traceback of an error"))
     width = max(len(name) for name, _ in rows)
-    lines = [program.text, "", f"usage: {program.name} --flag=value ...", ""]
+    files = "".join(f" {f.shown}" for f in program.flags if f.kind == "files")
+    lines = [program.text, "", f"usage: {program.name}{files} --flag=value ...", ""]
     lines += [f"  {name:<{width}}  {help}" for name, help in rows]
     return "\n".join([*lines, "", "examples:", *(f"  {program.name} {e}".rstrip() for e in program.examples)])
 
 
 def _default(flag: Flag) -> str:
-    if flag.default in (None, "", False) or "default" in flag.help:
+    if flag.default in (None, "", False, ()) or "default" in flag.help:
         return ""
     return f"; default: {flag.default}" if flag.kind == "str" else f"; default: {flag.default:g}"
 

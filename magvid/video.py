@@ -4,6 +4,8 @@ A video is uint8 `(t h w 3)` in [0, 255] on disk and in the pipeline, float32 in
 Pillow are imported where they are used.
 """
 
+import collections
+import itertools
 import os
 import pathlib
 import tempfile
@@ -136,6 +138,26 @@ def read_video(
     return np.stack([images[i] for i in order]), float(fps)
 
 
+def stream_video(path: str | os.PathLike, fps: float) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The frames that `read_video(path, fps)` gives, one at a time: a long file takes no more memory than a short one."""
+    origin, on_screen, step, time, count = None, None, 0.0, 0.0, 0
+    ready: collections.deque = collections.deque()  # frames to come that the end of the file may still cut off
+    for frame in decode(path):
+        origin = frame.pts if origin is None else origin
+        now = float((frame.pts - origin) * frame.time_base)
+        slack = _slack(float(frame.time_base))
+        while on_screen is not None and (count + len(ready)) / fps + slack < now:
+            ready.append(on_screen)
+        step, time, on_screen = now - time or 1 / float(frame.rate), now, frame
+        while ready and (count + 1) / fps <= now + EPSILON:
+            count += 1
+            yield ready.popleft().rgb()
+    if on_screen is None:
+        raise UserError(f"{path} holds no video frames")
+    for i in range(count, max(1, int(np.floor((time + step) * fps + EPSILON)))):
+        yield (ready[i - count] if i - count < len(ready) else on_screen).rgb()
+
+
 def resample(times: Float[np.ndarray, "n"], end: float, fps: float, tick: float) -> np.ndarray:
     """Index of the frame on screen at 0, 1/fps, 2/fps ... before `end`, for frames shown from `times` (seconds) on.
 
@@ -143,32 +165,40 @@ def resample(times: Float[np.ndarray, "n"], end: float, fps: float, tick: float)
     must not put the frame after the moment it belongs to; a coarse one (avi: one frame) counts frames and is exact.
     """
     wanted = np.arange(max(1, int(np.floor(end * fps + EPSILON)))) / fps
-    slack = EPSILON + (tick / 2 if tick <= 0.01 else 0.0)
-    return np.maximum(np.searchsorted(times, wanted + slack, side="right") - 1, 0)
+    return np.maximum(np.searchsorted(times, wanted + _slack(tick), side="right") - 1, 0)
+
+
+def _slack(tick: float) -> float:
+    return EPSILON + (tick / 2 if tick <= 0.01 else 0.0)
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> None:
+def write_video(
+    path: str | os.PathLike, video: UInt8[np.ndarray, "t h w 3"] | Iterator[UInt8[np.ndarray, "h w 3"]], fps: float = 8.0
+) -> None:
     """Writes .mp4 (H.264, plays in every browser), .webm (VP9), .gif (looping) or of one frame .png, chosen by the
     suffix of `path`.
 
     mp4 and webm store colour at half resolution, so an odd height or width grows by one repeated row or column; enlarge
-    small clips with `upscale` first. The file appears under its name only when it is complete.
+    small clips with `upscale` first. An iterator of frames is written as they come (a gif, whose colours are chosen from all, is
+    collected first). The file appears under its name only when it is complete.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"cannot write {path.name!r}: name it *{' or *'.join(_FORMATS)}")
-    _check(video)
-    if path.suffix.lower() == ".png" and len(video) > 1:
-        raise ValueError(f"{path.name} would hold one frame of {len(video)}: a png is of a video of one frame")
+    if not isinstance(video, Iterator):
+        _check(video)
+        if path.suffix.lower() == ".png" and len(video) > 1:
+            raise ValueError(f"{path.name} would hold one frame of {len(video)}: a png is of a video of one frame")
+        video = iter(video)
     if not 0 < fps <= 1000:
         raise ValueError(f"fps must be positive and at most 1000, got {fps}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix.lower()}")
     try:
-        _encode(partial, np.asarray(video), fps, path.suffix.lower())
+        _encode(partial, video, fps, path.suffix.lower())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -194,19 +224,24 @@ def encode_mp4(video: UInt8[np.ndarray, "t h w 3"], fps: float = 8.0) -> bytes:
         return path.read_bytes()
 
 
-def _encode(path: pathlib.Path, video: np.ndarray, fps: float, suffix: str) -> None:
+def _encode(path: pathlib.Path, video: Iterator[np.ndarray], fps: float, suffix: str) -> None:
     av = import_av()
     codec, pixels, codec_options, options = _FORMATS[suffix]
+    first = np.asarray(next(video))
+    _check(first[None])
+    images = itertools.chain([first], (np.asarray(image) for image in video))
+    odd = [(0, n % 2) for n in first.shape[:2]] + [(0, 0)]
     if pixels == "yuv420p":
-        video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
+        images = (np.pad(image, odd, mode="edge") for image in images)
+        first = np.pad(first, odd, mode="edge")
     with av.open(os.fspath(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=codec_options)
-        stream.height, stream.width, stream.pix_fmt = video.shape[1], video.shape[2], pixels
+        stream.height, stream.width, stream.pix_fmt = first.shape[0], first.shape[1], pixels
         if pixels == "pal8":
-            indices, palette = _quantize(video)
+            indices, palette = _quantize(np.stack(list(images)))
             frames = (av.VideoFrame.from_ndarray((image, palette), format="pal8") for image in indices)
         else:
-            frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for image in video)
+            frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for image in images)
         for frame in frames:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

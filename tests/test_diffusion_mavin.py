@@ -57,14 +57,20 @@ def test_ranges_that_leave_no_gap(fields):
         Consecutive(**fields)
 
 
-def test_a_gap_that_was_not_trained_is_told_the_range():
-    Consecutive().check(gaps((15, 17))[0])
-    Consecutive().check(gaps((5, 27))[0])
-    for span in ((4, 20), (10, 28), (16, 20), (10, 16)):
-        with pytest.raises(ValueError, match=r"this model fills gaps of 2 to 22 frames that begin at 5 to 15 and end before 17 to 27"):
-            Consecutive().check(gaps(span)[0])
-    with pytest.raises(ValueError, match="there must be one gap"):
-        Consecutive().check(gaps((10, 12))[0] & gaps((14, 18))[0])
+def test_where_a_gap_may_begin():
+    """Where training puts gaps of this length, and nowhere else."""
+    draws = np.asarray(Consecutive().draw(KEY, 20000, 32))
+    told = {k: np.asarray(v) for k, v in mavin.describe(draws).items()}
+    for length in range(2, 23):
+        assert set(told["start"][told["length"] == length]) == set(Consecutive().starts(length, 32)), length
+    for length in (0, 1, 23):
+        with pytest.raises(ValueError, match=f"a gap of {length} frames is out of range: this model fills gaps of 2 to 22 of 32"):
+            Consecutive().starts(length, 32)
+    assert list(Scattered().starts(3, 7)) == [1, 2, 3]
+    with pytest.raises(ValueError, match="gaps of 1 to 5 of 7 frames"):
+        Scattered().starts(6, 7)
+    with pytest.raises(ValueError, match="fills no gaps"):
+        First().starts(3, 7)
     with pytest.raises(ValueError, match="no frame behind it in a clip of 27"):
         Consecutive().draw(KEY, 2, 27)
 
@@ -87,8 +93,6 @@ def test_the_first_frames():
     assert {k: int(v[0]) for k, v in told.items()} == dict(start=1, end=16, length=15)
     with pytest.raises(ValueError, match="5 frames are given of a clip of 5"):
         First(5).usual(5)
-    with pytest.raises(ValueError, match="the first 1 frames and no others"):
-        First().check(gaps((10, 22))[0])
 
 
 # Fillings ------------------------------------------------------------------------------------------------------------

@@ -243,3 +243,29 @@ def test_an_image_comes_back(tmp_path):
     video.write_image(tmp_path / "new" / "image.png", image)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "image.png")), image)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["image.png"]
+
+
+@pytest.mark.parametrize("fps", [3.0, 7.9, 8.0, 10.0, 24.0, 30.0])
+@pytest.mark.parametrize("name, rate", [("a.mp4", 12.5), ("a.webm", 30.0), ("a.gif", 10.0)])
+def test_a_stream_gives_the_frames_that_reading_gives(tmp_path, name, rate, fps):
+    levels = np.linspace(0, 255, 13).astype(np.uint8)
+    video.write_video(tmp_path / name, levels[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8), rate)
+    whole, _ = video.read_video(tmp_path / name, fps)
+    np.testing.assert_array_equal(np.stack(list(video.stream_video(tmp_path / name, fps))), whole)
+
+
+def test_frames_are_written_as_they_come(tmp_path):
+    clip = np.random.default_rng(0).integers(0, 256, (5, 16, 22, 3)).astype(np.uint8)
+    for name in ("a.mp4", "a.gif", "a.webm"):
+        video.write_video(tmp_path / name, clip)
+        whole, _ = video.read_video(tmp_path / name)
+        video.write_video(tmp_path / name, iter(clip))
+        np.testing.assert_array_equal(video.read_video(tmp_path / name)[0], whole)
+
+    def breaks():
+        yield clip[0]
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        video.write_video(tmp_path / "b.mp4", breaks())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.mp4", "a.webm"]

@@ -21,8 +21,8 @@ from magvid.diffusion.schedules import Level, corrupt
 
 @runtime_checkable
 class Noising(Protocol):
-    """`draw`: for training, clip by clip. `usual`: to sample, where nothing else is said. `check`: ValueError where a gap
-    (known (t,)) is none that was trained. `predicts`: whether what is given are the first frames alone.
+    """`draw`: for training, clip by clip. `usual`: to sample, where nothing else is said. `starts`: where a gap of this length may
+    begin, as in training; ValueError where none may. `predicts`: whether what is given are the first frames alone.
     """
 
     predicts: ClassVar[bool]
@@ -31,7 +31,7 @@ class Noising(Protocol):
 
     def usual(self, t: int) -> Bool[np.ndarray, "t"]: ...
 
-    def check(self, known: Bool[np.ndarray, "t"]) -> None: ...
+    def starts(self, length: int, t: int) -> range: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +69,13 @@ class Consecutive:
         """The shortest and the longest gap."""
         return self.end[0] - self.start[1], self.end[1] - self.start[0]
 
-    def check(self, known):
-        self._fits(len(known), 1)
-        start, end = gap_of(known)
-        if not (self.start[0] <= start <= self.start[1] and self.end[0] <= end <= self.end[1]):
-            low, high = self.lengths
-            raise ValueError(
-                f"a gap of {end - start} frames from {start} to {end - 1} of {len(known)}: this model fills gaps of {low} to {high} "
-                f"frames that begin at {self.start[0]} to {self.start[1]} and end before {self.end[0]} to {self.end[1]}"
-            )
+    def starts(self, length, t):
+        self._fits(t, 1)
+        low, high = max(self.start[0], self.end[0] - length), min(self.start[1], self.end[1] - length, t - 1 - length)
+        if low > high:
+            least, most = self.lengths
+            raise ValueError(f"a gap of {length} frames is out of range: this model fills gaps of {least} to {most} of {t} frames")
+        return range(low, high + 1)
 
     def _fits(self, t: int, end: int | None = None) -> None:
         if (last := end or self.end[1]) >= t:
@@ -109,9 +107,10 @@ class Scattered:
     def usual(self, t):
         return Consecutive(sample=self.sample).usual(t)
 
-    def check(self, known):
-        if known.all() or not (known[0] and known[-1]):
-            raise ValueError("the first and the last frame are given, and at least one between them is not")
+    def starts(self, length, t):
+        if not 0 < length < t - 1:
+            raise ValueError(f"a gap of {length} frames is out of range: this model fills gaps of 1 to {t - 2} of {t} frames")
+        return range(1, t - length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +128,8 @@ class First:
             raise ValueError(f"{self.frames} frames are given of a clip of {t}: give at least one, and leave one")
         return np.arange(t) < self.frames
 
-    def check(self, known):
-        if not np.array_equal(known, self.usual(len(known))):
-            raise ValueError(f"this model is given the first {self.frames} frames and no others")
+    def starts(self, length, t):
+        raise ValueError(f"a gap of {length} frames: this model is given the first {self.frames} frames and fills no gaps")
 
 
 def between(start: Int[Array, "*b"] | int, end: Int[Array, "*b"] | int, t: int) -> Bool[Array, "*b t"]:

@@ -303,6 +303,15 @@ class Denoise:
         # a schedule may end above sigma 0
         return x if clean is None else jnp.where(known[..., None, None, None], clean, x)
 
+    def gap_starts(self, length: int, frames: int) -> range:
+        """Where a gap of this length may begin in clips of `frames`; ValueError where this model fills none of it."""
+        if self.noising is None:
+            raise ValueError(f"a gap of {length} frames: this model is given no frames, and fills no gaps")
+        starts = self.noising.starts(length, frames)
+        if self.sampling.mixer is not None:
+            self.sampling.mixer.check(mavin.between(starts[0], starts[0] + length, frames))
+        return starts
+
     def with_known(self, batch: dict) -> dict:
         """The batch with "known" as to sample, where it does not say, and with what is told of the gap."""
         if self.noising is not None and "known" not in batch:

@@ -1,0 +1,252 @@
+"""Clips joined into one video: what lies between them is made by a model that fills gaps (MAVIN), window by window.
+
+The last frames of a clip and the first of the next give way to a *gap*, which the model fills from what stands beside it. All other
+frames stay as they are. Frames are read, made and written as they come, so that a long video takes no more memory than a short one.
+"""
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from magvid import conditions, runs
+from magvid.generator import Generator, clip_format
+from magvid.runs import ClipFormat
+from magvid.types import UserError
+from magvid.video import resize_crop, stream_video, write_video
+
+Frame = UInt8[np.ndarray, "h w 3"]
+FORMATS = (".mp4", ".webm", ".gif")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is joined and how, as the flags of `magvid connect` say it. None stands for the run's own."""
+
+    clips: Sequence[str]  # files
+    out: str
+    refine: str = "6,6"  # frames at the end of a clip and at the beginning of the next that are made anew; one pair, or one per join
+    prompt: str | None = None  # one for all joins, or several, divided by |: one per join, or one per clip
+    negative: str | None = None
+    actions: str | None = None  # a run that makes clips of a first frame and a text: there are no files then
+    image: str | None = None  # files, divided by commas: the first frame of all action clips, or of each
+    fps: float | None = None  # at which files are read, and the result is written
+    size: str | None = None  # "HxW"
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, (low, high) in dict(seed=(0, 2**32 - 1), fps=(0.01, 1000), guidance=(0, 1000), steps=(1, 1000)).items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # NaN fails as well
+                raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
+        if pathlib.Path(self.out).suffix.lower() not in FORMATS:
+            raise ValueError(f"--out={self.out}: name it *{' or *'.join(FORMATS)}")
+        if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
+            raise ValueError(f"--size={self.size}: give height and width in pixels, such as 64x96")
+        if (self.actions is None) != (self.image is None):
+            raise ValueError("--actions and --image go together: a run that makes the clips, and what they begin with")
+        if self.actions is not None and (self.clips or self.prompt is None):
+            raise ValueError('--actions makes the clips: give one action each in --prompt="run|jump|eat", and no files')
+        if self.count < 2:
+            raise ValueError(f"there are two or more clips to join, and {self.count} {'is' if self.count == 1 else 'are'} given")
+        same = pathlib.Path(self.out).resolve()
+        if any(pathlib.Path(c).resolve() == same for c in self.clips):
+            raise ValueError(f"--out={self.out} is one of the clips: name another file")
+        self.pairs, self.texts()  # their errors
+
+    @property
+    def count(self) -> int:
+        """Of the clips."""
+        return len(self.clips) if self.actions is None else len(self.prompt.split("|"))
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """How much of both sides of each join is made anew."""
+        if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", self.refine):
+            raise ValueError(f"--refine={self.refine}: give two numbers, such as 6,6")
+        numbers, joins = [int(n) for n in self.refine.split(",")], self.count - 1
+        if len(numbers) not in (2, 2 * joins):
+            raise ValueError(f"--refine={self.refine}: give two numbers, or two for each of the {joins} joins")
+        return list(zip(numbers[::2], numbers[1::2], strict=True)) * (joins if len(numbers) == 2 else 1)
+
+    def texts(self, own: str | None = None) -> list[str]:
+        """What the model is told at each join; `own`: the text that it was trained on, where there was but one.
+
+        Of one text per clip, "a, then b". The actions of a script are told to the model that makes the clips.
+        """
+        given, joins = [] if self.prompt is None else [text.strip() for text in self.prompt.split("|")], self.count - 1
+        if not given or (self.actions is not None and own is not None):
+            return [own or ""] * joins
+        if len(given) == self.count:
+            return [f"{a}, then {b}" for a, b in itertools.pairwise(given)]
+        if len(given) not in (1, joins):
+            raise ValueError(
+                f'--prompt="{self.prompt}" has {len(given)} texts: give one, {joins} (one per join) or {self.count} (one per clip)'
+            )
+        return given * (joins if len(given) == 1 else 1)
+
+
+class Clip(NamedTuple):
+    """`frames` begins anew each time it is called."""
+
+    name: str
+    frames: Callable[[], Iterator[Frame]]
+
+
+class Window(NamedTuple):
+    """What the model is shown to fill gap number `number`: frames before it, how many are missing, frames after it."""
+
+    number: int
+    before: list
+    length: int
+    after: list
+
+
+def connect(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> pathlib.Path:
+    """Writes the joined video and returns where. UserError or ValueError, before anything is generated, for a run that fills no
+    gaps, a gap it was not trained for (with the range), a clip that cannot be read or is too short, texts that do not fit.
+    """
+    out = pathlib.Path(options.out).expanduser()
+    runs.check_writable(out.parent, "--out")
+    clip = sized(clip_format(run), options.size)
+    fps = options.fps or (clip.fps or conditions.FPS) / clip.stride
+    clips = action_clips(options, clip, trust) if options.actions else [file_clip(c, clip, fps) for c in options.clips]
+    told = texts(run, options)
+    row = conditions.blank(clip) | told[0]
+    decoding = dict(steps=options.steps, guidance=options.guidance)
+    model = Generator.open(run, decoding=decoding, batch=1, weights=weights, like=row, trust=trust)
+    objective = model.programs.objective
+    if not hasattr(objective, "gap_starts"):
+        raise UserError(f"{run.path} fills no gaps: it is a {type(objective).__name__}; give a run of configs/mavin_*.py")
+    starts = [objective.gap_starts(a + b, clip.frames) for a, b in options.pairs]
+    _check_lengths(clips, options.pairs, starts, clip.frames, fps)
+
+    def fill(window: Window) -> list[Frame]:
+        video, known = row["video"].copy(), np.ones((1, clip.frames), bool)
+        start, end = len(window.before), len(window.before) + window.length
+        video[0, :start], video[0, end:], known[0, start:end] = window.before, window.after, False
+        rows = dict(video=video, known=known, index=np.array([window.number]), task=np.zeros(1, np.int32), label=row["label"])
+        made = model.generate(rows | told[window.number], options.seed)[0, start:end]
+        print(f"joined {clips[window.number].name} and {clips[window.number + 1].name}: {window.length} frames made")
+        return list(made)
+
+    write_video(out, joined(clips, options.pairs, starts, clip.frames, fill, fps), fps)
+    return out
+
+
+def joined(
+    clips: Sequence[Clip],
+    pairs: Sequence[tuple[int, int]],
+    starts: Sequence[range],
+    t: int,
+    fill: Callable[[Window], list],
+    fps: float,
+) -> Iterator[Any]:
+    """The frames of all clips one after the other, with `fill` between them.
+
+    The gap of a join takes the last a and the first b frames (`pairs`); in the window of `t` frames that `fill` sees, it begins at one of
+    `starts`, as near to the middle as the clips allow. Frames that were made before may be seen again. UserError where clips are too short.
+    """
+    tail: collections.deque = collections.deque()  # the end of the video so far, of which a part may be made anew
+    stream = clips[0].frames()
+    for i, ((a, b), allowed) in enumerate(zip(pairs, starts, strict=True)):
+        for frame in stream:
+            tail.append(frame)
+            if len(tail) > a + allowed[-1]:
+                yield tail.popleft()
+        length, stream = a + b, clips[i + 1].frames()
+        head = list(itertools.islice(stream, b + t - length - allowed[0]))
+        before, after = len(tail) - a, len(head) - b
+        fits = [s for s in allowed if s <= before and t - length - s <= after]
+        if not fits:
+            raise UserError(
+                f"{clips[i].name} and {clips[i + 1].name} leave {max(before, 0)} and {max(after, 0)} frames beside a gap of {length}, read at "
+                f"{fps:g} per second; the model is shown {t - length}, at least {allowed[0]} before and {t - length - allowed[-1]} after it: "
+                "take longer clips, a higher --fps, or another --refine"
+            )
+        start = min(fits, key=lambda s: abs(2 * s + length - t))
+        kept = list(tail)[: len(tail) - a]
+        gap = fill(Window(i, kept[len(kept) - start :], length, head[b : b + t - length - start]))
+        tail = collections.deque([*kept, *gap, *head[b:]])
+    yield from tail
+    yield from stream
+
+
+def _check_lengths(clips: Sequence[Clip], pairs: Sequence[tuple[int, int]], starts: Sequence[range], t: int, fps: float) -> None:
+    """UserError for clips that cannot be joined. Reads no more of a clip than could matter."""
+    enough = 2 * (t + max(max(pair) for pair in pairs))
+    counted = [Clip(c.name, lambda n=sum(1 for _ in itertools.islice(c.frames(), enough)): iter(range(n))) for c in clips]
+    for _ in joined(counted, pairs, starts, t, lambda window: [None] * window.length, fps):
+        pass
+
+
+# Clips --------------------------------------------------------------------------------------------------------------
+
+
+def sized(clip: ClipFormat, size: str | None) -> ClipFormat:
+    height, width = map(int, size.split("x")) if size else (clip.height, clip.width)
+    return dataclasses.replace(clip, height=height, width=width)
+
+
+def file_clip(file: str, clip: ClipFormat, fps: float) -> Clip:
+    """A file at `fps`, cut and resized as the model wants it."""
+    path = pathlib.Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no video {file}")
+    return Clip(path.name, lambda: (resize_crop(frame[None], clip.height, clip.width)[0] for frame in stream_video(path, fps)))
+
+
+def action_clips(options: Options, clip: ClipFormat, trust: bool) -> list[Clip]:
+    """A clip for each action of the script, made from its first frame."""
+    from magvid.data.images import decode_image
+
+    run, names = runs.open_run(options.actions, trust), options.image.split(",")
+    actions = [text.strip() for text in options.prompt.split("|")]
+    if len(names) not in (1, len(actions)):
+        raise UserError(f"--image names {len(names)} pictures for {len(actions)} actions: give one, or one for each")
+    tokenizer = conditions.find_tokenizer(run.config)
+    if tokenizer is None:
+        raise UserError(f"--actions: {run.path} is told no text")
+    own = clip_format(run)
+    own = dataclasses.replace(own, height=clip.height, width=clip.width)
+    pictures = []
+    for name in names * (len(actions) if len(names) == 1 else 1):
+        if not pathlib.Path(name).expanduser().is_file():
+            raise UserError(f"there is no picture {name}")
+        pictures.append(resize_crop(decode_image(pathlib.Path(name).expanduser())[None], own.height, own.width))
+    told = [conditions.words(tokenizer, action, options.negative or "") for action in actions]
+    row = conditions.blank(own) | told[0]
+    model = Generator.open(run, decoding=dict(steps=options.steps, guidance=options.guidance), batch=1, like=row, trust=trust)
+    if not any(model.programs.objective.predicts):
+        raise UserError(f"--actions: {run.path} does not go on from a first frame; give a run of configs/mavin_*.py:part=action")
+    made = []
+    for i, (action, picture, words) in enumerate(zip(actions, pictures, told, strict=True)):
+        video = row["video"].copy()
+        video[0, 0] = picture[0]
+        rows = dict(video=video, index=np.array([i]), task=np.zeros(1, np.int32), label=row["label"])
+        frames = model.generate(rows | words, options.seed)[0]
+        print(f'made "{action}": {len(frames)} frames')
+        made.append(Clip(f'"{action}"', lambda frames=frames: iter(frames)))
+    return made
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def texts(run: runs.Run, options: Options) -> list[Mapping[str, np.ndarray]]:
+    """What the model is told at each join, as rows of a batch: nothing where it is told no text."""
+    tokenizer = conditions.find_tokenizer(run.config)
+    if tokenizer is None:
+        if options.prompt is not None and options.actions is None:
+            raise UserError(f"--prompt: {run.path} is told no text; leave it out")
+        return [{}] * (options.count - 1)
+    said = options.texts(conditions.find_text(run.config))
+    return [conditions.words(tokenizer, text, options.negative or "") for text in said]
