@@ -2,6 +2,7 @@
 
     clip_l_text          Stable Diffusion 1.5's text tower                       123,060,480 parameters
     clip_l_vision        MAVIN's image tower (its tokens; no projection)         303,179,776
+    clip_l_vision_projected      the same, for CLIP-RS as well                   303,966,208
     openclip_h_text      Stable Diffusion 2.1's and ModelScope's text tower      340,387,840
     openclip_h_vision    Stable Video Diffusion's image tower, projected         632,076,800
     clip_b32, clip_l     both towers, for scores                                 151,277,313   427,616,513
@@ -32,6 +33,7 @@ def both(text, vision):
 TOWERS = dict(
     clip_l_text=text_tower(768, 12, 12, QUICK_GELU),
     clip_l_vision=image_tower(1024, 24, 16, 14, QUICK_GELU),
+    clip_l_vision_projected=image_tower(1024, 24, 16, 14, QUICK_GELU, 768),
     openclip_h_text=text_tower(1024, 23, 16, GELU),
     openclip_h_vision=image_tower(1280, 32, 16, 14, GELU, 1024),
     clip_b32=both(text_tower(512, 12, 8, QUICK_GELU, 512), image_tower(768, 12, 12, 32, QUICK_GELU, 512)),

@@ -9,8 +9,9 @@ TEMPORAL = "temporal_|time_mixer|time_pos_embed|temp_convs|temp_attentions|trans
 LORA = "attn[12]/to_(q|k|v|out)"
 TUNE = ("", "full", "lora", "temporal")
 TOWERS = dict(
-    sd15="clip_l_text", sd21="openclip_h_text", modelscope="openclip_h_text", svd="openclip_h_vision", svd_xt="openclip_h_vision"
-)
+    sd15="clip_l_text", sd21="openclip_h_text", modelscope="openclip_h_text", mavin="clip_l_vision_projected", svd="openclip_h_vision",
+    svd_xt="openclip_h_vision",
+)  # fmt: skip
 SMOKE = dict(frames=5, height=32, width=48, dtype="float32")
 
 
@@ -104,10 +105,10 @@ def captions(args):
     return [] if args["smoke"] else [dict(target="magvid.data.text:Captions", path=f"{args['data']}/captions.jsonl")]
 
 
-def tune(config, args, ways=TUNE):
-    """tune= nothing: only to sample. full: the whole U-Net. temporal: what the video model added to Stable Diffusion. lora:
-    thin matrices beside its attention (https://arxiv.org/abs/2106.09685). Trained weights are spread over all devices (FSDP), and
-    with model=N the attention and feed-forwards over N of them.
+def tune(config, args, ways=TUNE, subset=""):
+    """tune= nothing: only to sample. full: the whole U-Net. temporal: what the video model added to Stable Diffusion. subset: what this
+    regex finds. lora: thin matrices beside its attention (https://arxiv.org/abs/2106.09685). Trained weights are spread over all devices
+    (FSDP), and with model=N the attention and feed-forwards over N of them.
     """
     how = defaults.choose({name: name for name in ways}, args["tune"], "tune")
     config.steps = 2 if args["smoke"] else 20000
@@ -123,8 +124,8 @@ def tune(config, args, ways=TUNE):
         config.optim = dict(lora=defaults.adamw(10 * peak, warmup, b2=0.999, weight_decay=0.01))
     elif how:
         optim = defaults.adamw(peak, warmup, b2=0.999, weight_decay=0.01)
-        if how == "temporal":
-            optim["rules"] = [[TEMPORAL, optim["rules"][0][1]], [".*", None]]
+        if how in ("temporal", "subset"):
+            optim["rules"] = [[TEMPORAL if how == "temporal" else subset, optim["rules"][0][1]], [".*", None]]
         config.optim = dict(network=optim)
         config.ema = 0.9999
         config.sharding = [[".*", "fsdp"]]

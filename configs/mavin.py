@@ -1,12 +1,28 @@
-"""What the MAVIN configs share: which frames are noised, what the network is told, and what sampling begins with.
+"""MAVIN (Zhang et al., 2024, arXiv 2405.18003): the transition between two action clips, and clips of actions.
 
-The paper's ablations are arguments of every config: noising=bert (BERT-style masking), variable=0 (gaps of one length), bfg=0 (no
-boundary frame guidance), gfm=none, official3d or freeinit3d (the Gaussian filter mixer; `f0`, `decay`).
+    magvid train --config=configs/mavin_horse.py --workdir=runs/mavin-horse
+    magvid train --config=configs/mavin_horse.py:part=action --workdir=runs/mavin-horse-action
+    magvid connect a.mp4 b.mp4 --run=runs/mavin-horse --out=ab.mp4
+
+This module is what the configs of all data share. ModelScope's converted weights are expected in weights/modelscope/{unet,vae,text} (`base`), CLIP
+ViT-L/14 in weights/mavin/vision; docs/diffusion.md says how. tune=subset (default) trains the released subset of 496 million parameters;
+full and lora as elsewhere; tune= (nothing) samples with a converted MAVIN U-Net in weights/mavin/unet (`weights`).
+
+The paper's settings are the defaults, its ablations arguments: noising=bert (BERT-style masking), variable=0 (gaps of 12 frames only), bfg=0 (no
+boundary frame guidance), gfm=none, official3d or freeinit3d (instead of frame2d: the Gaussian filter mixer; f0=0.4,decay=0.05 are the
+released app's). release=1: what the released code does, which is bfg=0, gfm=official3d, and nothing dropped in training, so that the null of
+its guidance is never trained. variant=rope, centred or sparse_causal: its optional code paths. `drop`: how often text and boundary frames
+are hidden together. motion=FILE: of tools/measure_motion.py, to leave out windows with a cut; motion=0: none are left out. smoke=1: two
+steps of a tiny U-Net on sprites; the other weights are those of `base` and `weights`.
 """
 
-from configs import defaults
+from ml_collections import ConfigDict
+
+from configs import defaults, latent, unets
 
 ARMS = dict(noising="consecutive", variable=True, bfg=True, gfm="frame2d", f0=0.6, decay=0.1)
+GAP = dict(start=[5, 15], end=[17, 27], sample=[10, 22])  # of 32 frames
+TINY_GAP = dict(start=[2, 3], end=[5, 6], sample=[2, 5])  # of 8
 
 
 def noising(args, start, end, sample):
@@ -31,14 +47,117 @@ def mixer(args, level=999):
     return defaults.choose(forms, args["gfm"], "gfm")
 
 
-def conditioners(args, text, vision, prepare, length, ends=("before", "after")):
-    """Text, boundary frames, and how many frames the gap has (`length`: where nothing else is said)."""
+def conditioners(args, text, vision, prepare, ends=("before", "after"), **scalars):
+    """Text, boundary frames, and numbers about the gap (`scalars`: where nothing else is said)."""
     told = [dict(target="magvid.models.conditioners:TextTokens", text=text)]
     if args["bfg"]:
         told.append(dict(target="magvid.models.conditioners:BoundaryTokens", vision=vision, prepare=prepare, ends=ends))
-    return [*told, dict(target="magvid.models.conditioners:Scalars", values=dict(length=length))]
+    return [*told, dict(target="magvid.models.conditioners:Scalars", values=scalars)]
 
 
 def told(args):
     """The names of what is told in words and pictures; they are dropped together, so that guidance has a null to lead away from."""
     return ["text", "image"] if args["bfg"] else ["text"]
+
+
+def network(args, **tiny):
+    """The U-Net that begins as ModelScope's: whatever the gap's length at first."""
+    changes = unets.MAVIN_VARIANTS[args["variant"]] if args["variant"] else {}
+    spec = unets.mavin | changes
+    spec["attention"] = dict(spec["attention"], tokens=told(args))
+    if not args["release"]:
+        spec["time_embedding"] = dict(spec["time_embedding"], before_zero=True)
+    return dict(target="magvid.models.unet:UNet", **spec) | (tiny or dict(dtype=args["dtype"], remat=True))
+
+
+def folder(split, t, h, w):
+    """Any folder of clips, a sub-folder for each action, at the released frame rate and shape."""
+    size = dict(frames=t, height=h, width=w, fps=8, most_stride=2, keep_aspect=False)
+    return dict(target="magvid.data.folder:VideoFolder", split="validation" if split == "test" else split, **size)
+
+
+def published(arg, source, text, actions, data):
+    """The config of one data set. `source`(split, size of the clips) makes its clips out of the folder `data`; `text` is told of all of
+    them; `actions`: what differs for the model of single actions: {size, peak, steps}.
+    """
+    args = latent.parse(
+        arg, weights="weights/mavin", base="weights/modelscope", frames=0, height=0, width=0, part="transition", variant="", drop=0.1,
+        release=False, motion="", folder=False, **ARMS,
+    )  # fmt: skip
+    explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
+    args |= {} if "tune" in explicit else dict(tune="subset")
+    args |= {} if "data" in explicit else dict(data=data)
+    defaults.choose({"": 1, **unets.MAVIN_VARIANTS}, args["variant"], "variant")
+    defaults.choose(dict(transition=1, action=1), args["part"], "part")
+    defaults.within(args, drop=(0, 1), f0=(0, 10), decay=(0, 10))
+    if args["release"]:
+        args |= dict(bfg=False, gfm="official3d", drop=0.0)
+    transition, smoke = args["part"] == "transition", args["smoke"]
+    settings = dict(size=256, peak=5e-6, steps=40000) if transition else actions
+    usual = (8, 32, 48) if smoke else (32 if transition else 16, settings["size"], settings["size"])
+    clip = [(smoke and value) or args[name] or value for name, value in zip(("frames", "height", "width"), usual)]
+    gap = TINY_GAP if smoke else GAP
+    if transition:
+        noised, length = noising(args, **gap), gap["sample"][1] - gap["sample"][0]
+        start, begin = gap["sample"][0], mixer(args)
+    else:  # the first frame is given; FreeInit's filter
+        noised, length, start = dict(target="magvid.diffusion.mavin:First"), clip[0] - 1, 1
+        begin = None if args["gfm"] == "none" else dict(target="magvid.diffusion.mavin:FreeInit", space=0.25, time=0.25, level=850)
+    scalars = dict(length=length) | (dict(start=start, end=start + length) if args["variant"] in ("centred", "sparse_causal") else {})
+    tower = lambda folder, part: latent.converted(f"{args[folder]}/{part}", args["dtype"])
+    vision = tower("weights", "vision")
+    hidden = ["text"] if args["release"] else told(args)
+    config = ConfigDict(dict(seed=64))
+    config.objective = dict(
+        target="magvid.objectives.denoise:Denoise",
+        network=network(args, **(latent.TINY if smoke else {})) if args["tune"] not in ("", "lora") else latent.network(args, "mavin"),
+        vae=tower("base", "vae"),
+        conditioners=conditioners(
+            args, tower("base", "text"), vision, dict(factory="magvid.models.clip:shortest_side"),
+            ends=("before", "after") if transition else ("before",), **scalars,
+        ),
+        noising=noised,
+        schedule=dict(
+            target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)
+        ),
+        drop=[[hidden, args["drop"]]] if args["drop"] else [],
+        tasks=dict(TVI=()) if transition else dict(TI2V=()),
+        sampling=dict(
+            target="magvid.objectives.denoise:Sampling",
+            sampler=dict(target="magvid.diffusion.samplers:DPMSolverPP2M"),
+            steps=2 if smoke else 50,
+            guidance=[[hidden, 9.0]],
+            mixer=begin,
+        ),
+        clip=clip,
+    )  # fmt: skip
+    words = dict(target="magvid.data.text:Template", template=text if transition else "{action}")
+    texts = [latent.tokenizer(dict(args, weights=args["base"]))] if smoke else [words, latent.tokenizer(dict(args, weights=args["base"]))]
+    flip = [dict(target="magvid.data.pipeline:Augment", flip=True)]
+
+    def clips(split):
+        if smoke:
+            return latent.sprites(*clip)
+        made = (folder if args["folder"] else source)(split, *clip) | dict(path=args["data"])
+        if args["motion"] != "0":
+            made["motion"] = dict(target="magvid.data.motion:Motion", file=args["motion"] or f"{args['data']}/motion.json")
+        return made
+
+    train = clips("train")
+    train = latent.viewed(args, train, args["views"], flip) if args["views"] else train
+    config.data = dict(
+        train=dict(source=train, transforms=texts if args["views"] else [*flip, *texts], workers=0),
+        eval=dict(source=clips("test"), transforms=texts, limit=64),
+    )
+    config.metrics = [
+        dict(target="magvid.metrics.frames:GapFrames"),
+        dict(target="magvid.metrics.clip:ClipSmoothness", vision=dict(vision)),
+    ]
+    config = latent.tune(config, args, ways=("", "subset", "full", "lora"), subset=unets.MAVIN_TRAINED)
+    if args["tune"] and not smoke:
+        config.steps, config.batch, config.microbatch = settings["steps"], 1, 0
+        if args["tune"] != "lora":
+            config.optim.network.rules[0][1].update(peak=settings["peak"], warmup=0, decay="constant")
+            config.ema = 0.0
+            config.init = [dict(run=f"{args['base']}/unet", groups=["network"], weights="params", skip=["cond_proj"])]
+    return config

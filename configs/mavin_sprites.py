@@ -49,7 +49,7 @@ def get_config(arg=None):
         target="magvid.objectives.denoise:Denoise",
         network=network(b, args),
         vae=dict(run="runs/sprites/vae", weights="ema"),
-        conditioners=mavin.conditioners(args, tower("text"), tower("vision"), normalise, end - start),
+        conditioners=mavin.conditioners(args, tower("text"), tower("vision"), normalise, length=end - start),
         noising=mavin.noising(args, **GAP),
         schedule=dict(target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)),
         prediction=dict(target="magvid.diffusion.predictions:V"),

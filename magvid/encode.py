@@ -152,8 +152,8 @@ class LatentProgram(Program):
         return self._posterior(self.params, {"video": video})
 
     def rows(self, batch, computed):
-        images, clips = batch["video"][:, 0], zip(*computed, batch["rest"], batch["valid"], strict=True)
-        return [self.record.pack(mean, logvar, images[i], rest) for i, (mean, logvar, rest, valid) in enumerate(clips) if valid]
+        clips = zip(*computed, batch["video"], batch["rest"], batch["valid"], strict=True)
+        return [self.record.pack(mean, logvar, video, rest) for mean, logvar, video, rest, valid in clips if valid]
 
 
 PROGRAMS = {TokenRecord: TokenProgram, LatentRecord: LatentProgram}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import latent
-from helpers import GOLDEN, Golden
+from helpers import GOLDEN, Golden, flatten
 from make_tfds import Pictures
 from PIL import Image
 
@@ -26,13 +26,14 @@ from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
-SHARED = ("__init__", "clips", "defaults", "latent", "magvit", "tables", "unets", "vaes")
+SHARED = ("__init__", "clips", "defaults", "latent", "magvit", "mavin", "tables", "unets", "vaes")
 EVERY = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
 EVERY = [name for name in EVERY if not name.startswith(("table", "ablation"))]  # test_configs_tables.py
 CONFIGS = [name for name in EVERY if name.endswith("_sprites")]
 MASKGIT = ["maskgit_imagenet", "vqgan_imagenet"]  # in test_maskgit.py
 PIPELINES = ["modelscope", "sd", "svd"]
-PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES)]
+MAVIN = ["mavin_horse", "mavin_tiger"]
+PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES, *MAVIN)]
 BUDGETS = ("quick", "long")
 READ = ("video", "label", "task", "ratio", "text_ids", "null_ids")
 
@@ -230,6 +231,91 @@ def test_pipelines_of_public_weights_build_at_full_size(name, how):
         assert how != "temporal" or 0 < len(time) == len(trained)
     elif objective.clip[0] == 1:  # decoding 576x1024 pixels is checked at tiny size
         assert jax.eval_shape(objective.sample, shapes, batch, key).shape == (1, *objective.clip, 3)
+
+
+def mavin_objective(name: str, arg: str):
+    """(config as checked, objective at full size, a batch)."""
+    checked = check_config(with_own_tokenizer(name, arg))
+    assert json.loads(json.dumps(checked)) == checked
+    objective, ids = build(checked["objective"]), np.zeros((1, 77), np.int32)
+    return checked, objective, {"video": np.zeros((1, *objective.clip, 3), np.uint8), "text_ids": ids, "null_ids": ids}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MAVIN)
+@pytest.mark.parametrize("part", ["transition", "action"])
+def test_mavin_trains_the_released_subset_at_full_size(name, part):
+    checked, objective, batch = mavin_objective(name, f"part={part}")
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(objective.init, key, batch)
+    flat = flatten(shapes["network"])
+    optimiser = optim.make(checked["optim"]["network"], shapes["network"], 10, "network")
+    assert sum(x.size for x in flat.values()) == 1_411_336_260
+    assert sum(flat[n].size for n in optimiser.trained) == 496_042_176
+    losses, _ = jax.eval_shape(lambda p: objective.loss(p, {}, batch, key, 0, True), shapes)
+    assert set(losses) == {"network"}
+
+
+def test_mavin_settings_are_the_released_ones():
+    horse, tiger = (check_config(with_own_tokenizer(name, "")) for name in MAVIN)
+    for config, text in ((horse, "horse movement"), (tiger, "tiger movement")):
+        assert (config["steps"], config["batch"], config["seed"], config["ema"]) == (40000, 1, 64, 0)
+        (regex, schedule), rest = config["optim"]["network"]["rules"]
+        assert schedule == dict(peak=5e-6, warmup=0, decay="constant") and rest == [".*", None]
+        assert config["data"]["train"]["transforms"][1]["template"] == text
+        assert config["init"][0]["skip"] == ["cond_proj"] and config["init"][0]["run"] == "weights/modelscope/unet"
+        objective = config["objective"]
+        assert objective["noising"] == dict(target="magvid.diffusion.mavin:Consecutive", start=[5, 15], end=[17, 27], sample=[10, 22])
+        assert objective["sampling"]["mixer"]["target"].endswith("FrameMixer") and objective["sampling"]["guidance"] == [[["text", "image"], 9.0]]
+        assert objective["drop"] == [[["text", "image"], 0.1]] and objective["clip"] == [32, 256, 256]
+    action = get("mavin_horse", "part=action").to_dict()
+    assert (action["objective"]["clip"], action["steps"]) == ([16, 384, 384], 30000)
+    assert action["objective"]["sampling"]["mixer"] == dict(target="magvid.diffusion.mavin:FreeInit", space=0.25, time=0.25, level=850)
+    assert action["objective"]["conditioners"][1]["ends"] == ("before",)
+
+
+@pytest.mark.parametrize(
+    "arg, path, value",
+    [
+        ("bfg=0", "network.attention.tokens", ["text"]),
+        ("gfm=none", "sampling.mixer", None),
+        ("gfm=official3d,f0=0.4,decay=0.05", "sampling.mixer", dict(target="magvid.diffusion.mavin:ReleasedMixer", cutoff=0.4, decay=0.05, level=999)),
+        ("gfm=freeinit3d", "sampling.mixer.target", "magvid.diffusion.mavin:FreeInit"),
+        ("noising=bert", "noising.target", "magvid.diffusion.mavin:Scattered"),
+        ("variable=0", "noising.start", [10, 10]),
+        ("release=1", "drop", []),
+        ("release=1", "network.attention.tokens", ["text"]),
+        ("variant=sparse_causal", "conditioners.2.values", dict(length=12, start=10, end=22)),
+        ("tune=lora", "lora.rank", 16),
+    ],
+)
+def test_ablations_of_mavin_are_arguments(arg, path, value):
+    found = get("mavin_tiger", arg).objective.to_dict()
+    for part in path.split("."):
+        found = found[int(part) if part.isdigit() else part]
+    assert found == value
+
+
+def test_wrong_arguments_of_mavin_are_named():
+    for arg, message in {
+        "gfm=gauss": 'gfm="gauss" is unknown; choose of frame2d, official3d, freeinit3d, none',
+        "noising=x": 'noising="x" is unknown; choose of consecutive, bert',
+        "part=x": "choose of transition, action",
+        "variant=x": "choose of rope, centred, sparse_causal",
+        "tune=temporal": "choose of subset, full, lora",
+        "drop=2": "drop=2.0 lies outside of 0 to 1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            get("mavin_horse", arg)
+
+
+def test_data_of_mavin_fit_their_sources():
+    for name in MAVIN:
+        for arg in ("", "folder=1", "part=action,folder=1", "motion=0"):
+            for split, part in get(name, arg).data.to_dict().items():
+                source = dict(part["source"])
+                inspect.signature(resolve(source.pop("target"))).bind(**source)
+                assert ("motion" in source) == (arg != "motion=0") and source["keep_aspect"] is False
 
 
 STEPS = {

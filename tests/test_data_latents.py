@@ -53,7 +53,7 @@ def write(folder, made=None):
     writer = Writer(folder, made, range(made.shards))
     for row in range(made.rows):
         shown = made.shown(SOURCE.view(*divmod(row, 3)))
-        writer.add([made.pack(*latents_of(row), shown["video"][0], shown["rest"])])
+        writer.add([made.pack(*latents_of(row), shown["video"], shown["rest"])])
     writer.close()
     made = dataclasses.replace(made, sizes=[(folder / made.shard_name(s)).stat().st_size for s in range(made.shards)])
     made.file(folder).write_text(json.dumps(made.to_json()))
@@ -70,9 +70,9 @@ def test_entries_come_back_as_they_were():
         pack_entries({"what": {}})
 
 
-@pytest.mark.parametrize("image", [True, False])
-def test_every_row_is_read_as_it_was_written(tmp_path, image):
-    made = write(tmp_path, record(image=image))
+@pytest.mark.parametrize("shown", ["image", "video", ""])
+def test_every_row_is_read_as_it_was_written(tmp_path, shown):
+    made = write(tmp_path, record(image=shown == "image", video=shown == "video"))
     cache = pickle.loads(pickle.dumps(LatentCache(SOURCE, tmp_path, made)))
     assert len(cache) == 5 and cache.views == 3  # what the source says
     for row in range(15):
@@ -81,10 +81,10 @@ def test_every_row_is_read_as_it_was_written(tmp_path, image):
         for name, latent in zip(("latent_mean", "latent_logvar"), latents_of(row), strict=True):
             assert found[name].dtype == np.float16
             np.testing.assert_array_equal(found[name], latent)
-        assert set(found) == {"latent_mean", "latent_logvar", "caption", "label"} | ({"image"} if image else set())
+        assert set(found) == {"latent_mean", "latent_logvar", "caption", "label"} | ({shown} if shown else set())
         assert (found["caption"], found["label"]) == (expected["caption"], expected["label"])
-        if image:
-            np.testing.assert_array_equal(found["image"], expected["video"][0])
+        if shown:
+            np.testing.assert_array_equal(found[shown], expected["video"][0] if shown == "image" else expected["video"])
 
 
 def test_it_draws_as_the_source_does(tmp_path):
@@ -132,6 +132,8 @@ def test_latents_of_something_else_are_refused(tmp_path, message):
 def test_a_part_of_what_is_there_serves(tmp_path):
     write(tmp_path)
     LatentCache(SOURCE, tmp_path, record(image=False, entries=["label"]))
+    with pytest.raises(UserError, match="the frames, which this model is shown, are not there"):
+        LatentCache(SOURCE, tmp_path, record(video=True))
     blind = tmp_path / "blind"
     blind.mkdir()
     write(blind, record(image=False))
@@ -142,7 +144,7 @@ def test_a_part_of_what_is_there_serves(tmp_path):
 def test_what_is_no_row_is_found(tmp_path):
     """Too short, cut off in its entries, or with flipped bits."""
     made = write(tmp_path)
-    row = made.pack(*latents_of(0), np.zeros((4, 6, 3), np.uint8), "{}")
+    row = made.pack(*latents_of(0), np.zeros((3, 4, 6, 3), np.uint8), "{}")
     for bad in (row[:-10], row[:-1]):
         with pytest.raises(ValueError):
             made.unpack(bad)
@@ -161,4 +163,4 @@ def test_latents_that_float16_cannot_hold_are_refused(value):
     with np.errstate(over="ignore"):
         mean = np.full((3, 2, 3, 2), value).astype(np.float16)
     with pytest.raises(UserError, match="too large for float16, or not a number"):
-        record().pack(mean, np.zeros_like(mean), np.zeros((4, 6, 3), np.uint8), "{}")
+        record().pack(mean, np.zeros_like(mean), np.zeros((3, 4, 6, 3), np.uint8), "{}")

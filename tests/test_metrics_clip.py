@@ -13,9 +13,8 @@ from magvid.metrics.clip import (
     relative_smoothness,
     released_similarity,
     released_smoothness,
-    shortest_side,
 )
-from magvid.models.clip import MEAN, STD, VisionTower
+from magvid.models.clip import MEAN, STD, VisionTower, shortest_side
 from magvid.types import UserError
 from tools import convert_clip
 

@@ -40,7 +40,7 @@ from tools.rules import Rule
 IGNORED = r"(.*\.)?embeddings\.position_ids"
 PROJECTION = dict(text=r"text_projection\.weight", vision=r"visual_projection\.weight")
 
-PRESETS = {**clips.TOWERS, "clip_l_vision_projected": dict(clips.TOWERS["clip_l_vision"], projection=768)}
+PRESETS = clips.TOWERS
 
 
 # transformers' names; and what it leaves out of the config.json of a whole CLIPModel: the defaults of a tower.

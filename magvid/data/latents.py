@@ -1,7 +1,8 @@
 """Latents in place of videos (see cache.py): the Gaussian that a frozen autoencoder makes of each view of a clip.
 
 A row holds mean and log-variance ((t', h', w', c), float16, little-endian), the first frame (h, w, 3), uint8, where the model is shown
-it, and then all else that the record had, as JSON: captions, labels, names of files.
+it, or the whole video (t, h, w, 3) where it is shown any of its frames, and then all else that the record had, as JSON: captions,
+labels, names of files.
 """
 
 import dataclasses
@@ -26,18 +27,22 @@ class LatentRecord(CacheRecord):
     vae: dict  # {"run", "weights", "hash" of the weights, "spec"}
     image: bool  # whether the first frames are there
     entries: Sequence[str]  # what else is there of a record
+    video: bool = False  # whether all frames are there
 
     what, version, encoder, parts = "latents", 1, "vae", "entries"
 
     def differences(self, other: Self) -> list[str]:
         found = super().differences(other)
-        if other.image and not self.image:
+        if other.image and not (self.image or self.video):
             found.append("the first frames, which this model is shown, are not there")
+        if other.video and not self.video:
+            found.append("the frames, which this model is shown, are not there")
         return found + [f"{name} is not there" for name in other.entries if name not in self.entries]
 
     @property
     def contents(self) -> str:
-        return ", ".join(["latents", *(["first frames"] if self.image else []), *self.entries])
+        frames = ["frames"] if self.video else ["first frames"] if self.image else []
+        return ", ".join(["latents", *frames, *self.entries])
 
     @property
     def row_bytes(self) -> int:
@@ -45,9 +50,13 @@ class LatentRecord(CacheRecord):
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        """Bytes of mean and log-variance, and of the first frame."""
-        pixels = 3 * int(np.prod(self.clip[1:])) if self.image else 0
+        """Bytes of mean and log-variance, and of the frames."""
+        pixels = 3 * self._frames * int(np.prod(self.clip[1:]))
         return 2 * int(np.prod(self.latent)) * DTYPE.itemsize, pixels
+
+    @property
+    def _frames(self) -> int:
+        return self.clip[0] if self.video else int(self.image)
 
     def shown(self, record: Record) -> Record:
         return {"video": record["video"], "rest": pack_entries({k: v for k, v in record.items() if k != "video"})}
@@ -56,16 +65,16 @@ class LatentRecord(CacheRecord):
         self,
         mean: Float[np.ndarray, "t h w c"],
         logvar: Float[np.ndarray, "t h w c"],
-        image: UInt8[np.ndarray, "hh ww 3"],
+        video: UInt8[np.ndarray, "tt hh ww 3"],
         rest: str,
     ) -> bytes:
-        """UserError where float16 cannot hold a latent."""
+        """Of `video` what is kept. UserError where float16 cannot hold a latent."""
         if not np.isfinite(mean).all():
             raise UserError(
                 "a latent is too large for float16, or not a number: is this autoencoder the right one? Without a cache it "
                 "is used as it is"
             )
-        arrays = [mean.astype(DTYPE), logvar.astype(DTYPE), *([image] if self.image else [])]
+        arrays = [mean.astype(DTYPE), logvar.astype(DTYPE), video[: self._frames]]
         return b"".join(a.tobytes() for a in arrays) + rest.encode()
 
     def unpack(self, row: bytes) -> Record:
@@ -74,14 +83,17 @@ class LatentRecord(CacheRecord):
             raise ValueError(f"it has {len(row)} bytes and should have {size + pixels} or more")
         mean, logvar = np.frombuffer(row[:size], DTYPE).reshape(2, *self.latent)
         found = {"latent_mean": mean, "latent_logvar": logvar}
-        if self.image:
-            found["image"] = np.frombuffer(row, np.uint8, pixels, size).reshape(*self.clip[1:], 3)
+        frames = np.frombuffer(row, np.uint8, pixels, size).reshape(self._frames, *self.clip[1:], 3)
+        if self.video:
+            found["video"] = frames
+        elif self.image:
+            found["image"] = frames[0]
         return found | unpack_entries(row[size + pixels :].decode())
 
 
 class LatentCache(Cache):
-    """A source of latents: a record is what `source` gives, with "latent_mean", "latent_logvar" and, where the model is
-    shown it, the first frame as "image", in place of the "video".
+    """A source of latents: a record is what `source` gives, with "latent_mean" and "latent_logvar" in place of the "video"; where the
+    model is shown its first frame, that is there as "image", and where it is shown others, the "video" stays.
     """
 
     def view(self, clip: int, view: int) -> Record:

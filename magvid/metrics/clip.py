@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from magvid.metrics.frames import Arrays, clip_means, gap_frames, unit_range, with_intervals
-from magvid.models.clip import normalise
+from magvid.models.clip import shortest_side
 from magvid.types import Groups, Params, UserError
 
 EPSILON = 1e-8  # of a vector's length, as in torch's cosine_similarity
@@ -48,23 +48,6 @@ def released_smoothness(pred: Float[Array, "*b t n d"], real: Float[Array, "*b t
 def released_similarity(pred: Float[Array, "*b t n d"], real: Float[Array, "*b t n d"]) -> Float[Array, "*b t"]:
     """Cosines between a frame's hidden states and the real one's over the tokens, the mean over their dimensions."""
     return cosine(pred, real, axis=-2).mean(axis=-1)
-
-
-def shortest_side(images: Float[Array, "b h w 3"], size: tuple[int, int]) -> Float[Array, "b h2 w2 3"]:
-    """What CLIP's published image processor (transformers' CLIPProcessor, on Pillow) makes of pixels in [0, 1]: the
-    middle of the image, resized (bicubic, anti-aliased) so that it just covers `size`, normalised.
-
-    Rounded to 8 bits after each axis, as by Pillow: one value in a thousand differs by one level from
-    `magvid.data.clip.shortest_side`, which is Pillow's own.
-    """
-    (h, w), (height, width) = images.shape[1:3], size
-    tall, wide = (height, height * w // h) if height * w >= width * h else (width * h // w, width)
-    whole = lambda x: jnp.clip(jnp.floor(x + 0.5), 0, 255)
-    images = whole(255 * images)
-    for shape in ((h, wide), (tall, wide)):
-        images = whole(jax.image.resize(images, (len(images), *shape, 3), "cubic"))
-    top, left = (tall - height) // 2, (wide - width) // 2
-    return normalise(images[:, top : top + height, left : left + width] / 255)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,23 @@ def prepare(images: Float[Array, "b h w 3"], size: tuple[int, int] = (224, 224))
     return normalise(resize_antialiased(images, size))
 
 
+def shortest_side(images: Float[Array, "b h w 3"], size: tuple[int, int] = (224, 224)) -> Float[Array, "b h2 w2 3"]:
+    """What CLIP's published image processor (transformers' CLIPProcessor, on Pillow) makes of pixels in [0, 1]: the
+    middle of the image, resized (bicubic, anti-aliased) so that it just covers `size`, normalised.
+
+    Rounded to 8 bits after each axis, as by Pillow: one value in a thousand differs by one level from
+    `magvid.data.clip.shortest_side`, which is Pillow's own.
+    """
+    (h, w), (height, width) = images.shape[1:3], size
+    tall, wide = (height, height * w // h) if height * w >= width * h else (width * h // w, width)
+    whole = lambda x: jnp.clip(jnp.floor(x + 0.5), 0, 255)
+    images = whole(255 * images)
+    for shape in ((h, wide), (tall, wide)):
+        images = whole(jax.image.resize(images, (len(images), *shape, 3), "cubic"))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return normalise(images[:, top : top + height, left : left + width] / 255)
+
+
 class Encoded(NamedTuple):
     """What a tower makes of a batch."""
 

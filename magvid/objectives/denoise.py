@@ -268,7 +268,8 @@ class Denoise:
     def kept(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What `data.latents.LatentRecord` says of clips such as `record`."""
         latent = self.latent_shape({"video": jnp.zeros((1, *record["video"].shape), jnp.uint8)})[1:]
-        return dict(latent=latent, image="image" in self._reads(), entries=sorted(set(record) - {"video"}))
+        shown = {what: what in self._reads() for what in ("image", "video")}
+        return dict(latent=latent, **shown, entries=sorted(set(record) - {"video"}))
 
     def init_encoder(self, key: Array, clip: Sequence[int]) -> Params:
         """Parameters of what makes the latents of clips (t h w)."""
