@@ -118,7 +118,10 @@ def connect(run: runs.Run, options: Options, *, weights: str | None = None, trus
     runs.check_writable(out.parent, "--out")
     clip = sized(clip_format(run), options.size)
     fps = options.fps or (clip.fps or conditions.FPS) / clip.stride
-    clips = action_clips(options, clip, trust) if options.actions else [file_clip(c, clip, fps) for c in options.clips]
+    if options.actions:
+        clips = action_clips(runs.open_run(options.actions, trust), options, clip, trust)
+    else:
+        clips = [file_clip(c, clip, fps) for c in options.clips]
     told = texts(run, options)
     row = conditions.blank(clip) | told[0]
     decoding = dict(steps=options.steps, guidance=options.guidance)
@@ -168,8 +171,8 @@ def joined(
         fits = [s for s in allowed if s <= before and t - length - s <= after]
         if not fits:
             raise UserError(
-                f"{clips[i].name} and {clips[i + 1].name} leave {max(before, 0)} and {max(after, 0)} frames beside a gap of {length}, read at "
-                f"{fps:g} per second; the model is shown {t - length}, at least {allowed[0]} before and {t - length - allowed[-1]} after it: "
+                f"{clips[i].name} and {clips[i + 1].name} have {max(before, 0)} and {max(after, 0)} frames to show beside a gap of {length} (read at "
+                f"{fps:g} per second); the model needs {t - length}, at least {allowed[0]} before and {t - length - allowed[-1]} after it: "
                 "take longer clips, a higher --fps, or another --refine"
             )
         start = min(fits, key=lambda s: abs(2 * s + length - t))
@@ -201,14 +204,15 @@ def file_clip(file: str, clip: ClipFormat, fps: float) -> Clip:
     path = pathlib.Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"there is no video {file}")
+    next(stream_video(path, fps))  # a file that is no video is an error before the model is loaded
     return Clip(path.name, lambda: (resize_crop(frame[None], clip.height, clip.width)[0] for frame in stream_video(path, fps)))
 
 
-def action_clips(options: Options, clip: ClipFormat, trust: bool) -> list[Clip]:
-    """A clip for each action of the script, made from its first frame."""
+def action_clips(run: runs.Run, options: Options, clip: ClipFormat, trust: bool) -> list[Clip]:
+    """A clip by `run` for each action of the script, made from its first frame."""
     from magvid.data.images import decode_image
 
-    run, names = runs.open_run(options.actions, trust), options.image.split(",")
+    names = options.image.split(",")
     actions = [text.strip() for text in options.prompt.split("|")]
     if len(names) not in (1, len(actions)):
         raise UserError(f"--image names {len(names)} pictures for {len(actions)} actions: give one, or one for each")

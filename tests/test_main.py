@@ -31,8 +31,8 @@ def places(tmp_path_factory):
 
 
 BAD = {
-    "": "give a command, one of train, encode, sample, evaluate",
-    "frobnicate": 'no command "frobnicate"; choose of train, encode, sample, evaluate',
+    "": "give a command, one of train, encode, sample, connect, evaluate",
+    "frobnicate": 'no command "frobnicate"; choose of train, encode, sample, connect, evaluate',
     "tran": "did you mean train?",
     "train": "--config is missing",
     "train --config={tiny}": "--workdir is missing",

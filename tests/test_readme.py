@@ -14,7 +14,7 @@ from magvid.job import DEFAULTS, REQUIRED
 from magvid.video import read_video
 
 ROOT = pathlib.Path(__file__).parent.parent
-README, *PAGES = ((ROOT / name).read_text() for name in ("README.md", "docs/magvit.md", "docs/diffusion.md"))
+README, *PAGES = ((ROOT / name).read_text() for name in ("README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md"))
 PUBLISHED = "".join(PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README + PUBLISHED, re.M | re.S)
 SHELL = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", "").splitlines()]
@@ -48,7 +48,7 @@ def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
         open_config(command, values.config, argv)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/magvit.md", "docs/diffusion.md", "docs/design.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md", "docs/design.md", "benchmarks/README.md"])
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
     assert not [link for link in links if not ((ROOT / page).parent / link).exists()]

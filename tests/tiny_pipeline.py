@@ -37,16 +37,43 @@ def objective(parts: dict, **changes) -> dict:
     return spec | changes
 
 
-def recipe(folder: pathlib.Path, **changes) -> runs.Recipe:
-    """The config, and the folders of its networks."""
-    batch = tiny.batch(2, *CLIP) | {"null_ids": np.ones((2, 5), np.int32)}
-    params = tiny.fill(build(objective(PARTS)), batch)
-    for name, spec in PARTS.items():
+def infilling(parts: dict) -> dict:
+    """What makes the pipeline one of transitions: gaps of 1 to 4 of 8 frames, told text, boundary frames and their number."""
+    return dict(
+        conditioners=[
+            dict(target="magvid.models.conditioners:TextTokens", text=parts["text"]),
+            dict(
+                target="magvid.models.conditioners:BoundaryTokens",
+                vision=parts["vision"],
+                prepare=dict(factory="tiny_diffusion:prepare"),
+            ),
+            dict(target="magvid.models.conditioners:Scalars", values=dict(length=3)),
+        ],
+        noising=dict(target="magvid.diffusion.mavin:Consecutive", start=[2, 4], end=[5, 6], sample=[2, 5]),
+        drop=[[["text", "image"], 0.2]],
+        tasks=dict(TVI=[]),
+        sampling=dict(
+            target="magvid.objectives.denoise:Sampling",
+            steps=2,
+            guidance=[[["text", "image"], 2.0]],
+            mixer=dict(target="magvid.diffusion.mavin:FrameMixer"),
+        ),
+        clip=[8, 16, 24],
+    )
+
+
+def recipe(folder: pathlib.Path, parts: dict = PARTS, like=lambda parts: {}, **changes) -> runs.Recipe:
+    """The config, and the folders of its networks. `like`(specs of the parts, or references to them) changes the objective."""
+    made = build(objective(parts, **like(parts)))
+    batch = tiny.batch(2, *made.clip) | {"null_ids": np.ones((2, 5), np.int32)}
+    params = tiny.fill(made, batch)
+    for name, spec in parts.items():
         arrays = {n: Stored.of(np.asarray(x)) for n, x in flatten(params[name]).items()}
         save(folder / name, name, spec, arrays, {})
-    references = {name: dict(run=str(folder / name), weights="params") for name in PARTS}
-    source = dict(target="magvid.data.folder:VideoFolder", path="nowhere", frames=3, height=16, width=24, fps=5)
+    references = {name: dict(run=str(folder / name), weights="params") for name in parts}
+    frames, height, width = made.clip
+    source = dict(target="magvid.data.folder:VideoFolder", path="nowhere", frames=frames, height=height, width=width, fps=5)
     config = dict(
-        steps=1, batch=2, optim={}, objective=objective(references, **changes), data=dict(train=dict(source=source, transforms=[WORDS]))
+        steps=1, batch=2, optim={}, objective=objective(references, **like(references) | changes), data=dict(train=dict(source=source, transforms=[WORDS]))
     )
     return runs.Recipe(folder / "pipeline.py", job.check_config(config))

@@ -298,7 +298,7 @@ class Denoise:
         levels = self.schedule.levels(self.sampling.steps)
         x = samplers.begin(noise, levels)
         if clean is not None and (mixer := self.sampling.mixer) is not None:
-            first = Level(*(a[0] for a in levels)) if mixer.level is None else self.schedule.level(mixer.level)
+            first = Level(*(a[0] for a in levels)) if mixer.level is None else self.schedule.level(jnp.asarray(mixer.level))
             x = mixer(clean, known, noise, first)
         x = samplers.sample(self.sampling.sampler, denoise, x, levels, step_key)
         # a schedule may end above sigma 0

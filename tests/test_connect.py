@@ -1,0 +1,249 @@
+"""Clips joined into one: which frames are shown and made, and what is refused before anything is generated."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_pipeline
+
+from magvid import connect
+from magvid.connect import Clip, Options, Window, joined
+from magvid.generator import Generator
+from magvid.types import UserError
+from magvid.video import read_video, write_video
+
+PARTS = tiny_pipeline.PARTS | dict(vision=dict(target="tiny_diffusion:Vision"))
+STARTS = range(5, 16)  # of a window of 32 frames with a gap of 12
+
+
+def numbered(*lengths: int) -> list[Clip]:
+    """Clips whose frames are (number of the clip, number of the frame)."""
+    return [Clip(f"clip{i}", lambda i=i, n=n: iter([(i, k) for k in range(n)])) for i, n in enumerate(lengths)]
+
+
+def join(clips, pairs, starts=STARTS, t=32):
+    shown: list[Window] = []
+
+    def fill(window):
+        shown.append(window)
+        return [f"made{window.number}"] * window.length
+
+    return list(joined(clips, pairs, [starts] * len(pairs), t, fill, 8)), shown
+
+
+# Which frames ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_clips_of_sixteen_frames_are_the_papers_window():
+    video, (window,) = join(numbered(16, 16), [(6, 6)])
+    assert window.before == [(0, k) for k in range(10)] and window.after == [(1, k) for k in range(6, 16)]
+    assert window.length == 12 and len(video) == 32
+    assert video == [*window.before, *["made0"] * 12, *window.after]
+
+
+def test_all_other_frames_stay():
+    """Long, short and odd: every frame that is not made anew is there once, in order."""
+    lengths, pairs = (100, 45, 38, 20), [(6, 6), (3, 4), (5, 8)]
+    starts = [range(max(5, 17 - a - b), min(15, 27 - a - b) + 1) for a, b in pairs]
+    clips, shown = numbered(*lengths), []
+    fill = lambda window: shown.append(window) or ["made"] * window.length
+    video = list(joined(clips, pairs, starts, 32, fill, 8))
+    kept = []
+    for i, n in enumerate(lengths):
+        first = pairs[i - 1][1] if i else 0
+        last = n - (pairs[i][0] if i < len(pairs) else 0)
+        kept += [(i, k) for k in range(first, last)]
+    assert [frame for frame in video if frame != "made"] == kept and len(video) == sum(lengths)
+    for window, (a, b) in zip(shown, pairs, strict=True):
+        assert len(window.before) + window.length + len(window.after) == 32 and window.length == a + b
+        assert abs(2 * len(window.before) + window.length - 32) <= 1  # in the middle
+
+
+def test_a_short_clip_in_the_middle_is_shown_what_was_made_before_it():
+    video, (_, second) = join(numbered(40, 16, 40), [(6, 6), (6, 6)])
+    assert second.before == [(1, k) for k in range(6, 10)] or second.before[-4:] == [(1, k) for k in range(6, 10)]
+    assert "made0" in second.before and len(video) == 96
+
+
+def test_a_gap_moves_to_where_the_frames_are():
+    _, (window,) = join(numbered(12, 40), [(6, 6)])
+    assert len(window.before) == 6 and len(window.after) == 14
+    _, (window,) = join(numbered(40, 12), [(6, 6)])
+    assert len(window.before) == 14 and len(window.after) == 6
+
+
+@pytest.mark.parametrize("lengths, beside", [((10, 40), "4 and 15"), ((40, 10), "15 and 4"), ((3, 40), "0 and 15"), ((15, 15), "9 and 9")])
+def test_clips_that_are_too_short_are_told_what_is_missing(lengths, beside):
+    with pytest.raises(UserError, match=rf"clip0 and clip1 have {beside} frames to show beside a gap of 12 \(read at 8 per second\); the model needs 20"):
+        join(numbered(*lengths), [(6, 6)])
+
+
+def test_no_more_is_held_than_a_window_may_need():
+    """Of endless clips the first frames come out at once."""
+    count = 0
+
+    def endless():
+        nonlocal count
+        while True:
+            count += 1
+            yield count
+
+    stream = joined([Clip("a", endless), Clip("b", endless)], [(6, 6)], [STARTS], 32, lambda w: [], 8)
+    for k in range(1000):
+        assert next(stream) == k + 1
+    assert count <= 1000 + 6 + 15 + 1
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def options(**changes) -> Options:
+    return Options(**(dict(clips=["a.mp4", "b.mp4", "c.mp4"], out="x.mp4") | changes))
+
+
+def test_pairs_and_texts_for_each_join():
+    assert options().pairs == [(6, 6), (6, 6)] and options(refine="6,6,3,4").pairs == [(6, 6), (3, 4)]
+    assert options().texts() == ["", ""] and options().texts("horse movement") == ["horse movement"] * 2
+    assert options(prompt="a").texts("own") == ["a", "a"] and options(prompt="a | b").texts() == ["a", "b"]
+    assert options(prompt="run|jump|eat").texts() == ["run, then jump", "jump, then eat"]
+    assert options(clips=["a.mp4", "b.mp4"], prompt="run|eat").texts() == ["run, then eat"]
+    script = dict(clips=[], actions="run", image="a.png", prompt="run|jump|eat")
+    assert options(**script).texts() == ["run, then jump", "jump, then eat"] and options(**script).count == 3
+    assert options(**script).texts("tiger movement") == ["tiger movement"] * 2
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(clips=["a.mp4"]), "there are two or more clips to join, and 1 is given"),
+        (dict(clips=[]), "and 0 are given"),
+        (dict(refine="6"), "give two numbers, or two for each of the 2 joins"),
+        (dict(refine="6,6,6"), "give two numbers"),
+        (dict(refine="6;6"), "give two numbers, such as 6,6"),
+        (dict(refine="-1,6"), "give two numbers, such as 6,6"),
+        (dict(prompt="a|b|c|d"), "has 4 texts: give one, 2 .one per join. or 3"),
+        (dict(out="x.txt"), r"name it \*.mp4 or \*.webm or \*.gif"),
+        (dict(out="./b.mp4"), "is one of the clips"),
+        (dict(size="32"), "give height and width in pixels"),
+        (dict(fps=0), "fps must lie between"),
+        (dict(fps=float("nan")), "fps must lie between"),
+        (dict(actions="run"), "--actions and --image go together"),
+        (dict(actions="run", image="a.png", prompt="a|b"), "and no files"),
+        (dict(clips=[], actions="run", image="a.png"), 'give one action each in --prompt="run|jump|eat"'),
+    ],
+)
+def test_what_cannot_be_meant_is_named(changes, message):
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        options(**changes)
+
+
+# Videos ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return tiny_pipeline.recipe(tmp_path_factory.mktemp("mavin"), PARTS, tiny_pipeline.infilling)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Three files of different size, length, rate and format."""
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    for name, shape, rate in (("a.mp4", (12, 32, 48), 5), ("b.webm", (25, 50, 40), 12.5), ("c.gif", (30, 24, 24), 20)):
+        write_video(folder / name, rng.integers(0, 256, (*shape, 3)).astype(np.uint8), rate)
+    return folder
+
+
+def test_files_of_all_kinds_are_joined(recipe, clips, tmp_path, capsys):
+    """What is written are the frames as they are read, and the model's own in the gaps."""
+    written = {}
+    files = [str(clips / name) for name in ("a.mp4", "b.webm", "c.gif")]
+    chosen = Options(files, str(tmp_path / "out.webm"), refine="1,2,2,2", prompt="red disc|blue disc", seed=3)
+    write = lambda path, frames, fps: written.update(path=path, frames=np.stack(list(frames)), fps=fps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connect, "write_video", write)
+        assert connect.connect(recipe, chosen, trust=True) == tmp_path / "out.webm"
+    read = [np.stack(list(connect.file_clip(f, recipe.clip, 5.0).frames())) for f in files]
+    assert [len(r) for r in read] == [12, 10, 7] and written["fps"] == 5
+    frames = written["frames"]
+    np.testing.assert_array_equal(frames[:11], read[0][:11])
+    np.testing.assert_array_equal(frames[14:20], read[1][2:8])
+    np.testing.assert_array_equal(frames[24:], read[2][2:])
+    assert len(frames) == 29 and "joined a.mp4 and b.webm: 3 frames made" in capsys.readouterr().out
+
+    tokenizer = connect.conditions.find_tokenizer(recipe.config)
+    like = connect.conditions.blank(recipe.clip) | connect.conditions.words(tokenizer, "")
+    model = Generator.open(recipe, batch=1, like=like, trust=True)
+    window, known = np.zeros((1, 8, 16, 24, 3), np.uint8), np.ones((1, 8), bool)
+    window[0, :2], window[0, 5:], known[0, 2:5] = read[0][9:11], read[1][2:5], False
+    rows = dict(video=window, known=known, index=np.array([0]), task=np.zeros(1, np.int32), label=np.zeros(1, np.int32))
+    told = lambda text: dict(text_ids=tokenizer.encode(text)[None], null_ids=tokenizer.encode("")[None])
+    np.testing.assert_array_equal(model.generate(rows | told("red disc"), 3)[0, 2:5], frames[11:14])
+    assert np.any(model.generate(rows | told("blue disc"), 3)[0, 2:5] != frames[11:14])
+    assert np.any(model.generate(rows | told("red disc"), 4)[0, 2:5] != frames[11:14])
+
+
+def test_the_same_command_gives_the_same_video(recipe, clips, tmp_path):
+    files = [str(clips / "a.mp4"), str(clips / "b.webm")]
+    for name in ("1.mp4", "2.mp4"):
+        connect.connect(recipe, Options(files, str(tmp_path / name), refine="2,2", size="32x48", fps=8), trust=True)
+    (one, rate), (two, _) = (read_video(tmp_path / name) for name in ("1.mp4", "2.mp4"))
+    assert one.shape == (19 + 16, 32, 48, 3) and rate == 8
+    np.testing.assert_array_equal(one, two)
+
+
+BAD = {
+    "gap": (dict(refine="3,2"), "a gap of 5 frames is out of range: this model fills gaps of 1 to 4 of 8 frames"),
+    "no gap": (dict(refine="0,0"), "a gap of 0 frames is out of range"),
+    "missing": (dict(clips=["{a}", "nowhere.mp4"]), "there is no video nowhere.mp4"),
+    "folder": (dict(out="{a}/x.mp4"), "cannot write to"),
+    "short": (dict(clips=["{a}", "{short}"]), "a.mp4 and short.mp4 have 2 and 1 frames to show beside a gap of 4"),
+    "damaged": (dict(clips=["{a}", "{damaged}"]), "damaged.mp4"),
+    "no video": (dict(clips=["{a}", "{text}"]), "cannot be read as a video"),
+    "size": (dict(size="31x48"), "31x48 pixels: the autoencoder takes multiples of 2"),
+    "texts": (dict(prompt="purple"), 'lacks "purple"'),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_anything_is_made(case, recipe, clips, tmp_path):
+    places = dict(a=str(clips / "a.mp4"), short=str(tmp_path / "short.mp4"), damaged=str(tmp_path / "damaged.mp4"), text=str(tmp_path / "text.mp4"))
+    write_video(places["short"], np.zeros((3, 16, 24, 3), np.uint8), 5)
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "damaged.mp4").write_bytes((clips / "a.mp4").read_bytes()[:900])
+    changes, message = BAD[case]
+    changes = {k: [v.format(**places) for v in x] if isinstance(x, list) else x.format(**places) for k, x in changes.items()}
+    fields = dict(clips=[places["a"], str(clips / "b.webm")], out=str(tmp_path / "out" / "x.mp4"), refine="2,2") | changes
+    with pytest.raises((UserError, ValueError), match=message):
+        connect.connect(recipe, Options(**fields), trust=True)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_run_without_gaps_is_refused(tmp_path, clips):
+    plain = tiny_pipeline.recipe(tmp_path)
+    with pytest.raises((UserError, ValueError), match="is given no frames, and fills no gaps"):
+        connect.connect(plain, Options([str(clips / "a.mp4")] * 2, str(tmp_path / "x.mp4")), trust=True)
+
+
+def test_an_action_script_makes_its_clips(recipe, clips, tmp_path, capsys):
+    """Each action goes on from the picture; then they are joined. The model of actions is given one frame."""
+    from PIL import Image
+
+    picture = np.random.default_rng(1).integers(0, 256, (16, 24, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    action = lambda parts: {
+        **tiny_pipeline.infilling(parts),
+        "noising": dict(target="magvid.diffusion.mavin:First"),
+        "tasks": dict(TI2V=[]),
+    }
+    run = tiny_pipeline.recipe(tmp_path / "action", PARTS, action)
+    chosen = Options([], str(tmp_path / "x.mp4"), refine="2,2", actions="the run", image=str(tmp_path / "a.png"), prompt="red|blue|disc")
+    made = connect.action_clips(run, chosen, recipe.clip, True)
+    for image, message in (("a.png,b.png", "--image names 2 pictures for 3 actions"), ("gone.png", "there is no picture gone.png")):
+        with pytest.raises(UserError, match=message):
+            connect.action_clips(run, dataclasses.replace(chosen, image=image), recipe.clip, True)
+    with pytest.raises(UserError, match="does not go on from a first frame"):
+        connect.action_clips(recipe, chosen, recipe.clip, True)
+    frames = [np.stack(list(clip.frames())) for clip in made]
+    assert [f.shape for f in frames] == [(8, 16, 24, 3)] * 3 and np.any(frames[0] != frames[1])
+    assert 'made "blue": 8 frames' in capsys.readouterr().out
