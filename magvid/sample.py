@@ -141,7 +141,8 @@ def sample_run(
     tokenizer = conditions.find_tokenizer(run.config)
     if options.prompt is not None and tokenizer is None:
         raise UserError(f"--prompt: {run.path} is told no text; leave it out")
-    told = {} if tokenizer is None else conditions.words(tokenizer, options.prompt or "", options.negative or "")
+    text = conditions.find_text(run.config) if options.prompt is None else options.prompt
+    told = {} if tokenizer is None else conditions.words(tokenizer, text or "", options.negative or "")
     clip = None
     if options.file is not None or options.prompt is not None:
         clip = options.sized(clip_format(run))
@@ -164,7 +165,7 @@ def sample_run(
         shown, _ = _show(model, options, clip, alone=False)
         made = {"reconstruction": {"reconstruction": model.reconstruct(shown.rows), "real": _real(shown)}}
         return _write(out, made, shown, options)
-    tasks, objective = _chosen(model, options, run), model.programs.objective
+    tasks, objective = _chosen(model, options, run, text is not None), model.programs.objective
     asked = options.file is None and (options.label is not None or options.prompt is not None)
     alone = asked and all(objective.blind[i] for i in tasks)
     if alone and options.frames is not None and clip is not None:  # there are no windows: the model makes one longer clip
@@ -233,17 +234,18 @@ def _say_what_was_not_learned(model: Generator, options: Options) -> None:
         )
 
 
-def _chosen(model: Generator, options: Options, run: runs.Run) -> dict[int, str]:
+def _chosen(model: Generator, options: Options, run: runs.Run, worded: bool) -> dict[int, str]:
     """The tasks that can be done, by number; says which of the run's are left out, or raises where they were named.
 
-    Of tasks that are told a text or a picture, those that use all that was given.
+    Of tasks that are told a text or a picture, those that use all that was given. `worded`: there is a text, given or the run's own.
     """
     objective, chosen = model.programs.objective, {}
     own = options.file is not None or options.prompt is not None  # and not evaluation clips
     told = {what: objective.told(what) for what in ("text", "image")} if own and hasattr(objective, "told") else {}
     given = dict(text=options.prompt is not None, image=options.file is not None)
+    has = given | dict(text=worded)
     for i, task in enumerate(model.tasks):
-        lacks = [f"needs {FLAGS[what]}" for what, of in told.items() if of[i] and not given[what]]
+        lacks = [f"needs {FLAGS[what]}" for what, of in told.items() if of[i] and not has[what]]
         unused = [f"makes no use of {FLAGS[what]}" for what, of in told.items() if given[what] and not of[i]]
         if own and options.label is None and objective.labelled[i]:
             lacks.append("needs a class: give --label, by number or by name")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from magvid.data import pipeline
-from magvid.data.pipeline import Augment, Loader, MaskedView, Resize, Window, epoch
+from magvid.data.pipeline import Augment, Gap, Loader, MaskedView, Resize, Window, epoch
 from magvid.types import UserError
 
 
@@ -362,3 +362,13 @@ class Failing(Counting):
 def test_a_negative_number_of_workers_is_named():
     with pytest.raises(ValueError, match="workers=-1: give 0 .threads of this process. or more"):
         next(Loader([{"video": np.zeros((2, 4, 4, 3), np.uint8)}] * 4, 2, workers=-1))
+
+
+def test_gaps_of_evaluation_clips():
+    gap, record = Gap((3, 7), (9, 13)), {"video": np.zeros((16, 2, 2, 3), np.uint8)}
+    known = np.stack([gap(record, np.random.default_rng(i))["known"] for i in range(500)])
+    start, end = known.argmin(1), 16 - known[:, ::-1].argmin(1)
+    assert set(start) == set(range(3, 8)) and set(end) == set(range(9, 14)) and known.dtype == bool
+    assert all((~row[a:b]).all() and row[:a].all() and row[b:].all() for row, a, b in zip(known, start, end))
+    with pytest.raises(ValueError, match="a gap from frame 3 to before frame 16 does not lie within a clip of 16"):
+        Gap((3, 3), (16, 16))(record, np.random.default_rng(0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiny_diffusion as tiny
-from magvid.models.conditioners import ImageLatent, ImageTokens, Scalars, TextTokens
+from magvid.models.conditioners import BoundaryTokens, ImageLatent, ImageTokens, Scalars, TextTokens
 
 BATCH = tiny.batch()
 KEY = jax.random.key(0)
@@ -57,6 +57,25 @@ def test_image_tokens(pooled, shape):
     some = run(module, keep={"image": FIRST})[0].tokens["image"]
     np.testing.assert_array_equal(some[0], said.tokens["image"][0])
     assert not some[1].any() and said.tokens["image"][1].any()
+
+
+def test_boundary_tokens():
+    """Of the frames beside the gap, each through the tower by itself; of a gap at an end the frame that is there."""
+    gap = dict(start=np.array([1, 2]), end=np.array([2, 3]))
+    module = BoundaryTokens(tiny.Vision(), tiny.prepare)
+    said, variables = run(module, {**BATCH, **gap}, {"image": FIRST})
+    tower = lambda frames: tiny.Vision().apply({"params": variables["params"]["vision"]}, tiny.prepare(frames / 255)).tokens
+    expected = np.concatenate([tower(BATCH["video"][:1, 0]), tower(BATCH["video"][:1, 2])], axis=1)
+    np.testing.assert_allclose(said.tokens["image"][0], expected, atol=1e-6)
+    np.testing.assert_array_equal(said.tokens["image"][1], 0)
+    before = BoundaryTokens(tiny.Vision(), tiny.prepare, ends=("before",), token="first")
+    one = before.apply(variables, {**BATCH, **gap}, {}).tokens["first"]
+    assert before.names == ("first",) and one.shape == (2, 1, 4, 4)
+    np.testing.assert_allclose(one[0], expected[:, :4], atol=1e-6)
+    at_the_end = module.apply(variables, {**BATCH, "start": np.array([0, 1]), "end": np.array([3, 3])}, {}).tokens["image"]
+    np.testing.assert_allclose(at_the_end[0, 0], np.concatenate([tower(BATCH["video"][:1, k]) for k in (0, 2)], axis=1)[0], atol=1e-6)
+    with pytest.raises(ValueError, match="boundary frames are conditioned on: give start, end beside"):
+        module.apply(variables, BATCH, {})
 
 
 def test_image_latent():
