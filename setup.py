@@ -49,6 +49,7 @@ EXTRAS = {
         "diffusers>=0.35",
         "accelerate>=1.0",  # diffusers loads and builds its pipelines with it
         "transformers>=5.5,<6",
+        "opencv-python-headless>=4.10",  # the tool's optical flow
     ],
     "test": [
         "beartype>=0.21",  # checks the shapes in signatures while tests run

@@ -43,13 +43,13 @@ def get_config(arg=None):
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
     tower = lambda part: dict(run="runs/sprites/clip", part=f"clip.{part}", weights="ema")
-    normalise = dict(factory="magvid.models.clip:normalise")
+    resized = dict(factory="magvid.models.clip:shortest_side", size=[vae_sprites.SIZE] * 2)
     start, end = GAP["sample"]
     config.objective = dict(
         target="magvid.objectives.denoise:Denoise",
         network=network(b, args),
         vae=dict(run="runs/sprites/vae", weights="ema"),
-        conditioners=mavin.conditioners(args, tower("text"), tower("vision"), normalise, length=end - start),
+        conditioners=mavin.conditioners(args, tower("text"), tower("vision"), resized, length=end - start),
         noising=mavin.noising(args, **GAP),
         schedule=dict(target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)),
         prediction=dict(target="magvid.diffusion.predictions:V"),

@@ -10,8 +10,8 @@ from configs import mavin
 
 
 def tigers(split, t, h, w):
-    split = "validation" if split == "test" else split
-    return dict(target="magvid.data.tigdog:TigDog", animal="tiger", split=split, frames=t, height=h, width=w, keep_aspect=False)
+    size = dict(frames=t, height=h, width=w, stride=2, keep_aspect=False)  # as of any video of 12 frames per second or more
+    return dict(target="magvid.data.tigdog:TigDog", animal="tiger", split="validation" if split == "test" else split, **size)
 
 
 def get_config(arg=None):

@@ -96,19 +96,20 @@ def train_towers(name: str, arg: str, workdir: str) -> tuple[str, None]:
     return name, None
 
 
-def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -> tuple[str, dict]:
-    """(name, {row of the table: numbers}) of one run; what is done already is not done again."""
+def train_and_score(name: str, arm: tuple[str, str, Mapping], workdir: str, clips: int) -> tuple[str, dict]:
+    """(name, {row of the table: numbers}) of one run; what is done already is not done again. `arm`: what is trained, the config's argument,
+    {row: argument to sample with}.
+    """
     from magvid import runs
     from magvid.train import train
 
-    (trained, arg), workdir = arm, pathlib.Path(workdir)
+    (trained, arg, rows), workdir = arm, pathlib.Path(workdir)
     folder = workdir / name
     train(config_of(f"{arg},{TRAINED[trained]}".strip(","), workdir, trained == "untrained"), folder)
     run, scores = runs.open_run(folder), {}
-    for row, (source, change) in ROWS.items():
-        if source == trained:
-            config = config_of(f"{arg},{change}".strip(","), workdir)
-            scores[row] = score(run, config["objective"]["sampling"], clips, folder, row)
+    for row, change in rows.items():
+        config = config_of(f"{arg},{change}".strip(","), workdir)
+        scores[row] = score(run, config["objective"]["sampling"], clips, folder, row)
     return name, scores
 
 
@@ -265,7 +266,8 @@ def main(argv: list[str]) -> None:
     clips, some = options.clips, min(options.clips, 64)
     towers = [{"vae": common, "clip": common}]
     stages.run("towers", lambda: list(run_stages(towers, train_towers, (str(workdir),), options.jobs, say)))
-    arms = [{f"{t}-{seed}": (t, f"{common},seed={seed}") for seed in range(options.seeds) for t in TRAINED}]
+    rows = {t: {row: change for row, (trained, change) in ROWS.items() if trained == t} for t in TRAINED}
+    arms = [{f"{t}-{seed}": (t, f"{common},seed={seed}", rows[t]) for seed in range(options.seeds) for t in TRAINED if rows[t]}]
     scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), clips), options.jobs, say)))
     points = {f"f0 {f0:g} decay {decay:g}": (f0, decay) for f0 in SWEEP["f0"] for decay in SWEEP["decay"]}
     points = dict(list(points.items())[:1]) if options.smoke else points

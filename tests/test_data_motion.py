@@ -208,8 +208,8 @@ def test_a_video_that_breaks_is_left_out(folder, tmp_path, monkeypatch, capsys):
     assert "cut.mp4 is corrupt" in printed.err and "1 left out" in printed.out
 
 
+@pytest.mark.full
 def test_optical_flow_of_a_moving_picture(tmp_path):
-    pytest.importorskip("cv2")
     picture = np.cumsum(np.random.default_rng(0).normal(size=(64, 120, 3)), axis=1)
     picture = (255 * (picture - picture.min()) / np.ptp(picture)).astype(np.uint8)
     moving = np.stack([picture[:, 2 * k : 2 * k + 64] for k in range(20)])

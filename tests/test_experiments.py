@@ -51,3 +51,23 @@ def test_the_ablation_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     commit_ablation.main(argv)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     assert (tmp_path / "table.md").read_text() == table
+
+
+@pytest.mark.full
+def test_transitions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
+    """Two rows of the table, in two processes; a second call trains nothing and writes the same."""
+    from experiments import mavin_sprites
+
+    monkeypatch.setattr(mavin_sprites, "ROWS", {row: mavin_sprites.ROWS[row] for row in ("MAVIN", "untrained")})
+    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
+    mavin_sprites.main(argv)
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {row} |" in table for row in ("MAVIN", "untrained", *mavin_sprites.BASELINES, mavin_sprites.LIMIT))
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert set(result["scores"]) == {"full-0", "untrained-0"} and set(result["metric"]) == set(mavin_sprites.DAMAGES)
+    assert "clip_rs" in result["scores"]["full-0"]["MAVIN"] and "<video" in (tmp_path / "report.html").read_text()
+    assert all((tmp_path / f"transition{i}.png").stat().st_size for i in range(4))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    mavin_sprites.main(argv)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    assert (tmp_path / "table.md").read_text() == table

@@ -44,7 +44,7 @@ def prepare(images: Float[Array, "b h w 3"], size: tuple[int, int] = (224, 224))
     return normalise(resize_antialiased(images, size))
 
 
-def shortest_side(images: Float[Array, "b h w 3"], size: tuple[int, int] = (224, 224)) -> Float[Array, "b h2 w2 3"]:
+def shortest_side(images: Float[Array, "b h w 3"], size: Sequence[int] = (224, 224)) -> Float[Array, "b h2 w2 3"]:
     """What CLIP's published image processor (transformers' CLIPProcessor, on Pillow) makes of pixels in [0, 1]: the
     middle of the image, resized (bicubic, anti-aliased) so that it just covers `size`, normalised.
 
