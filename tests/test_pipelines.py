@@ -5,6 +5,7 @@ converted by the tools, and the config samples from the same noise.
 import dataclasses
 import importlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +13,17 @@ import numpy as np
 import pytest
 
 from configs import clips, unets, vaes
-from helpers import relative_error
+from helpers import flatten, relative_error
 from helpers_unet import randomised
 from magvid import conditions, job
+from magvid.__main__ import main
 from magvid.build import build
 from magvid.diffusion import samplers
 from magvid.encode import encode
 from magvid.runs import open_run
 from magvid.sample import Options, sample_run
 from magvid.train import train
-from magvid.video import write_image
+from magvid.video import read_video, write_image, write_video
 from tools import convert_clip, convert_unet, convert_vae
 from tools.convert import convert_back, convert_file
 
@@ -260,3 +262,53 @@ def test_text_to_video_and_to_picture(name, tmp_path):
     assert relative_error(ours, np.asarray(video)) < 1e-4
     fine_tune(name, "lora", tmp_path, latents=True, prompt="a red disc")
     back(unet, "modelscope" if name == "modelscope" else "sd21", tmp_path)
+
+
+def test_mavin_begins_as_modelscope_and_joins_clips(tmp_path):
+    """configs/mavin_horse.py on converted weights: what is trained and what stays, also on kept latents; then the command."""
+    from helpers_torch import diffusers, transformers
+
+    tokenizer, size = tokenizer_in(tmp_path)
+    parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text_tower(size, 1), tokenizer=tokenizer, scheduler=ddim())
+    unet = diffusers.UNet3DConditionModel(
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), in_channels=4,
+        out_channels=4, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, sample_size=8, attention_head_dim=16,
+    )  # fmt: skip
+    converted(diffusers.TextToVideoSDPipeline(unet=randomised(unet, 2), **parts), tmp_path / "base", text_parts("modelscope", size))
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56, projection_dim=32
+    )  # fmt: skip
+    randomised(transformers.CLIPVisionModelWithProjection(vision), 3).save_pretrained(tmp_path / "clip")
+    tower = {**clips.TOWERS["clip_l_vision_projected"], **TOWER, "patch": 56, "projection": 32}
+    preset = "clip_l_vision_projected"
+    convert_file(tool("vision", preset, tower), preset, str(tmp_path / "clip"), str(tmp_path / "own" / "vision"))
+
+    folders = f"base={tmp_path / 'base'},weights={tmp_path / 'own'},smoke=1"
+    config = importlib.import_module("configs.mavin_horse").get_config(f"{folders},views=2")
+    for name, value in small("mavin").items():
+        config.objective.network[name] = value
+    config.objective.network.time_embedding["before_zero"] = True
+    config.init = [dict(run=str(tmp_path / "base" / "unet"), groups=["network"], weights="params", skip=["cond_proj"])]
+    record = encode(config, tmp_path / "latents", devices=jax.devices()[:1])
+    assert record.video and record.contents.startswith("latents, frames")
+    losses, states = [], []
+    for cache in (None, str(tmp_path / "latents")):
+        config.data.train.cache = cache
+        state, metrics = train(config, tmp_path / f"run{len(states)}", devices=jax.devices()[:1])
+        losses.append(metrics["train/loss/network"])
+        states.append(flatten(jax.device_get(state.params["network"])))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # float16 latents
+    begin = flatten(open_run(tmp_path / "base" / "unet").weights("network"))
+    new = set(states[0]) - set(begin)
+    assert new == {"time_embedding/cond_proj/kernel"} and not set(begin) - set(states[0])
+    trained = {n for n in states[0] if re.search(unets.MAVIN_TRAINED, n)}
+    assert all(np.array_equal(states[0][n], begin[n]) for n in set(begin) - trained)
+    assert all(np.any(states[0][n] != begin[n]) for n in trained - new if begin[n].ndim > 1)
+    assert np.any(states[0]["time_embedding/cond_proj/kernel"])  # it began at zero
+
+    for i, (shape, rate) in enumerate((((14, 40, 60), 8), ((20, 64, 48), 12), ((11, 36, 54), 8))):
+        write_video(tmp_path / f"{i}.mp4", np.random.default_rng(i).integers(0, 256, (*shape, 3)).astype(np.uint8), rate)
+    joined = [str(tmp_path / f"{i}.mp4") for i in range(3)]
+    command = ["connect", *joined, f"--run={tmp_path / 'run0'}", "--refine=1,2", f"--out={tmp_path / 'out.mp4'}", "--fps=8", "--prompt=a red disc"]
+    assert main(command) == 0
+    assert read_video(tmp_path / "out.mp4")[0].shape == (14 + 13 + 11, 32, 48, 3)
