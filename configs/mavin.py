@@ -47,6 +47,14 @@ def mixer(args, level=999):
     return defaults.choose(forms, args["gfm"], "gfm")
 
 
+FIRST = dict(target="magvid.diffusion.mavin:First")  # of the action model: one frame is given
+
+
+def action_mixer(args):
+    """FreeInit's filter, as released for the action model."""
+    return None if args["gfm"] == "none" else dict(target="magvid.diffusion.mavin:FreeInit", space=0.25, time=0.25, level=850)
+
+
 def conditioners(args, text, vision, prepare, ends=("before", "after"), **scalars):
     """Text, boundary frames, and numbers about the gap (`scalars`: where nothing else is said)."""
     told = [dict(target="magvid.models.conditioners:TextTokens", text=text)]
@@ -100,9 +108,8 @@ def published(arg, source, text, actions, data):
     if transition:
         noised, length = noising(args, **gap), gap["sample"][1] - gap["sample"][0]
         start, begin = gap["sample"][0], mixer(args)
-    else:  # the first frame is given; FreeInit's filter
-        noised, length, start = dict(target="magvid.diffusion.mavin:First"), clip[0] - 1, 1
-        begin = None if args["gfm"] == "none" else dict(target="magvid.diffusion.mavin:FreeInit", space=0.25, time=0.25, level=850)
+    else:
+        noised, length, start, begin = FIRST, clip[0] - 1, 1, action_mixer(args)
     scalars = dict(length=length) | (dict(start=start, end=start + length) if args["variant"] in ("centred", "sparse_causal") else {})
     tower = lambda folder, part: latent.converted(f"{args[folder]}/{part}", args["dtype"])
     vision = tower("weights", "vision")

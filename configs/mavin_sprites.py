@@ -4,7 +4,7 @@
 
 Clips of two actions, one after the other, of which the model is given both ends: ModelScope's layers at a small size, from nothing, on the
 latents of vae_sprites.py, told the caption and the boundary frames by the towers of clip_sprites.py; all three are frozen and taken from
-runs/sprites. Gaps are half as long as the paper's, as the clips are. The paper's ablations are arguments, see mavin.py: noising=bert,
+runs/sprites. part=action: the model of single actions, which goes on from a first frame. Gaps are half as long as the paper's, as the clips are. The paper's ablations are arguments, see mavin.py: noising=bert,
 variable=0, bfg=0, gfm=none|official3d|freeinit3d, f0=0.6, decay=0.1. budget=quick: the "small" world; budget=long: the full world. smoke=1: two steps.
 """
 
@@ -39,39 +39,41 @@ def network(b, args):
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", smoke=False, seed=0, **mavin.ARMS)
+    args = defaults.parse_arg(arg, budget="quick", smoke=False, seed=0, part="transition", **mavin.ARMS)
+    transition = defaults.choose(dict(transition=True, action=False), args["part"], "part")
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
     tower = lambda part: dict(run="runs/sprites/clip", part=f"clip.{part}", weights="ema")
     resized = dict(factory="magvid.models.clip:shortest_side", size=[vae_sprites.SIZE] * 2)
-    start, end = GAP["sample"]
+    start, end = GAP["sample"] if transition else (1, FRAMES)
+    ends = ("before", "after") if transition else ("before",)
     config.objective = dict(
         target="magvid.objectives.denoise:Denoise",
         network=network(b, args),
         vae=dict(run="runs/sprites/vae", weights="ema"),
-        conditioners=mavin.conditioners(args, tower("text"), tower("vision"), resized, length=end - start),
-        noising=mavin.noising(args, **GAP),
+        conditioners=mavin.conditioners(args, tower("text"), tower("vision"), resized, ends, length=end - start),
+        noising=mavin.noising(args, **GAP) if transition else mavin.FIRST,
         schedule=dict(target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)),
         prediction=dict(target="magvid.diffusion.predictions:V"),
         drop=[[mavin.told(args), 0.1]],
-        tasks=dict(TVI=()),
+        tasks=dict(TVI=()) if transition else dict(TI2V=()),
         sampling=dict(
             target="magvid.objectives.denoise:Sampling",
             sampler=dict(target="magvid.diffusion.samplers:DPMSolverPP2M"),
             steps=2 if smoke else b["sampling"],
             guidance=[],
-            mixer=mavin.mixer(args),
+            mixer=mavin.mixer(args) if transition else mavin.action_mixer(args),
         ),
     )
-    gaps = dict(target="magvid.data.pipeline:Gap", start=GAP["start"], end=GAP["end"])
+    gaps = [dict(target="magvid.data.pipeline:Gap", start=GAP["start"], end=GAP["end"])] if transition else []
     size = dict(frames=FRAMES, height=vae_sprites.SIZE, width=vae_sprites.SIZE)
-    clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], sequence=1.0, **size)
+    clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], sequence=float(transition), **size)
     config.data = dict(
         train=dict(source=dict(clip, split="train", keys=KEYS[:3]), transforms=[clip_sprites.TOKENIZER], workers=0),
-        eval=dict(source=dict(clip, split="validation", keys=KEYS), transforms=[clip_sprites.TOKENIZER, gaps], limit=64),
+        eval=dict(source=dict(clip, split="validation", keys=KEYS), transforms=[clip_sprites.TOKENIZER, *gaps], limit=64),
     )
     config.metrics = [
-        dict(target="magvid.metrics.sprite_transitions:SpriteTransition", world=b["world"]),
+        dict(target=f"magvid.metrics.{'sprite_transitions:SpriteTransition' if transition else 'sprites:SpriteJudge'}", world=b["world"]),
         dict(target="magvid.metrics.frames:GapFrames"),
         dict(target="magvid.metrics.clip:ClipSmoothness", vision=tower("vision")),
     ]

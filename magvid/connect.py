@@ -161,10 +161,13 @@ def joined(
     tail: collections.deque = collections.deque()  # the end of the video so far, of which a part may be made anew
     stream = clips[0].frames()
     for i, ((a, b), allowed) in enumerate(zip(pairs, starts, strict=True)):
+        hold = a + allowed[-1]
         for frame in stream:
             tail.append(frame)
-            if len(tail) > a + allowed[-1]:
+            if len(tail) > hold:
                 yield tail.popleft()
+        while len(tail) > hold:  # the last join left more than this one may need
+            yield tail.popleft()
         length, stream = a + b, clips[i + 1].frames()
         head = list(itertools.islice(stream, b + t - length - allowed[0]))
         before, after = len(tail) - a, len(head) - b

@@ -94,6 +94,15 @@ def test_no_more_is_held_than_a_window_may_need():
     assert count <= 1000 + 6 + 15 + 1
 
 
+def test_many_short_clips_are_not_held():
+    """At every join all is out but what the window shows and what it gives way to."""
+    given, held = 0, []
+    fill = lambda window: held.append(16 * (window.number + 1) - given) or [0] * window.length
+    for _ in joined(numbered(*[16] * 50), [(6, 6)] * 49, [STARTS] * 49, 32, fill, 8):
+        given += 1
+    assert given == 50 * 16 and max(held) <= 6 + 15
+
+
 # Options --------------------------------------------------------------------------------------------------------------
 
 
