@@ -8,11 +8,12 @@ This module is what the configs of all data share. ModelScope's converted weight
 ViT-L/14 in weights/mavin/vision; docs/diffusion.md says how. tune=subset (default) trains the released subset of 496 million parameters;
 full and lora as elsewhere; tune= (nothing) samples with a converted MAVIN U-Net in weights/mavin/unet (`weights`).
 
-The paper's settings are the defaults, its ablations arguments: noising=bert (BERT-style masking), variable=0 (gaps of 12 frames only), bfg=0 (no
+The paper's settings are the defaults, with the choices that docs/mavin.md names where it is silent; its ablations are arguments: noising=bert (BERT-style masking), variable=0 (gaps of 12 frames only), bfg=0 (no
 boundary frame guidance), gfm=none, official3d or freeinit3d (instead of frame2d: the Gaussian filter mixer; f0=0.4,decay=0.05 are the
 released app's). release=1: what the released code does, which is bfg=0, gfm=official3d, and nothing dropped in training, so that the null of
 its guidance is never trained. variant=rope, centred or sparse_causal: its optional code paths. `drop`: how often text and boundary frames
-are hidden together. motion=FILE: of tools/measure_motion.py, to leave out windows with a cut; motion=0: none are left out. smoke=1: two
+are hidden together. motion=FILE: of tools/measure_motion.py, to leave out windows with a cut; motion=0: none are left out; least_flow=2: with
+variable=0, also those whose gap moves less (pixels per frame). tune=lora begins with a MAVIN U-Net: `weights`, or a run by --config.objective.network.run. smoke=1: two
 steps of a tiny U-Net on sprites; the other weights are those of `base` and `weights`.
 """
 
@@ -32,7 +33,7 @@ def noising(args, start, end, sample):
     if kind == "Scattered":
         return target
     ranges = dict(start=start, end=end) if args["variable"] else dict(start=[sample[0]] * 2, end=[sample[1]] * 2)
-    return target | ranges
+    return target | ranges | dict(per_batch=False)
 
 
 def mixer(args, level=999):
@@ -72,10 +73,18 @@ def network(args, **tiny):
     """The U-Net that begins as ModelScope's: whatever the gap's length at first."""
     changes = unets.MAVIN_VARIANTS[args["variant"]] if args["variant"] else {}
     spec = unets.mavin | changes
-    spec["attention"] = dict(spec["attention"], tokens=told(args))
+    spec["attention"] = dict(spec["attention"], tokens=tuple(told(args)))
     if not args["release"]:
         spec["time_embedding"] = dict(spec["time_embedding"], before_zero=True)
     return dict(target="magvid.models.unet:UNet", **spec) | (tiny or dict(dtype=args["dtype"], remat=True))
+
+
+def converted_network(args):
+    """The U-Net of converted MAVIN weights, with what `args` changes of its layers."""
+    spec = network(args)
+    changed = {name: spec[name] for name in ("attention", "stem") if spec[name] != unets.mavin[name]}
+    reference = latent.network(args, "mavin")
+    return reference | dict(fields=reference["fields"] | changed)
 
 
 def folder(split, t, h, w):
@@ -90,14 +99,16 @@ def published(arg, source, text, actions, data):
     """
     args = latent.parse(
         arg, weights="weights/mavin", base="weights/modelscope", frames=0, height=0, width=0, part="transition", variant="", drop=0.1,
-        release=False, motion="", folder=False, **ARMS,
+        release=False, motion="", least_flow=0.0, folder=False, **ARMS,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "tune" in explicit else dict(tune="subset")
     args |= {} if "data" in explicit else dict(data=data)
     defaults.choose({"": 1, **unets.MAVIN_VARIANTS}, args["variant"], "variant")
     defaults.choose(dict(transition=1, action=1), args["part"], "part")
-    defaults.within(args, drop=(0, 1), f0=(0, 10), decay=(0, 10))
+    defaults.within(args, drop=(0, 1), f0=(0, 10), decay=(0, 10), least_flow=(0, 1000))
+    if args["least_flow"] and args["variable"] and args["part"] == "transition":
+        raise ValueError("least_flow is measured over a gap of one place: give variable=0 as well")
     if args["release"]:
         args |= dict(bfg=False, gfm="official3d", drop=0.0)
     transition, smoke = args["part"] == "transition", args["smoke"]
@@ -117,7 +128,7 @@ def published(arg, source, text, actions, data):
     config = ConfigDict(dict(seed=64))
     config.objective = dict(
         target="magvid.objectives.denoise:Denoise",
-        network=network(args, **(latent.TINY if smoke else {})) if args["tune"] not in ("", "lora") else latent.network(args, "mavin"),
+        network=network(args, **(latent.TINY if smoke else {})) if args["tune"] not in ("", "lora") else converted_network(args),
         vae=tower("base", "vae"),
         conditioners=conditioners(
             args, tower("base", "text"), vision, dict(factory="magvid.models.clip:shortest_side"),
@@ -147,7 +158,8 @@ def published(arg, source, text, actions, data):
             return latent.sprites(*clip)
         made = (folder if args["folder"] else source)(split, *clip) | dict(path=args["data"])
         if args["motion"] != "0":
-            made["motion"] = dict(target="magvid.data.motion:Motion", file=args["motion"] or f"{args['data']}/motion.json")
+            flow = dict(least_flow=args["least_flow"], gap=gap["sample"] if transition else None) if args["least_flow"] else {}
+            made["motion"] = dict(target="magvid.data.motion:Motion", file=args["motion"] or f"{args['data']}/motion.json", **flow)
         return made
 
     train = clips("train")
@@ -158,7 +170,7 @@ def published(arg, source, text, actions, data):
     )
     config.metrics = [
         dict(target="magvid.metrics.frames:GapFrames"),
-        dict(target="magvid.metrics.clip:ClipSmoothness", vision=dict(vision)),
+        dict(target="magvid.metrics.clip:ClipSmoothness", vision=latent.converted(f"{args['weights']}/vision", "float32")),
     ]
     config = latent.tune(config, args, ways=("", "subset", "full", "lora"), subset=unets.MAVIN_TRAINED)
     if args["tune"] and not smoke:

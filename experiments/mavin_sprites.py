@@ -178,7 +178,7 @@ def baselines(workdir: pathlib.Path, clips: int) -> tuple[dict[str, dict], dict[
     return {row: s.result() for row, s in scores.items()}, shown
 
 
-def damaged(video: np.ndarray, gap: np.ndarray, how: str) -> np.ndarray:
+def damaged(video: np.ndarray, gap: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
     """One clip whose gap is put out of order in time ("shuffled"; "jump": frozen, then jumping), or changed alike in every frame ("hue":
     colours turned by a third; "blur").
     """
@@ -186,7 +186,10 @@ def damaged(video: np.ndarray, gap: np.ndarray, how: str) -> np.ndarray:
 
     video, frames = video.copy(), np.flatnonzero(gap)
     if how == "shuffled":
-        video[frames] = video[np.random.default_rng(len(frames)).permutation(frames)]
+        order = frames
+        while np.array_equal(order, frames):
+            order = rng.permutation(frames)
+        video[frames] = video[order]
     elif how == "jump":
         video[frames[: len(frames) // 2]] = video[frames[0] - 1]
     elif how == "hue":
@@ -209,18 +212,18 @@ def validate_metric(workdir: pathlib.Path, clips: int) -> dict[str, dict]:
         scores[how] = Scores(metrics)
         for rows in Clips.of(config).batches(0, clips, min(clips, 40)):
             given = np.broadcast_to(rows["known"][..., None, None, None], (*rows["video"].shape[:-1], 1))
-            video = np.stack([damaged(v, ~known, how) for v, known in zip(rows["video"], rows["known"])])
+            draws = [np.random.default_rng(int(i)) for i in rows["index"]]
+            video = np.stack([damaged(v, ~known, how, rng) for v, known, rng in zip(rows["video"], rows["known"], draws)])
             scores[how].add({**rows, "video": video, "target": rows["video"], "condition": rows["video"], "given": given})
     return {how: s.result() for how, s in scores.items()}
 
 
-def sweep(name: str, arm: tuple[float, float], workdir: str, clips: int) -> tuple[str, dict]:
-    """(name, numbers) of the first seed's model with another cut-off and decay."""
+def sweep(name: str, arm: str, workdir: str, clips: int) -> tuple[str, dict]:
+    """(name, numbers) of the first seed's model, sampled as the config with this argument."""
     from magvid import runs
 
-    folder, (f0, decay) = pathlib.Path(workdir), arm
-    smoke = runs.open_run(folder / "full-0").config["steps"] == 2
-    config = config_of(f"f0={f0},decay={decay},smoke={int(smoke)}", folder)
+    folder = pathlib.Path(workdir)
+    config = config_of(arm, folder)
     return name, score(runs.open_run(folder / "full-0"), config["objective"]["sampling"], clips, folder / "full-0", name)
 
 
@@ -269,7 +272,7 @@ def main(argv: list[str]) -> None:
     rows = {t: {row: change for row, (trained, change) in ROWS.items() if trained == t} for t in TRAINED}
     arms = [{f"{t}-{seed}": (t, f"{common},seed={seed}", rows[t]) for seed in range(options.seeds) for t in TRAINED if rows[t]}]
     scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), clips), options.jobs, say)))
-    points = {f"f0 {f0:g} decay {decay:g}": (f0, decay) for f0 in SWEEP["f0"] for decay in SWEEP["decay"]}
+    points = {f"f0 {f0:g} decay {decay:g}": f"{common},f0={f0},decay={decay}" for f0 in SWEEP["f0"] for decay in SWEEP["decay"]}
     points = dict(list(points.items())[:1]) if options.smoke else points
     swept = stages.run("sweep", lambda: dict(run_stages([points], sweep, (str(workdir), some), options.jobs, say)))
     fixed, shown = stages.run("baselines", baselines, workdir, clips)

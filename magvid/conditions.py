@@ -15,7 +15,7 @@ from magvid.data.images import decode_image
 from magvid.generator import Clips
 from magvid.runs import ClipFormat
 from magvid.types import UserError
-from magvid.video import read_video, resize_crop
+from magvid.video import fit, frame_rate, read_video
 
 NUMBER = 4
 FPS = 8.0  # of what is written, where nothing says otherwise
@@ -80,14 +80,15 @@ def of_video(
     The model is shown `clip.frames` frames, of which it needs `least`; of the real video `frames` are kept.
     """
     path = _existing(file, "video")
-    needed, wanted = ((n - 1) * clip.stride + 1 for n in (least, max(clip.frames, frames)))
-    video, rate = read_video(path, fps or clip.fps, wanted, start)
+    at, stride = (fps, clip.stride) if fps else clip.reading(frame_rate(path))
+    needed, wanted = ((n - 1) * stride + 1 for n in (least, max(clip.frames, frames)))
+    video, rate = read_video(path, at, wanted, start)
     if len(video) < needed:
         raise UserError(
             f"{file} is too short: {len(video)} frames from {start:g} s on, this run needs {needed}; "
             "take a longer one or another --fps"
         )
-    return _cut(path, video[:: clip.stride], clip, clip.frames, count, rate / clip.stride)
+    return _cut(path, video[::stride], clip, clip.frames, count, rate / stride)
 
 
 def _existing(file: str, kind: str) -> pathlib.Path:
@@ -98,10 +99,11 @@ def _existing(file: str, kind: str) -> pathlib.Path:
 
 
 def _cut(path: pathlib.Path, video: np.ndarray, clip: ClipFormat, t: int, count: int | None, fps: float) -> Shown:
-    resized = resize_crop(video, clip.height, clip.width)
+    resized = fit(video, clip.height, clip.width, clip.keep_aspect)
     h, w = video.shape[1:3]
+    how = "centre-cropped and resized" if clip.keep_aspect else "squeezed"
     what = f"{min(t, len(resized))} frames at {fps:g} per second, " if len(video) > 1 else ""
-    print(f"{path.name}: {what}{w}x{h} pixels centre-cropped and resized to {clip.width}x{clip.height}")
+    print(f"{path.name}: {what}{w}x{h} pixels {how} to {clip.width}x{clip.height}")
     count = count or NUMBER
     real = np.stack([resized] * count)
     beyond = [(0, 0), (0, max(0, t - len(resized))), *[(0, 0)] * 3]

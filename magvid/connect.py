@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magvid import conditions, runs
+from magvid.data.images import decode_image
 from magvid.generator import Generator, clip_format
 from magvid.runs import ClipFormat
 from magvid.types import UserError
-from magvid.video import resize_crop, stream_video, write_video
+from magvid.video import fit, frame_rate, stream_video, write_video
 
 Frame = UInt8[np.ndarray, "h w 3"]
 FORMATS = (".mp4", ".webm", ".gif")
@@ -57,8 +58,8 @@ class Options:
             raise ValueError('--actions makes the clips: give one action each in --prompt="run|jump|eat", and no files')
         if self.count < 2:
             raise ValueError(f"there are two or more clips to join, and {self.count} {'is' if self.count == 1 else 'are'} given")
-        same = pathlib.Path(self.out).resolve()
-        if any(pathlib.Path(c).resolve() == same for c in self.clips):
+        place = lambda file: pathlib.Path(file).expanduser().resolve()
+        if any(place(c) == place(self.out) for c in self.clips):
             raise ValueError(f"--out={self.out} is one of the clips: name another file")
         self.pairs, self.texts()  # their errors
 
@@ -95,10 +96,11 @@ class Options:
 
 
 class Clip(NamedTuple):
-    """`frames` begins anew each time it is called."""
+    """`frames` begins anew each time it is called; `length`: how many there are, where that is known."""
 
     name: str
     frames: Callable[[], Iterator[Frame]]
+    length: int | None = None
 
 
 class Window(NamedTuple):
@@ -117,11 +119,9 @@ def connect(run: runs.Run, options: Options, *, weights: str | None = None, trus
     out = pathlib.Path(options.out).expanduser()
     runs.check_writable(out.parent, "--out")
     clip = sized(clip_format(run), options.size)
-    fps = options.fps or (clip.fps or conditions.FPS) / clip.stride
-    if options.actions:
-        clips = action_clips(runs.open_run(options.actions, trust), options, clip, trust)
-    else:
-        clips = [file_clip(c, clip, fps) for c in options.clips]
+    script = ActionScript.open(options, trust) if options.actions else None
+    fps = options.fps or _rate(clip, options.clips)
+    clips = script.clips() if script else [file_clip(c, clip, fps) for c in options.clips]
     told = texts(run, options)
     row = conditions.blank(clip) | told[0]
     decoding = dict(steps=options.steps, guidance=options.guidance)
@@ -131,6 +131,7 @@ def connect(run: runs.Run, options: Options, *, weights: str | None = None, trus
         raise UserError(f"{run.path} fills no gaps: it is a {type(objective).__name__}; give a run of configs/mavin_*.py")
     starts = [objective.gap_starts(a + b, clip.frames) for a, b in options.pairs]
     _check_lengths(clips, options.pairs, starts, clip.frames, fps)
+    clips = script.make(options, clip, trust) if script else clips
 
     def fill(window: Window) -> list[Frame]:
         video, known = row["video"].copy(), np.ones((1, clip.frames), bool)
@@ -159,17 +160,24 @@ def joined(
     `starts`, as near to the middle as the clips allow. Frames that were made before may be seen again. UserError where clips are too short.
     """
     tail: collections.deque = collections.deque()  # the end of the video so far, of which a part may be made anew
-    stream = clips[0].frames()
+    stream, own, begun = clips[0].frames(), 0, 0
     for i, ((a, b), allowed) in enumerate(zip(pairs, starts, strict=True)):
         hold = a + allowed[-1]
-        for frame in stream:
+        for own, frame in enumerate(stream, begun + 1):
             tail.append(frame)
             if len(tail) > hold:
                 yield tail.popleft()
         while len(tail) > hold:  # the last join left more than this one may need
             yield tail.popleft()
+        own = max(own, begun)
+        if i and own <= (anew := pairs[i - 1][1] + a):
+            raise UserError(
+                f"{clips[i].name} has {own} frames, read at {fps:g} per second, and {anew} of them are made anew, so that none would be left: take "
+                "a longer clip, a higher --fps, or another --refine"
+            )
         length, stream = a + b, clips[i + 1].frames()
         head = list(itertools.islice(stream, b + t - length - allowed[0]))
+        own, begun = 0, len(head)
         before, after = len(tail) - a, len(head) - b
         fits = [s for s in allowed if s <= before and t - length - s <= after]
         if not fits:
@@ -189,7 +197,8 @@ def joined(
 def _check_lengths(clips: Sequence[Clip], pairs: Sequence[tuple[int, int]], starts: Sequence[range], t: int, fps: float) -> None:
     """UserError for clips that cannot be joined. Reads no more of a clip than could matter."""
     enough = 2 * (t + max(max(pair) for pair in pairs))
-    counted = [Clip(c.name, lambda n=sum(1 for _ in itertools.islice(c.frames(), enough)): iter(range(n))) for c in clips]
+    count = lambda clip: sum(1 for _ in itertools.islice(clip.frames(), enough)) if clip.length is None else clip.length
+    counted = [Clip(c.name, lambda n=count(c): iter(range(n))) for c in clips]
     for _ in joined(counted, pairs, starts, t, lambda window: [None] * window.length, fps):
         pass
 
@@ -202,47 +211,70 @@ def sized(clip: ClipFormat, size: str | None) -> ClipFormat:
     return dataclasses.replace(clip, height=height, width=width)
 
 
-def file_clip(file: str, clip: ClipFormat, fps: float) -> Clip:
-    """A file at `fps`, cut and resized as the model wants it."""
+def _rate(clip: ClipFormat, files: Sequence[str]) -> float:
+    """At which all clips are read: the run's own, of the first file."""
+    return clip.shown_rate(frame_rate(_existing(files[0], "video"))) if files else (clip.fps or conditions.FPS) / clip.stride
+
+
+def _existing(file: str, what: str) -> pathlib.Path:
     path = pathlib.Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"there is no video {file}")
+        raise UserError(f"there is no {what} {file}")
+    return path
+
+
+def file_clip(file: str, clip: ClipFormat, fps: float) -> Clip:
+    """A file at `fps`, at the size and shape of the model's clips."""
+    path = _existing(file, "video")
     next(stream_video(path, fps))  # a file that is no video is an error before the model is loaded
-    return Clip(path.name, lambda: (resize_crop(frame[None], clip.height, clip.width)[0] for frame in stream_video(path, fps)))
+    return Clip(path.name, lambda: (fit(frame[None], clip.height, clip.width, clip.keep_aspect)[0] for frame in stream_video(path, fps)))
 
 
-def action_clips(run: runs.Run, options: Options, clip: ClipFormat, trust: bool) -> list[Clip]:
-    """A clip by `run` for each action of the script, made from its first frame."""
-    from magvid.data.images import decode_image
+class ActionScript(NamedTuple):
+    """Clips that a run makes, one for each action, from first frames."""
 
-    names = options.image.split(",")
-    actions = [text.strip() for text in options.prompt.split("|")]
-    if len(names) not in (1, len(actions)):
-        raise UserError(f"--image names {len(names)} pictures for {len(actions)} actions: give one, or one for each")
-    tokenizer = conditions.find_tokenizer(run.config)
-    if tokenizer is None:
-        raise UserError(f"--actions: {run.path} is told no text")
-    own = clip_format(run)
-    own = dataclasses.replace(own, height=clip.height, width=clip.width)
-    pictures = []
-    for name in names * (len(actions) if len(names) == 1 else 1):
-        if not pathlib.Path(name).expanduser().is_file():
-            raise UserError(f"there is no picture {name}")
-        pictures.append(resize_crop(decode_image(pathlib.Path(name).expanduser())[None], own.height, own.width))
-    told = [conditions.words(tokenizer, action, options.negative or "") for action in actions]
-    row = conditions.blank(own) | told[0]
-    model = Generator.open(run, decoding=dict(steps=options.steps, guidance=options.guidance), batch=1, like=row, trust=trust)
-    if not any(model.programs.objective.predicts):
-        raise UserError(f"--actions: {run.path} does not go on from a first frame; give a run of configs/mavin_*.py:part=action")
-    made = []
-    for i, (action, picture, words) in enumerate(zip(actions, pictures, told, strict=True)):
-        video = row["video"].copy()
-        video[0, 0] = picture[0]
-        rows = dict(video=video, index=np.array([i]), task=np.zeros(1, np.int32), label=row["label"])
-        frames = model.generate(rows | words, options.seed)[0]
-        print(f'made "{action}": {len(frames)} frames')
-        made.append(Clip(f'"{action}"', lambda frames=frames: iter(frames)))
-    return made
+    run: runs.Run
+    actions: Sequence[str]
+    pictures: Sequence[np.ndarray]
+    format: ClipFormat
+    told: Sequence[Mapping[str, np.ndarray]]
+
+    @classmethod
+    def open(cls, options: Options, trust: bool) -> "ActionScript":
+        """UserError for a run that is told no text, and for pictures that are not there."""
+        run = runs.open_run(options.actions, trust)
+        tokenizer = conditions.find_tokenizer(run.config)
+        if tokenizer is None:
+            raise UserError(f"--actions: {run.path} is told no text")
+        actions, files = [text.strip() for text in options.prompt.split("|")], options.image.split(",")
+        if len(files) not in (1, len(actions)):
+            raise UserError(f"--image names {len(files)} pictures for {len(actions)} actions: give one, or one for each")
+        format = clip_format(run)
+        pictures = [decode_image(_existing(f, "picture"))[None] for f in files] * (len(actions) if len(files) == 1 else 1)
+        pictures = [fit(p, format.height, format.width, format.keep_aspect) for p in pictures]
+        told = [conditions.words(tokenizer, action, options.negative or "") for action in actions]
+        return cls(run, actions, pictures, format, told)
+
+    def clips(self) -> list[Clip]:
+        """How long they will be."""
+        return [Clip(f'"{action}"', lambda: iter(()), self.format.frames) for action in self.actions]
+
+    def make(self, options: Options, clip: ClipFormat, trust: bool) -> list[Clip]:
+        """The clips, made at the run's own size, at that of `clip`. UserError for a run that needs more than a first frame."""
+        row = conditions.blank(self.format) | self.told[0]
+        decoding = dict(steps=options.steps, guidance=options.guidance)
+        model = Generator.open(self.run, decoding=decoding, batch=1, like=row, trust=trust)
+        if not any(getattr(model.programs.objective, "predicts", ())):
+            raise UserError(f"--actions: {self.run.path} does not go on from a first frame; give a run of configs/mavin_*.py:part=action")
+        made = []
+        for i, (action, picture, words) in enumerate(zip(self.actions, self.pictures, self.told, strict=True)):
+            video = row["video"].copy()
+            video[0, 0] = picture[0]
+            rows = dict(video=video, index=np.array([i]), task=np.zeros(1, np.int32), label=row["label"])
+            frames = fit(model.generate(rows | words, options.seed)[0], clip.height, clip.width, keep_aspect=True)
+            print(f'made "{action}": {len(frames)} frames')
+            made.append(Clip(f'"{action}"', lambda frames=frames: iter(frames)))
+        return made
 
 
 # Words --------------------------------------------------------------------------------------------------------------
@@ -252,8 +284,8 @@ def texts(run: runs.Run, options: Options) -> list[Mapping[str, np.ndarray]]:
     """What the model is told at each join, as rows of a batch: nothing where it is told no text."""
     tokenizer = conditions.find_tokenizer(run.config)
     if tokenizer is None:
-        if options.prompt is not None and options.actions is None:
-            raise UserError(f"--prompt: {run.path} is told no text; leave it out")
+        if given := [name for name in ("prompt", "negative") if getattr(options, name) is not None and options.actions is None]:
+            raise UserError(f"--{given[0]}: {run.path} is told no text; leave it out")
         return [{}] * (options.count - 1)
     said = options.texts(conditions.find_text(run.config))
     return [conditions.words(tokenizer, text, options.negative or "") for text in said]

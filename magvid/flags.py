@@ -238,6 +238,8 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
         if config is None or flag.name != "config":
             _define(flags, values, flag)
     if config is None:
+        if files and (bad := next((a for a in argv if re.fullmatch(r"--?config\.[^=]*", a)), None)):
+            raise ValueError(f"{bad}: beside files a field is written --config.FIELD=VALUE")  # what follows would be a file
         argv = [a for a in argv if not re.match(r"--?(no)?config\.", a)]
     else:
         argv = _without(argv, "config")

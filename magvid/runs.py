@@ -34,6 +34,9 @@ LOCK = ".lock"
 FILE = "weights_file"
 
 
+READING = dict(stride=1, fps=None, most_stride=None, keep_aspect=True)  # what a source says of how it reads, and what that is otherwise
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipFormat:
     """What a video is made into before a run reads it: enough to sample from a file without the run's data set."""
@@ -43,6 +46,8 @@ class ClipFormat:
     width: int
     stride: int = 1  # every stride-th frame is taken
     fps: float | None = None  # at this rate; None: the file's own
+    most_stride: int | None = None  # of the file's own frames every s-th, s = round(its rate / fps) but at most this
+    keep_aspect: bool = True  # pictures are cropped to height x width, not squeezed
     classes: tuple[str, ...] = ()  # names by number
 
     @property
@@ -52,8 +57,19 @@ class ClipFormat:
     @classmethod
     def of(cls, source: Any, shape: Sequence[int]) -> "ClipFormat":
         """Of a source whose clips have `shape` (t h w 3)."""
-        named = {name: getattr(source, name, default) for name, default in (("stride", 1), ("fps", None))}
+        named = {name: getattr(source, name, default) for name, default in READING.items()}
         return cls(*map(int, shape[:3]), **named, classes=tuple(map(str, getattr(source, "classes", ()))))
+
+    def reading(self, rate: float) -> tuple[float | None, int]:
+        """How a file of this mean rate is read: (frames per second; None: its own, every how many-th of them is taken)."""
+        if self.most_stride is None:
+            return self.fps, self.stride
+        return None, max(min(round(rate / self.fps), self.most_stride), 1)
+
+    def shown_rate(self, rate: float) -> float:
+        """Frames per second of the clips that are made of a file of this mean rate."""
+        fps, stride = self.reading(rate)
+        return (fps or rate) / stride
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "ClipFormat":
@@ -174,8 +190,8 @@ class Recipe(Run):
     def clip(self) -> ClipFormat | None:
         """`objective.clip`, at the rate of the videos to train on."""
         shape, source = self.config["objective"].get("clip"), self.config["data"]["train"]["source"]
-        fps = source.get("source", source).get("fps")  # of what Views are made of
-        return None if shape is None else ClipFormat(*shape, fps=fps)
+        source = source.get("source", source)  # of what Views are made of
+        return None if shape is None else ClipFormat(*shape, **{k: source.get(k, default) for k, default in READING.items()})
 
     @property
     def samples(self) -> pathlib.Path:

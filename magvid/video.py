@@ -106,6 +106,13 @@ def decode(path: str | os.PathLike, start: int | None = None) -> Iterator[Frame]
         raise UserError(f"{path} cannot be read as a video: {error.strerror or error}") from error
 
 
+def frame_rate(path: str | os.PathLike) -> float:
+    """Mean frames per second, as the file says. UserError where it cannot be read."""
+    for frame in decode(path):
+        return float(frame.rate)
+    raise UserError(f"{path} holds no video frames")
+
+
 def read_video(
     path: str | os.PathLike, fps: float | None = None, frames: int | None = None, start: float = 0.0
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
@@ -327,6 +334,18 @@ def resize_crop(
     box = (left, top, min(left + width * scale, w), min(top + height * scale, h))
     resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box) for image in video]
     return np.stack([np.asarray(image) for image in resized])
+
+
+def stretch(images: UInt8[np.ndarray, "t a b 3"], height: int, width: int) -> UInt8[np.ndarray, "t height width 3"]:
+    """Resized with anti-aliasing (bicubic), whatever the shape was."""
+    Image = import_pillow()
+    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(image) for image in resized])
+
+
+def fit(video: UInt8[np.ndarray, "t a b 3"], height: int, width: int, keep_aspect: bool = True) -> UInt8[np.ndarray, "t height width 3"]:
+    """The middle of the pictures at another size and shape, or all of them, squeezed."""
+    return resize_crop(video, height, width) if keep_aspect else stretch(video, height, width)
 
 
 def _check(video: np.ndarray) -> None:

@@ -265,7 +265,8 @@ def test_mavin_settings_are_the_released_ones():
         assert config["data"]["train"]["transforms"][1]["template"] == text
         assert config["init"][0]["skip"] == ["cond_proj"] and config["init"][0]["run"] == "weights/modelscope/unet"
         objective = config["objective"]
-        assert objective["noising"] == dict(target="magvid.diffusion.mavin:Consecutive", start=[5, 15], end=[17, 27], sample=[10, 22])
+        gaps = dict(start=[5, 15], end=[17, 27], sample=[10, 22], per_batch=False)
+        assert objective["noising"] == dict(target="magvid.diffusion.mavin:Consecutive", **gaps)
         assert objective["sampling"]["mixer"]["target"].endswith("FrameMixer") and objective["sampling"]["guidance"] == [[["text", "image"], 9.0]]
         assert objective["drop"] == [[["text", "image"], 0.1]] and objective["clip"] == [32, 256, 256]
     action = get("mavin_horse", "part=action").to_dict()
@@ -277,16 +278,21 @@ def test_mavin_settings_are_the_released_ones():
 @pytest.mark.parametrize(
     "arg, path, value",
     [
-        ("bfg=0", "network.attention.tokens", ["text"]),
+        ("bfg=0", "network.attention.tokens", ("text",)),
         ("gfm=none", "sampling.mixer", None),
         ("gfm=official3d,f0=0.4,decay=0.05", "sampling.mixer", dict(target="magvid.diffusion.mavin:ReleasedMixer", cutoff=0.4, decay=0.05, level=999)),
         ("gfm=freeinit3d", "sampling.mixer.target", "magvid.diffusion.mavin:FreeInit"),
         ("noising=bert", "noising.target", "magvid.diffusion.mavin:Scattered"),
         ("variable=0", "noising.start", [10, 10]),
         ("release=1", "drop", []),
-        ("release=1", "network.attention.tokens", ["text"]),
+        ("release=1", "network.attention.tokens", ("text",)),
         ("variant=sparse_causal", "conditioners.2.values", dict(length=12, start=10, end=22)),
         ("tune=lora", "lora.rank", 16),
+        ("tune=,variant=rope", "network.fields.attention.frames.cross_attention.factory", "magvid.models.temporal:RotaryAttention"),
+        ("tune=lora,variant=sparse_causal", "network.fields.attention.self_attention.factory", "magvid.models.temporal:SparseCausalAttention"),
+        ("tune=,release=1", "network.fields.attention.tokens", ("text",)),
+        ("tune=", "network", dict(run="weights/mavin/unet", weights="params", fields=dict(dtype="bfloat16"))),
+        ("variant=centred", "network.attention.frames.self_attention.factory", "magvid.models.temporal:CentredAttention"),
     ],
 )
 def test_ablations_of_mavin_are_arguments(arg, path, value):
@@ -304,6 +310,7 @@ def test_wrong_arguments_of_mavin_are_named():
         "variant=x": "choose of rope, centred, sparse_causal",
         "tune=temporal": "choose of subset, full, lora",
         "drop=2": "drop=2.0 lies outside of 0 to 1",
+        "least_flow=2": "least_flow is measured over a gap of one place: give variable=0 as well",
     }.items():
         with pytest.raises(ValueError, match=message):
             get("mavin_horse", arg)
@@ -316,6 +323,11 @@ def test_data_of_mavin_fit_their_sources():
                 source = dict(part["source"])
                 inspect.signature(resolve(source.pop("target"))).bind(**source)
                 assert ("motion" in source) == (arg != "motion=0") and source["keep_aspect"] is False
+        motion = get(name, "variable=0,least_flow=2").data.train.source.motion.to_dict()
+        assert motion.pop("target") == "magvid.data.motion:Motion" and (motion["least_flow"], motion["gap"]) == (2, [10, 22])
+        inspect.signature(resolve("magvid.data.motion:Motion")).bind(**motion)
+        tower = get(name, "").metrics[1]["vision"]
+        assert tower == dict(run="weights/mavin/vision", weights="params", fields={})  # in float32
 
 
 STEPS = {

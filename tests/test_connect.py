@@ -1,6 +1,7 @@
 """Clips joined into one: which frames are shown and made, and what is refused before anything is generated."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import tiny_pipeline
 
 from magvid import connect
 from magvid.connect import Clip, Options, Window, joined
+from magvid.data.folder import VideoFolder
 from magvid.generator import Generator
+from magvid.runs import ClipFormat
 from magvid.types import UserError
 from magvid.video import read_video, write_video
 
@@ -72,6 +75,13 @@ def test_a_gap_moves_to_where_the_frames_are():
     assert len(window.before) == 14 and len(window.after) == 6
 
 
+def test_a_clip_of_which_nothing_would_be_left_is_refused():
+    with pytest.raises(UserError, match="clip1 has 12 frames, read at 8 per second, and 12 of them are made anew, so that none would be left"):
+        join(numbered(40, 12, 40), [(6, 6), (6, 6)], starts=range(5, 15))
+    video, _ = join(numbered(40, 13, 40), [(6, 6), (6, 6)])
+    assert [frame for frame in video if frame[0] == 1] == [(1, 6)]
+
+
 @pytest.mark.parametrize("lengths, beside", [((10, 40), "4 and 15"), ((40, 10), "15 and 4"), ((3, 40), "0 and 15"), ((15, 15), "9 and 9")])
 def test_clips_that_are_too_short_are_told_what_is_missing(lengths, beside):
     with pytest.raises(UserError, match=rf"clip0 and clip1 have {beside} frames to show beside a gap of 12 \(read at 8 per second\); the model needs 20"):
@@ -133,6 +143,7 @@ def test_pairs_and_texts_for_each_join():
         (dict(prompt="a|b|c|d"), "has 4 texts: give one, 2 .one per join. or 3"),
         (dict(out="x.txt"), r"name it \*.mp4 or \*.webm or \*.gif"),
         (dict(out="./b.mp4"), "is one of the clips"),
+        (dict(clips=["~/a.mp4", "b.mp4"], out=f"{pathlib.Path.home()}/a.mp4"), "is one of the clips"),
         (dict(size="32"), "give height and width in pixels"),
         (dict(fps=0), "fps must lie between"),
         (dict(fps=float("nan")), "fps must lie between"),
@@ -192,6 +203,24 @@ def test_files_of_all_kinds_are_joined(recipe, clips, tmp_path, capsys):
     assert np.any(model.generate(rows | told("red disc"), 4)[0, 2:5] != frames[11:14])
 
 
+@pytest.mark.parametrize("rate, stride", [(30, 2), (12, 2), (8, 1), (6, 1), (24, 2)])
+def test_files_are_read_as_training_reads_them(rate, stride, tmp_path):
+    """MAVIN's rule of frame rates, and pictures squeezed to the clips' shape: frame by frame what the source shows."""
+    video = np.random.default_rng(rate).integers(0, 256, (30, 24, 48, 3)).astype(np.uint8)
+    write_video(tmp_path / "a.webm", video, rate)
+    source = VideoFolder(tmp_path, 8, 16, 16, fps=8, most_stride=2, keep_aspect=False, crop="centre")
+    shown = source[0]["video"]
+    clip = ClipFormat.of(source, shown.shape)
+    assert clip.shown_rate(rate) == rate / stride and clip.reading(rate) == (None, stride)
+    fps = connect._rate(clip, [str(tmp_path / "a.webm")])
+    frames = np.stack(list(connect.file_clip(str(tmp_path / "a.webm"), clip, fps).frames()))
+    places = [i for i in range(len(frames) - 7) if np.array_equal(frames[i : i + 8], shown)]
+    whole = connect.conditions.of_video(clip, str(tmp_path / "a.webm"), 1, None, 0.0, 8, 8)
+    assert fps == pytest.approx(rate / stride, rel=1e-3) and whole.fps == pytest.approx(rate / stride, rel=1e-3)
+    np.testing.assert_array_equal(whole.rows["video"][0], frames[:8])
+    assert len(places) == 1  # the middle window, which begins at an even frame
+
+
 def test_the_same_command_gives_the_same_video(recipe, clips, tmp_path):
     files = [str(clips / "a.mp4"), str(clips / "b.webm")]
     for name in ("1.mp4", "2.mp4"):
@@ -234,6 +263,20 @@ def test_a_run_without_gaps_is_refused(tmp_path, clips):
         connect.connect(plain, Options([str(clips / "a.mp4")] * 2, str(tmp_path / "x.mp4")), trust=True)
 
 
+OPEN = connect.ActionScript.open
+
+
+def opener(run):
+    """ActionScript.open of a run that is no folder."""
+
+    def opened(options, trust):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(connect.runs, "open_run", lambda path, trust: run)
+            return OPEN(options, trust)
+
+    return opened
+
+
 def test_an_action_script_makes_its_clips(recipe, clips, tmp_path, capsys):
     """Each action goes on from the picture; then they are joined. The model of actions is given one frame."""
     from PIL import Image
@@ -247,12 +290,24 @@ def test_an_action_script_makes_its_clips(recipe, clips, tmp_path, capsys):
     }
     run = tiny_pipeline.recipe(tmp_path / "action", PARTS, action)
     chosen = Options([], str(tmp_path / "x.mp4"), refine="2,2", actions="the run", image=str(tmp_path / "a.png"), prompt="red|blue|disc")
-    made = connect.action_clips(run, chosen, recipe.clip, True)
-    for image, message in (("a.png,b.png", "--image names 2 pictures for 3 actions"), ("gone.png", "there is no picture gone.png")):
-        with pytest.raises(UserError, match=message):
-            connect.action_clips(run, dataclasses.replace(chosen, image=image), recipe.clip, True)
-    with pytest.raises(UserError, match="does not go on from a first frame"):
-        connect.action_clips(recipe, chosen, recipe.clip, True)
+    with pytest.MonkeyPatch.context() as patch:
+        of_all = dict(target="magvid.data.text:Template", template="red disc")
+        patch.setitem(recipe.config["data"]["train"], "transforms", [of_all, *recipe.config["data"]["train"]["transforms"]])
+        patch.setattr(connect.ActionScript, "open", opened := opener(run))
+        made = opened(chosen, True).make(chosen, dataclasses.replace(recipe.clip, height=8, width=12), True)
+        for image, message in (("a.png,b.png", "--image names 2 pictures for 3 actions"), ("gone.png", "there is no picture gone.png")):
+            with pytest.raises(UserError, match=message):
+                opened(dataclasses.replace(chosen, image=image), True)
+        with pytest.raises(ValueError, match="a gap of 5 frames is out of range"):  # before anything is made
+            connect.connect(recipe, dataclasses.replace(chosen, refine="3,2"), trust=True)
+        with pytest.raises(UserError, match='"blue" has 8 frames, read at 5 per second, and 8 of them are made anew'):
+            connect.connect(recipe, dataclasses.replace(chosen, refine="0,4,4,0"), trust=True)
+        assert "made" not in capsys.readouterr().out.replace('made "red"', "", 1).replace('made "blue"', "", 1).replace('made "disc"', "", 1)
+        connect.connect(recipe, chosen, trust=True)
+        assert read_video(tmp_path / "x.mp4")[0].shape == (24, 16, 24, 3)
+        patch.setattr(connect.ActionScript, "open", opener(recipe))
+        with pytest.raises(UserError, match="does not go on from a first frame"):
+            connect.connect(recipe, chosen, trust=True)
     frames = [np.stack(list(clip.frames())) for clip in made]
-    assert [f.shape for f in frames] == [(8, 16, 24, 3)] * 3 and np.any(frames[0] != frames[1])
+    assert [f.shape for f in frames] == [(8, 8, 12, 3)] * 3 and np.any(frames[0] != frames[1])
     assert 'made "blue": 8 frames' in capsys.readouterr().out

@@ -66,6 +66,9 @@ def test_where_a_gap_may_begin():
     for length in (0, 1, 23):
         with pytest.raises(ValueError, match=f"a gap of {length} frames is out of range: this model fills gaps of 2 to 22 of 32"):
             Consecutive().starts(length, 32)
+    assert list(Consecutive().starts(18, 24)) == [5]
+    with pytest.raises(ValueError, match="a gap of 20 frames is out of range: this model fills gaps of 2 to 18 of 24 frames"):
+        Consecutive().starts(20, 24)
     assert list(Scattered().starts(3, 7)) == [1, 2, 3]
     with pytest.raises(ValueError, match="gaps of 1 to 5 of 7 frames"):
         Scattered().starts(6, 7)
@@ -79,7 +82,7 @@ def test_scattered_frames():
     draws = np.asarray(Scattered(share=0.4).draw(KEY, 4000, 9))
     assert draws[:, [0, -1]].all() and (~draws).any(1).all()
     noised = (~draws[:, 1:-1]).mean(0)
-    np.testing.assert_allclose(noised, 0.4 + 0.6 / 7, atol=0.03)  # one of the seven is noised whatever is drawn
+    np.testing.assert_allclose(noised, 0.4 + 0.6**7 / 7, atol=0.03)
     runs = np.abs(np.diff(draws.astype(int), axis=1)).sum(1)
     assert (runs > 2).mean() > 0.5  # given frames between noised ones
     assert (~np.asarray(Scattered(share=0.001).draw(KEY, 200, 5))).sum(1).max() <= 2
@@ -160,6 +163,14 @@ def test_masks_and_cutoffs_are_the_recorded_ones(shared):
         else:
             with pytest.raises(ValueError, match="divides by zero .* it can do up to 17"):
                 mixer.check(known)
+
+
+@pytest.mark.parametrize("make", [lambda: FrameMixer(cutoff=-1), lambda: ReleasedMixer(decay=-0.1), lambda: FreeInit(space=0), lambda: FreeInit(time=0)])
+def test_filters_that_there_are_not(make):
+    with pytest.raises(ValueError, match="of at least 0|cut-offs above 0"):
+        make()
+    with pytest.raises(ValueError, match="it can do up to 0; use FrameMixer"):
+        ReleasedMixer(cutoff=0.0).check(gaps((10, 22))[0])
 
 
 @pytest.mark.parametrize("mixer", [FrameMixer(), ReleasedMixer(), FreeInit()], ids=lambda m: type(m).__name__)

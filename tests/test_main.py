@@ -106,6 +106,7 @@ BAD = {
     "connect a.mp4 --run={run} --out=x.mp4": "there are two or more clips to join, and 1 is given",
     "connect a.mp4 b.mp4 --run={run} --out=x.avi": "--out=x.avi: name it *.mp4 or *.webm or *.gif",
     "connect --out=x.mp4 {there}/a.mp4 {there}/b.mp4 --run={run}": "there is no video {there}/a.mp4",
+    "connect a.mp4 b.mp4 --run={run} --config.seed 3 --out=x.mp4": "--config.seed: beside files a field is written --config.FIELD=VALUE",
     "connect a.mp4 b.mp4 --out=x.mp4": "--run or --config is missing",
     "connect a.mp4 b.mp4 --run={run} --out=x.mp4 --refin=6,6": "there is no flag --refin, did you mean --refine?",
     "evaluate --run={run} --clips=-1": "-1 is not a positive integer",

@@ -120,6 +120,19 @@ def test_what_a_person_gives_and_is_shown():
         np.testing.assert_allclose(video, VIDEO / np.float32(255) * np.asarray(mask), atol=1e-6)
 
 
+def test_what_is_given_is_what_windows_share():
+    two = seeing(noising=First(2), clip=(9, 4, 6))
+    assert (two.overlap, seeing().overlap, seeing(noising=None).overlap) == (2, 1, 1) and two.continuation(2) is two
+    with pytest.raises(ValueError, match="overlap=1: this model is told 2 frames, so windows share 2"):
+        two.continuation(1)
+
+
+@pytest.mark.parametrize("level", [1000, -1, 850.5])
+def test_a_level_that_is_no_timestep_is_named(level):
+    with pytest.raises(ValueError, match=f"the mixer's level={level} is no timestep: give a whole number from 0 to 999"):
+        seeing(sampling=Sampling(mixer=FrameMixer(level=level)))
+
+
 def test_gaps_that_cannot_be_filled_are_told_the_range():
     assert list(seeing().gap_starts(3, 9)) == [2, 3, 4]
     with pytest.raises(ValueError, match="a gap of 6 frames is out of range: this model fills gaps of 1 to 5 of 9 frames"):
@@ -127,6 +140,8 @@ def test_gaps_that_cannot_be_filled_are_told_the_range():
     released = Sampling(mixer=ReleasedMixer(cutoff=0.1, decay=0.1))
     with pytest.raises(ValueError, match="divides by zero in a gap of 5 frames: it can do up to 3"):
         seeing(sampling=released).gap_starts(5, 9)
+    with pytest.raises(ValueError, match="divides by zero in a gap of 3 frames"):
+        seeing(sampling=Sampling(mixer=ReleasedMixer(cutoff=0.0))).with_known({"latents": Z})
     with pytest.raises(ValueError, match="is given no frames, and fills no gaps"):
         seeing(noising=None).gap_starts(3, 9)
 

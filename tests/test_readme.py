@@ -54,6 +54,15 @@ def test_links_lead_to_files(page):
     assert not [link for link in links if not ((ROOT / page).parent / link).exists()]
 
 
+def test_fields_of_mavin_in_the_text_exist():
+    """Whole ones, also inside of a sentence."""
+    named = re.findall(r"`(--config\.[^`]*=[^`]*)`", (ROOT / "docs/mavin.md").read_text())
+    assert len(named) >= 4
+    for argv in named:
+        tune = ":tune=lora" if "network.run" in argv else ""
+        open_config("train", f"{ROOT}/configs/mavin_horse.py{tune}", [argv])
+
+
 def test_fields_and_files_in_the_text_exist():
     fields = re.findall(r"`--config\.(\w+)", README + PUBLISHED)
     assert fields and set(fields) <= {*REQUIRED, *DEFAULTS}

@@ -99,7 +99,7 @@ class Gap:
     end: tuple[int, int]
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        t = len(record["video"])
+        t = len(record["video"] if "video" in record else record["latent_mean"])
         start, end = (int(rng.integers(low, high + 1)) for low, high in (self.start, self.end))
         if not 0 < start < end < t:
             raise ValueError(f"a gap from frame {start} to before frame {end} does not lie within a clip of {t}")

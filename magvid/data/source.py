@@ -116,7 +116,7 @@ class Source:
         """Pictures at the size of a clip."""
         if self.keep_aspect:
             return video.resize_crop(images, self.height, self.width, cut.y, cut.x)
-        return stretch(images, self.height, self.width)
+        return video.stretch(images, self.height, self.width)
 
     def _readable(self, i: int, cut: Cut) -> dict[str, Any]:
         """Clip i, or that of the next record that can be read."""
@@ -132,13 +132,6 @@ class Source:
                     self._warned.add(j)
                     log.warning("%s; the next usable one takes its place", error)
         raise UserError(f"{len(errors)} of {self.records} clips in a row cannot be read: {errors[0]}")
-
-
-def stretch(images: UInt8[np.ndarray, "t a b 3"], height: int, width: int) -> UInt8[np.ndarray, "t height width 3"]:
-    """Resized with anti-aliasing (bicubic), whatever the shape was."""
-    Image = video.import_pillow()
-    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
-    return np.stack([np.asarray(image) for image in resized])
 
 
 # Folders of files ---------------------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ class Consecutive:
         self._fits(t, 1)
         low, high = max(self.start[0], self.end[0] - length), min(self.start[1], self.end[1] - length, t - 1 - length)
         if low > high:
-            least, most = self.lengths
+            last = min(self.end[1], t - 1)
+            least, most = max(self.end[0] - self.start[1], 1), last - self.start[0]
             raise ValueError(f"a gap of {length} frames is out of range: this model fills gaps of {least} to {most} of {t} frames")
         return range(low, high + 1)
 
@@ -86,8 +87,8 @@ class Consecutive:
 class Scattered:
     """BERT-style masking, the paper's ablation: frames to predict and frames given alternate at random.
 
-    Each frame but the first and the last is noised with probability `share`; its default noises as many as `Consecutive`
-    does on the average. The paper does not say how it draws them. `sample`: start and end of the usual gap.
+    Each frame but the first and the last is noised with probability `share`, and one where that draws none; its default noises as many
+    of 32 as `Consecutive` does on the average. The paper does not say how it draws them. `sample`: start and end of the usual gap.
     """
 
     share: float = 0.4
@@ -99,10 +100,10 @@ class Scattered:
             raise ValueError(f"share={self.share}: a share of the frames is noised, above 0 and at most 1")
 
     def draw(self, key, b, t):
-        inner = 1 - self.share > jax.random.uniform(key, (b, t))
-        at_least_one = jax.random.randint(jax.random.fold_in(key, 1), (b, 1), 1, t - 1) == jnp.arange(t)
         edge = (jnp.arange(t) == 0) | (jnp.arange(t) == t - 1)
-        return (inner & ~at_least_one) | edge
+        known = (jax.random.uniform(key, (b, t)) >= self.share) | edge
+        one = jax.random.randint(jax.random.fold_in(key, 1), (b, 1), 1, t - 1) != jnp.arange(t)  # of a clip without any
+        return jnp.where(known.all(axis=1, keepdims=True), one, known)
 
     def usual(self, t):
         return Consecutive(sample=self.sample).usual(t)
@@ -217,6 +218,9 @@ class FrameMixer(Mixer):
     cutoff: float = 0.6
     decay: float = 0.1
 
+    def __post_init__(self):
+        _not_negative(self, "cutoff", "decay")
+
     def low_pass(self, x, known):
         _, distance = nearest_known(known)
         cutoffs = jnp.maximum(self.cutoff - self.decay * (distance - 1), 0)
@@ -234,6 +238,9 @@ class ReleasedMixer(Mixer):
 
     cutoff: float = 0.6
     decay: float = 0.1
+
+    def __post_init__(self):
+        _not_negative(self, "cutoff", "decay")
 
     def low_pass(self, x, known):
         t, h, w = x.shape[1:4]
@@ -253,7 +260,7 @@ class ReleasedMixer(Mixer):
     def check(self, known):
         start, end = gap_of(known)
         if 0 in self.cutoffs(end - start):
-            most = next(n for n in range(end - start, 0, -1) if 0 not in self.cutoffs(n))
+            most = next((n for n in range(end - start, 0, -1) if 0 not in self.cutoffs(n)), 0)
             raise ValueError(
                 f"with cutoff={self.cutoff:g} and decay={self.decay:g} the released filter divides by zero in a gap of {end - start} "
                 f"frames: it can do up to {most}; use FrameMixer, or another cutoff"
@@ -269,9 +276,19 @@ class FreeInit(Mixer):
     space: float = 0.25
     time: float = 0.25
 
+    def __post_init__(self):
+        if not (self.space > 0 and self.time > 0):
+            raise ValueError(f"space={self.space} and time={self.time} are cut-offs above 0; without a filter set no mixer")
+
     def low_pass(self, x, known):
         gain = gaussian(radius(*x.shape[1:4], stretch=self.space / self.time), jnp.asarray(self.space))
         return _filtered(x, gain[..., None], axes=(1, 2, 3))
+
+
+def _not_negative(mixer: Mixer, *names: str) -> None:
+    for name in names:
+        if not getattr(mixer, name) >= 0:
+            raise ValueError(f"{name}={getattr(mixer, name)}: give a number of at least 0")
 
 
 def radius(*sizes: int, stretch: float = 1.0) -> Float[np.ndarray, "..."]:

@@ -92,7 +92,6 @@ class Denoise:
     in_parts: Callable | None = None
     noising: mavin.Noising | None = None
 
-    overlap = 1  # the windows of a long video share the frame that one begins with; not a field
     keeps = "latents"  # what `magvid encode` makes of clips; not a field
 
     def __post_init__(self):
@@ -102,6 +101,9 @@ class Denoise:
             raise ValueError(f"clip={tuple(self.clip)}: a clip has at least one frame, row and column")
         if isinstance(self.prediction, Eps) and getattr(self.schedule, "zero_snr", False):
             raise ValueError("the noise says nothing about x0 at zero terminal SNR: predict v or x0, or set zero_snr=False")
+        level, steps = getattr(self.sampling.mixer, "level", None), getattr(self.schedule, "steps", None)
+        if level is not None and steps is not None and not (isinstance(level, int) and 0 <= level < steps):
+            raise ValueError(f"the mixer's level={level} is no timestep: give a whole number from 0 to {steps - 1}, or None")
         shares = [share for _, share in self.drop]
         if min(shares, default=0) < 0 or sum(shares) > 1:
             raise ValueError(f"drop={self.drop}: at most one row hides a clip's conditions, so shares sum to at most 1")
@@ -317,7 +319,10 @@ class Denoise:
         """The batch with "known" as to sample, where it does not say, and with what is told of the gap."""
         if self.noising is not None and "known" not in batch:
             b, t = self.video_shape(batch)[:2]
-            batch = {**batch, "known": jnp.broadcast_to(jnp.asarray(self.noising.usual(t)), (b, t))}
+            usual = self.noising.usual(t)
+            if self.sampling.mixer is not None:
+                self.sampling.mixer.check(usual)
+            batch = {**batch, "known": jnp.broadcast_to(jnp.asarray(usual), (b, t))}
         return with_gap(batch)
 
     def guided(self, params: Groups, batch: dict, key: Array, frames: int) -> samplers.Guided:
@@ -358,6 +363,11 @@ class Denoise:
     classes = 0
 
     @property
+    def overlap(self) -> int:
+        """The windows of a long video share the frames that one begins with."""
+        return getattr(self.noising, "frames", 1)
+
+    @property
     def labelled(self) -> tuple[bool, ...]:
         """No task is given a class."""
         return (False,) * len(self.tasks)
@@ -388,8 +398,9 @@ class Denoise:
         return dataclasses.replace(self, tasks={t: self.tasks[t] for t in tasks})
 
     def continuation(self, overlap: int) -> "Denoise":
-        if overlap != 1:
-            raise ValueError(f"overlap={overlap}: this model is told one frame, so windows share 1")
+        if overlap != self.overlap:
+            frames = "one frame" if self.overlap == 1 else f"{self.overlap} frames"
+            raise ValueError(f"overlap={overlap}: this model is told {frames}, so windows share {self.overlap}")
         return self
 
     def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
