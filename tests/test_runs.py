@@ -164,11 +164,22 @@ def test_a_run_folder_says_what_its_clips_are(home, tmp_path):
     path = home[0] / "first"
     run = runs.open_run(path, trust=True)
     assert run.clip == runs.ClipFormat(frames=2, height=4, width=4)
-    assert json.loads((path / "data.json").read_text())["clip"] == dict(frames=2, height=4, width=4, stride=1, fps=None)
+    assert json.loads((path / "data.json").read_text())["clip"] == dict(
+        frames=2, height=4, width=4, stride=1, fps=None, most_stride=None, keep_aspect=True
+    )  # fmt: skip
     assert runs.Run(run.path, run.config | dict(data={})).clip is None
     clip = runs.ClipFormat(16, 64, 48, stride=2, fps=12.5, classes=("cat", "dog"))
     clip.write(tmp_path / "data.json")
     assert runs.ClipFormat.read(tmp_path / "data.json") == clip
+    runs.write_json(tmp_path / "data.json", {"clip": dict(frames=2, height=4, width=4, stride=1, fps=None), "classes": []})
+    assert runs.ClipFormat.read(tmp_path / "data.json") == runs.ClipFormat(2, 4, 4)  # of before there was more to say
+
+
+def test_how_files_of_any_rate_are_read():
+    assert runs.ClipFormat(2, 4, 4, stride=2, fps=12.5).reading(30) == (12.5, 2)
+    assert runs.ClipFormat(2, 4, 4, stride=3).reading(30) == (None, 3) and runs.ClipFormat(2, 4, 4, stride=3).shown_rate(30) == 10
+    mavin = runs.ClipFormat(2, 4, 4, fps=8, most_stride=2)
+    assert [mavin.reading(rate)[1] for rate in (5, 8, 11, 13, 25, 60)] == [1, 1, 1, 2, 2, 2] and mavin.shown_rate(60) == 30
 
 
 def test_json_files_appear_whole_or_not_at_all(tmp_path):

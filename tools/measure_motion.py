@@ -28,11 +28,11 @@ from jaxtyping import Float, UInt8
 from magvid.data.animal_kingdom import AnimalKingdom
 from magvid.data.folder import VideoFolder
 from magvid.data.motion import Measured, load, save
-from magvid.data.source import stretch
 from magvid.data.tigdog import TigDog
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 from magvid.metrics.frames import ssim
 from magvid.types import UserError
+from magvid.video import stretch
 
 WEIGHTS = "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 PAIRS = 16  # that are computed at a time
