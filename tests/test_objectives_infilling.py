@@ -89,7 +89,14 @@ def test_text_and_boundary_frames_are_hidden_together():
     assert len(np.unique(text[hidden], axis=0)) == 1 and len(np.unique(text[~hidden], axis=0)) == (~hidden).sum()
 
 
-@pytest.mark.parametrize("mixer", [None, FrameMixer(), ReleasedMixer(level=None)], ids=["none", "frame2d", "official3d"])
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        pytest.param(FrameMixer(), id="frame2d"),
+        pytest.param(None, id="none", marks=pytest.mark.full),
+        pytest.param(ReleasedMixer(level=None), id="official3d", marks=pytest.mark.full),
+    ],
+)
 def test_sampling_begins_with_the_mixer_and_keeps_what_is_given(mixer):
     schedule = Discrete(spacing=lambda n, steps: linspace(n, steps, zero=False))
     objective = seeing(schedule=schedule, sampling=Sampling(DPMSolverPP2M(), 3, mixer=mixer))
