@@ -15,8 +15,8 @@ PLOTS = {"vae": ("train/mse", "train/psnr"), "clip": ("train/loss", "train/retri
 DAMAGED = {
     "shuffled": "the gap's frames in random order",
     "jump": "half of the gap frozen, then a jump",
-    "hue": "colours of the gap turned by a third",
-    "blur": "the gap blurred",
+    "hue": "colours of the whole clip turned by a third",
+    "blur": "the whole clip blurred",
 }
 
 
@@ -52,7 +52,7 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
     )
     page.table("Table", *table(scores, fixed, seeds))
     page.table("Track by length of the gap, px", *lengths(scores, fixed, seeds))
-    page.section("CLIP-RS itself", "Real clips, damaged in their gaps: 1 is as smooth as the real one. Motion should count, looks should not.")
+    page.section("CLIP-RS itself", "Real clips, damaged: 1 is as smooth as the real one. Motion should count, looks should not.")
     header = ["damage", "CLIP-RS", "CLIP-RS as released", "CLIP similarity to the real frames"]
     names = ("clip_rs", "clip_rs_released", "clip_outer")
     rows = [[DAMAGED[how], *(Number(found[n], (found[f"{n}_low"], found[f"{n}_high"]), digits=4) for n in names)] for how, found in result["metric"].items()]

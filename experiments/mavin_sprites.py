@@ -51,6 +51,7 @@ ROWS = {  # row of the table: (trained run, argument of the config that samples 
 }
 BASELINES = {"linear between latents": "interpolate", "boundary frames held": "hold"}
 LIMIT = "autoencoder alone"
+SHOWN = ("real", "given", "MAVIN", "no boundary frame guidance", "BERT-style masking", "gaps of one length", "linear between latents")  # in the picture
 COLUMNS = {  # of the table: (name of the number, digits, factor)
     "position at the boundary, px": ("position", 2, 1),
     "velocity at the boundary, px/frame": ("velocity", 2, 1),
@@ -127,8 +128,8 @@ def score(run, sampling: Mapping, clips: int, folder: pathlib.Path, row: str) ->
     examples = found.examples["TVI"]
     arrays = {k: np.stack([getattr(e, k) for e in examples]) for k in ("real", "condition", "generated", "reconstruction")}
     np.savez_compressed(folder / f"{slug(row)}.npz", **arrays)
-    numbers = {**found.numbers["tasks"]["TVI"], "settings": found.numbers["settings"]}
-    runs.write_json(kept, {"made of": wanted, "numbers": numbers})
+    numbers = found.numbers["tasks"]["TVI"]
+    runs.write_json(kept, {"made of": wanted, "numbers": numbers, "settings": found.numbers["settings"]})
     return numbers
 
 
@@ -179,8 +180,8 @@ def baselines(workdir: pathlib.Path, clips: int) -> tuple[dict[str, dict], dict[
 
 
 def damaged(video: np.ndarray, gap: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
-    """One clip whose gap is put out of order in time ("shuffled"; "jump": frozen, then jumping), or changed alike in every frame ("hue":
-    colours turned by a third; "blur").
+    """One clip whose gap is put out of order in time ("shuffled"; "jump": frozen, then jumping), or all of whose frames look otherwise
+    ("hue": colours turned by a third; "blur").
     """
     from PIL import Image, ImageFilter
 
@@ -193,10 +194,9 @@ def damaged(video: np.ndarray, gap: np.ndarray, how: str, rng: np.random.Generat
     elif how == "jump":
         video[frames[: len(frames) // 2]] = video[frames[0] - 1]
     elif how == "hue":
-        video[frames] = video[frames][..., [1, 2, 0]]
+        video = video[..., [1, 2, 0]]
     elif how == "blur":
-        for i in frames:
-            video[i] = np.asarray(Image.fromarray(video[i]).filter(ImageFilter.GaussianBlur(1.0)))
+        video = np.stack([np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(1.0))) for frame in video])
     return video
 
 
@@ -280,14 +280,14 @@ def main(argv: list[str]) -> None:
     result = dict(
         world=mavin_sprites.BUDGETS[options.budget]["world"], budget=options.budget, clips=clips, swept_clips=some, seeds=options.seeds,
         scores=scores, fixed=fixed, sweep=swept, metric=metric, seconds=stages.seconds, versions=versions(),
+        settings=json.loads((workdir / "full-0" / f"{slug('MAVIN')}.json").read_text())["settings"],
         config={part: json.loads((workdir / part / "config.json").read_text()) for part in ("vae", "clip", "full-0")},
     )  # fmt: skip
     write_json(workdir / "scores.json", result)
     texts = [markdown(*table(scores, fixed, options.seeds)), markdown(*lengths(scores, fixed, options.seeds))]
     (workdir / "table.md").write_text("\n\n".join(texts) + "\n")
     films = strips(workdir, shown)
-    for i, rows in enumerate(films[:5]):
-        film_strip(rows, workdir / f"transition{i}.png")
+    film_strip({f"{row} {i + 1}": film[row] for i, film in enumerate(films[:5]) for row in SHOWN if row in film}, workdir / "transitions.png")
     write_report(workdir, result, films)
     print("\n\n".join(texts) + f"\n\nwrote {workdir / 'report.html'}, table.md, scores.json and pictures")
 
