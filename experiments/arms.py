@@ -91,4 +91,4 @@ def film_strip(rows: Mapping[str, np.ndarray], out: pathlib.Path) -> None:
 
     frames = range(len(next(iter(rows.values()))))
     grid = labelled_grid([[v[t : t + 1] for t in frames] for v in rows.values()], [f"frame {t}" for t in frames], list(rows))
-    Image.fromarray(grid[0]).quantize(256, dither=Image.Dither.NONE).save(out)  # a third of the bytes
+    Image.fromarray(grid[0]).save(out)

@@ -51,7 +51,7 @@ ROWS = {  # row of the table: (trained run, argument of the config that samples 
 }
 BASELINES = {"linear between latents": "interpolate", "boundary frames held": "hold"}
 LIMIT = "autoencoder alone"
-SHOWN = ("real", "given", "MAVIN", "no boundary frame guidance", "BERT-style masking", "gaps of one length", "linear between latents")  # in the picture
+SHOWN = ("real", "given", "MAVIN", "BERT-style masking", "linear between latents")  # in the picture
 COLUMNS = {  # of the table: (name of the number, digits, factor)
     "position at the boundary, px": ("position", 2, 1),
     "velocity at the boundary, px/frame": ("velocity", 2, 1),
