@@ -151,8 +151,8 @@ def test_wrong_arguments_of_the_ablation_are_named():
 
 def test_intervals_are_students():
     """Of 1, 2, 3: mean 2, standard deviation 1, t(0.975, 2) = 4.3027."""
-    experiment = importlib.import_module("experiments.commit_ablation")
-    mean, half = experiment.interval([1.0, 2.0, 3.0])
+    arms = importlib.import_module("experiments.arms")
+    mean, half = arms.interval([1.0, 2.0, 3.0])
     np.testing.assert_allclose([mean, half], [2.0, 4.302653 / np.sqrt(3)], rtol=1e-6)
-    assert experiment.cell([1.0, 2.0, 3.0]) == "2.00 ± 2.48" and experiment.cell([0.5]) == "0.50"
-    assert experiment.cell(None) == experiment.cell([None]) == "–"
+    assert arms.cell([1.0, 2.0, 3.0]) == "2.00 ± 2.48" and arms.cell([0.5]) == "0.50"
+    assert arms.cell(None) == arms.cell([None]) == "–"
