@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 
 import numpy as np
 
-from configs import clip_sprites, defaults, mavin, mavin_sprites, vae_sprites
+from configs import clip_sprites, defaults, mavin_sprites, vae_sprites
 from experiments.arms import cell, film_strip, markdown, run_stages
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tiny_diffusion as tiny
 import tiny_pipeline
-from test_objectives_denoise import SEEN, Seeing, fixed_levels, loss_of
+from test_objectives_denoise import SEEN, Seeing, loss_of
 
 from magvid.diffusion import mavin
 from magvid.diffusion.mavin import Consecutive, First, FrameMixer, ReleasedMixer, Scattered
 from magvid.diffusion.predictions import X0
 from magvid.diffusion.samplers import DPMSolverPP2M
-from magvid.diffusion.schedules import Discrete, corrupt, linspace
+from magvid.diffusion.schedules import Discrete, linspace
 from magvid.models.conditioners import BoundaryTokens, Scalars, TextTokens
 from magvid.objectives.denoise import Denoise, Sampling
 from magvid.sample import Options, sample_run
