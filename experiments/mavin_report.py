@@ -42,9 +42,10 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
         "The first test clips, not chosen. Given: what the model saw, black where it saw nothing. All rows of the table for the first seed.",
     )
     for i, film in enumerate(films):
-        halves = [list(film.items())[:7], list(film.items())[7:]]
-        for part, columns in enumerate(halves):
-            page.videos(f"Clip {i + 1}, part {part + 1}", [name for name, _ in columns], [dict(label="", clips=[clip for _, clip in columns])])
+        columns = list(film.items())
+        for part, some in enumerate((columns[:7], columns[7:]), 1):
+            if some:
+                page.videos(f"Clip {i + 1}, part {part}", [name for name, _ in some], [dict(label="", clips=[clip for _, clip in some])])
     page.section(
         "Numbers",
         f"Means over {plural(seeds, 'seed')} with 95 % intervals (Student's t over the seeds). The sprite's place is fitted in every frame; "
