@@ -4,8 +4,10 @@
 
 Clips of two actions, one after the other, of which the model is given both ends: ModelScope's layers at a small size, from nothing, on the
 latents of vae_sprites.py, told the caption and the boundary frames by the towers of clip_sprites.py; all three are frozen and taken from
-runs/sprites. part=action: the model of single actions, which goes on from a first frame. Gaps are half as long as the paper's, as the clips are. The paper's ablations are arguments, see mavin.py: noising=bert,
-variable=0, bfg=0, gfm=none|official3d|freeinit3d, f0=0.6, decay=0.1. budget=quick: the "small" world; budget=long: the full world. smoke=1: two steps.
+runs/sprites. part=action: the model of single actions, which goes on from a first frame. Gaps are half as long as the paper's, as the clips are.
+The paper's ablations are arguments, see mavin.py: noising=bert, variable=0, bfg=0, gfm=none|official3d|freeinit3d, f0=0.6, decay=0.1.
+prediction=eps: of the noise, as ModelScope's weights predict it; v learns faster from nothing. budget=quick: the "small" world;
+budget=long: the full world. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +15,10 @@ from ml_collections import ConfigDict
 from configs import clip_sprites, defaults, mavin, vae_sprites
 
 BUDGETS = {
-    "quick": dict(world="small", channels=(32, 64), batch=8, steps=400, peak=4e-3, sampling=10),
+    "quick": dict(world="small", channels=(32, 64), batch=4, steps=800, peak=4e-3, sampling=10),
     "long": dict(world="full", channels=(48, 96), batch=8, steps=3000, peak=3e-3, sampling=16),
 }
+PREDICTIONS = {name.lower(): dict(target=f"magvid.diffusion.predictions:{name}") for name in ("V", "Eps")}
 FRAMES = 16
 GAP = dict(start=[3, 7], end=[9, 13], sample=[4, 12])
 KEYS = ("video", "label", "caption", "shape", "colour", "texture", "actions", "track")
@@ -39,7 +42,7 @@ def network(b, args):
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", smoke=False, seed=0, part="transition", **mavin.ARMS)
+    args = defaults.parse_arg(arg, budget="quick", smoke=False, seed=0, part="transition", prediction="v", **mavin.ARMS)
     transition = defaults.choose(dict(transition=True, action=False), args["part"], "part")
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
@@ -54,7 +57,7 @@ def get_config(arg=None):
         conditioners=mavin.conditioners(args, tower("text"), tower("vision"), resized, ends, length=end - start),
         noising=mavin.noising(args, **GAP) if transition else mavin.FIRST,
         schedule=dict(target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)),
-        prediction=dict(target="magvid.diffusion.predictions:V"),
+        prediction=defaults.choose(PREDICTIONS, args["prediction"], "prediction"),
         drop=[[mavin.told(args), 0.1]],
         tasks=dict(TVI=()) if transition else dict(TI2V=()),
         sampling=dict(

@@ -32,6 +32,20 @@ def run_stages(
                 yield found
 
 
+def train_once(config: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Train in `folder`, or go on there; nothing where it is done. UserError where another config was trained there."""
+    from magvid import runs
+    from magvid.job import check_config, differences
+    from magvid.train import train
+    from magvid.types import UserError
+
+    config = check_config(config)
+    if not (folder / "checkpoints" / str(config["steps"])).exists():
+        train(config, folder)
+    elif changed := differences(runs.read_config(folder), runs.anchored(config, os.getcwd())):
+        raise UserError(f"{folder} was trained with another {', '.join(changed[:3])}: choose another --workdir")
+
+
 def start_worker(cores: Sequence[int]) -> None:
     """One thread of computation in each process: two small programs beside each other outrun one on two threads."""
     from absl import logging

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import ablation
-from experiments.arms import cell, film_strip, markdown, run_stages
+from experiments.arms import cell, film_strip, markdown, run_stages, train_once
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 
 PROGRAM = Program(
@@ -88,16 +88,10 @@ def config_of(arg: str):
 def train_and_score(name: str, arg: str, workdir: str, clips: int) -> tuple[str, dict]:
     """(name, {decoding: numbers}) of one run; what is done already is not done again."""
     from magvid import runs
-    from magvid.job import check_config, differences
-    from magvid.train import train
-    from magvid.types import UserError
 
     folder = pathlib.Path(workdir) / name
-    config, kept = config_of(arg), folder / "done.json"
-    if not kept.exists():
-        train(config, folder)
-    elif changed := differences(runs.read_config(folder), runs.anchored(check_config(config), os.getcwd())):
-        raise UserError(f"{folder} was made with another {', '.join(changed[:3])}: choose another --workdir")
+    kept = folder / "done.json"
+    train_once(config_of(arg), folder)
     run = runs.open_run(folder)
     wanted = dict(hash=run.hash, clips=clips)
     if kept.exists() and (done := json.loads(kept.read_text()))["made of"] == wanted:

@@ -58,7 +58,7 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
     names = ("clip_rs", "clip_rs_released", "clip_outer")
     rows = [[DAMAGED[how], *(Number(found[n], (found[f"{n}_low"], found[f"{n}_high"]), digits=4) for n in names)] for how, found in result["metric"].items()]
     page.table("Damages", header, rows)
-    page.section("Gaussian filter mixer", f"The first seed, {plural(result['swept_clips'], 'clip')}: the cut-off at the boundary (f0), how much it falls per frame (decay).")
+    page.section("Gaussian filter mixer", f"The first seed of the model that predicts the noise, {plural(result['swept_clips'], 'clip')}: the cut-off at the boundary (f0), how much it falls per frame (decay).")
     swept = {name: found for name, found in result["sweep"].items()}
     header = ["setting", *COLUMNS]
     page.table("Sweep", header, [[name, *(found.get(key) if found.get(key) is None else factor * found[key] for key, _, factor in COLUMNS.values())] for name, found in swept.items()])

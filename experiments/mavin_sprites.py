@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import clip_sprites, defaults, mavin_sprites, vae_sprites
-from experiments.arms import cell, film_strip, markdown, run_stages
+from experiments.arms import cell, film_strip, markdown, run_stages, train_once
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
 
 PROGRAM = Program(
@@ -37,7 +37,7 @@ PROGRAM = Program(
     ],
     ["", "--seeds=1 --clips=64"],
 )
-TRAINED = {"full": "", "no-bfg": "bfg=0", "bert": "noising=bert", "one-length": "variable=0", "untrained": ""}
+TRAINED = {"full": "", "no-bfg": "bfg=0", "bert": "noising=bert", "one-length": "variable=0", "noise": "prediction=eps", "untrained": ""}
 ROWS = {  # row of the table: (trained run, argument of the config that samples from it)
     "MAVIN": ("full", ""),
     "no Gaussian filter mixer": ("full", "gfm=none"),
@@ -47,6 +47,9 @@ ROWS = {  # row of the table: (trained run, argument of the config that samples 
     "no guidance, mixer as released": ("no-bfg", "bfg=0,gfm=official3d"),
     "BERT-style masking": ("bert", "noising=bert"),
     "gaps of one length": ("one-length", "variable=0"),
+    "noise predicted, not v": ("noise", "prediction=eps"),
+    "noise predicted, no mixer": ("noise", "prediction=eps,gfm=none"),
+    "noise predicted, mixer as released": ("noise", "prediction=eps,gfm=official3d"),
     "untrained": ("untrained", ""),
 }
 BASELINES = {"linear between latents": "interpolate", "boundary frames held": "hold"}
@@ -64,6 +67,7 @@ COLUMNS = {  # of the table: (name of the number, digits, factor)
     "CLIP-RS": ("clip_rs", 4, 1),
     "gap PSNR, dB": ("gap_psnr", 1, 1),
 }
+SWEPT = "noise"  # the run whose mixer's cut-offs are swept: where v is predicted the mixer matters little
 SWEEP = {"f0": (0.2, 0.4, 0.6, 0.8), "decay": (0.0, 0.05, 0.1, 0.2)}
 DAMAGES = ("shuffled", "jump", "hue", "blur")
 
@@ -90,10 +94,8 @@ def config_of(arg: str, workdir: pathlib.Path, untrained: bool = False) -> dict:
 
 def train_towers(name: str, arg: str, workdir: str) -> tuple[str, None]:
     """The autoencoder or CLIP, in a process of its own."""
-    from magvid.train import train
-
     make = dict(vae=vae_sprites, clip=clip_sprites)[name]
-    train(make.get_config(arg), pathlib.Path(workdir) / name)
+    train_once(make.get_config(arg), pathlib.Path(workdir) / name)
     return name, None
 
 
@@ -102,11 +104,10 @@ def train_and_score(name: str, arm: tuple[str, str, Mapping], workdir: str, clip
     {row: argument to sample with}.
     """
     from magvid import runs
-    from magvid.train import train
 
     (trained, arg, rows), workdir = arm, pathlib.Path(workdir)
     folder = workdir / name
-    train(config_of(f"{arg},{TRAINED[trained]}".strip(","), workdir, trained == "untrained"), folder)
+    train_once(config_of(f"{arg},{TRAINED[trained]}".strip(","), workdir, trained == "untrained"), folder)
     run, scores = runs.open_run(folder), {}
     for row, change in rows.items():
         config = config_of(f"{arg},{change}".strip(","), workdir)
@@ -219,12 +220,11 @@ def validate_metric(workdir: pathlib.Path, clips: int) -> dict[str, dict]:
 
 
 def sweep(name: str, arm: str, workdir: str, clips: int) -> tuple[str, dict]:
-    """(name, numbers) of the first seed's model, sampled as the config with this argument."""
+    """(name, numbers) of the first seed's model that predicts the noise, sampled as the config with this argument."""
     from magvid import runs
 
-    folder = pathlib.Path(workdir)
-    config = config_of(arm, folder)
-    return name, score(runs.open_run(folder / "full-0"), config["objective"]["sampling"], clips, folder / "full-0", name)
+    config, folder = config_of(arm, pathlib.Path(workdir)), pathlib.Path(workdir) / f"{SWEPT}-0"
+    return name, score(runs.open_run(folder), config["objective"]["sampling"], clips, folder, name)
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
@@ -272,8 +272,9 @@ def main(argv: list[str]) -> None:
     rows = {t: {row: change for row, (trained, change) in ROWS.items() if trained == t} for t in TRAINED}
     arms = [{f"{t}-{seed}": (t, f"{common},seed={seed}", rows[t]) for seed in range(options.seeds) for t in TRAINED if rows[t]}]
     scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), clips), options.jobs, say)))
-    points = {f"f0 {f0:g} decay {decay:g}": f"{common},f0={f0},decay={decay}" for f0 in SWEEP["f0"] for decay in SWEEP["decay"]}
-    points = dict(list(points.items())[:1]) if options.smoke else points
+    swept = f"{common},{TRAINED[SWEPT]}"
+    points = {f"f0 {f0:g} decay {decay:g}": f"{swept},f0={f0},decay={decay}" for f0 in SWEEP["f0"] for decay in SWEEP["decay"]}
+    points = dict(list(points.items())[: 1 if options.smoke else None])
     swept = stages.run("sweep", lambda: dict(run_stages([points], sweep, (str(workdir), some), options.jobs, say)))
     fixed, shown = stages.run("baselines", baselines, workdir, clips)
     metric = stages.run("metric", validate_metric, workdir, clips)
