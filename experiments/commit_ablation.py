@@ -244,7 +244,7 @@ def main(argv: list[str]) -> None:
 
     workdir = pathlib.Path(options.workdir or ROOT / "runs" / ("ablation-smoke" if options.smoke else "ablation"))
     workdir = workdir.expanduser().absolute()
-    runs.check_writable(workdir, "--workdir")
+    runs.make_folder(workdir, "--workdir")
     if "," in str(workdir):  # it is part of a config's argument
         raise UserError(f"--workdir={workdir} has a comma: choose another folder")
     sets = tuple(options.tasks.split(","))

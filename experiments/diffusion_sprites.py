@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     use_cores()
     name = f"diffusion_sprites-{options.budget}" + ("-smoke" if options.smoke else "")
     workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
-    runs.check_writable(workdir, "--workdir")
+    runs.make_folder(workdir, "--workdir")
     stages = Stages(workdir / "seconds.json")
     configs = make_configs(options, workdir)
     for part, config in configs.items():

@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
     name = f"magvit-{pathlib.Path(options.data).name}" if options.data else f"magvit_sprites-{options.budget}"
     name += "-smoke" if options.smoke else ""
     workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
-    runs.check_writable(workdir, "--workdir")
+    runs.make_folder(workdir, "--workdir")
     stages = Stages(workdir / "seconds.json")
     first, second = stages.run("prepare", make_configs, options, workdir)
     for config, part in ((first, "tokenizer"), (second, "transformer")):

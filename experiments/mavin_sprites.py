@@ -263,7 +263,7 @@ def main(argv: list[str]) -> None:
     from experiments.mavin_report import write_report
     from magvid import runs
 
-    runs.check_writable(workdir, "--workdir")
+    runs.make_folder(workdir, "--workdir")
     stages, say = Stages(workdir / "seconds.json"), lambda text: print(text, flush=True)
     common = f"budget={options.budget},smoke={int(options.smoke)}"
     clips, some = options.clips, min(options.clips, 64)

@@ -64,10 +64,10 @@ def of_picture(clip: ClipFormat, file: str, count: int | None, fps: float | None
     """A picture as the first frame, cut to the size of the clips, `count` times. Says what was done to it. UserError where
     the model needs more than that: `least` frames.
     """
-    path = _existing(file, "picture")
+    path = existing(file, "picture")
     if least > 1:
         raise UserError(
-            f"{file} is one frame, this run needs {least}: name a task that is given one, such as --task=FP, or give --video"
+            f"{file} is one frame, this run needs {least}: give a --video, or name a task that is given one frame (--task)"
         )
     return _cut(path, decode_image(path)[None], clip, clip.frames, count, fps or clip.fps or FPS)
 
@@ -79,7 +79,7 @@ def of_video(
 
     The model is shown `clip.frames` frames, of which it needs `least`; of the real video `frames` are kept.
     """
-    path = _existing(file, "video")
+    path = existing(file, "video")
     at, stride = (fps, clip.stride) if fps else clip.reading(frame_rate(path))
     needed, wanted = ((n - 1) * stride + 1 for n in (least, max(clip.frames, frames)))
     video, rate = read_video(path, at, wanted, start)
@@ -91,8 +91,11 @@ def of_video(
     return _cut(path, video[::stride], clip, clip.frames, count, rate / stride)
 
 
-def _existing(file: str, kind: str) -> pathlib.Path:
+def existing(file: str, kind: str) -> pathlib.Path:
+    """UserError where there is no such file."""
     path = pathlib.Path(file).expanduser()
+    if path.is_dir():
+        raise UserError(f"{file} is a folder: name a {kind} in it")
     if not path.is_file():
         raise UserError(f"there is no {kind} {file}")
     return path
@@ -135,11 +138,18 @@ def find_text(config: Mapping[str, Any]) -> str | None:
 
 
 def words(tokenizer: Any, prompt: str, negative: str = "") -> dict[str, np.ndarray]:
-    """The row of a prompt, and of what guidance leads away from. Says what is too long for the model."""
-    for text in (prompt, negative):
+    """The row of a prompt, and of what guidance leads away from. Says what is too long for the model. ValueError for a text that a
+    closed vocabulary cannot say.
+    """
+    row = {}
+    for flag, key, text in (("--prompt", "text_ids", prompt), ("--negative", "null_ids", negative)):
+        try:
+            row[key] = tokenizer.encode(text)[None]
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
         if (count := tokenizer.count(text)) > tokenizer.length:
             print(f'"{text[:40]}...": the model reads {tokenizer.length} of its {count} tokens; the rest is left out')
-    return {"text_ids": tokenizer.encode(prompt)[None], "null_ids": tokenizer.encode(negative)[None]}
+    return row
 
 
 def slug(text: str, most: int = 40) -> str:

@@ -32,7 +32,7 @@ class Options:
 
     clips: Sequence[str]  # files
     out: str
-    refine: str = "6,6"  # frames at the end of a clip and at the beginning of the next that are made anew; one pair, or one per join
+    refine: str | None = None  # frames at the end of a clip and at the beginning of the next that are made anew; one pair, or one per join
     prompt: str | None = None  # one for all joins, or several, divided by |: one per join, or one per clip
     negative: str | None = None
     actions: str | None = None  # a run that makes clips of a first frame and a text: there are no files then
@@ -61,16 +61,17 @@ class Options:
         place = lambda file: pathlib.Path(file).expanduser().resolve()
         if any(place(c) == place(self.out) for c in self.clips):
             raise ValueError(f"--out={self.out} is one of the clips: name another file")
-        self.pairs, self.texts()  # their errors
+        self.pairs(2), self.texts()  # their errors
 
     @property
     def count(self) -> int:
         """Of the clips."""
         return len(self.clips) if self.actions is None else len(self.prompt.split("|"))
 
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """How much of both sides of each join is made anew."""
+    def pairs(self, own: int) -> list[tuple[int, int]]:
+        """How much of both sides of each join is made anew; `own`: frames of the run's usual gap."""
+        if self.refine is None:
+            return [(own - own // 2, own // 2)] * (self.count - 1)
         if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", self.refine):
             raise ValueError(f"--refine={self.refine}: give two numbers, such as 6,6")
         numbers, joins = [int(n) for n in self.refine.split(",")], self.count - 1
@@ -84,14 +85,15 @@ class Options:
         Of one text per clip, "a, then b". The actions of a script are told to the model that makes the clips.
         """
         given, joins = [] if self.prompt is None else [text.strip() for text in self.prompt.split("|")], self.count - 1
+        if len(given) > 1 and not all(given):
+            raise ValueError(f'--prompt="{self.prompt}" has an empty text: say something between the |')
         if not given or (self.actions is not None and own is not None):
             return [own or ""] * joins
         if len(given) == self.count:
             return [f"{a}, then {b}" for a, b in itertools.pairwise(given)]
         if len(given) not in (1, joins):
-            raise ValueError(
-                f'--prompt="{self.prompt}" has {len(given)} texts: give one, {joins} (one per join) or {self.count} (one per clip)'
-            )
+            each = f"{joins} (one per join) or " if joins > 1 else ""
+            raise ValueError(f'--prompt="{self.prompt}" has {len(given)} texts: give one, {each}{self.count} (one per clip)')
         return given * (joins if len(given) == 1 else 1)
 
 
@@ -127,10 +129,13 @@ def connect(run: runs.Run, options: Options, *, weights: str | None = None, trus
     decoding = dict(steps=options.steps, guidance=options.guidance)
     model = Generator.open(run, decoding=decoding, batch=1, weights=weights, like=row, trust=trust)
     objective = model.programs.objective
-    if not hasattr(objective, "gap_starts"):
-        raise UserError(f"{run.path} fills no gaps: it is a {type(objective).__name__}; give a run of configs/mavin_*.py")
-    starts = [objective.gap_starts(a + b, clip.frames) for a, b in options.pairs]
-    _check_lengths(clips, options.pairs, starts, clip.frames, fps)
+    if not getattr(objective, "fills_gaps", False):
+        raise UserError(f"{run.path} fills no gaps between clips: give a run of configs/mavin_*.py (part=transition)")
+    if options.negative and not objective.sampling.guidance:
+        raise UserError(f"--negative: {run.path} is sampled without guidance, which alone leads away from it: give --guidance=G as well")
+    pairs = options.pairs(int(np.sum(~objective.noising.usual(clip.frames))))
+    starts = [_starts(objective, pair, clip.frames) for pair in pairs]
+    _check_lengths(clips, pairs, starts, clip.frames, fps)
     clips = script.make(options, clip, trust) if script else clips
 
     def fill(window: Window) -> list[Frame]:
@@ -142,7 +147,7 @@ def connect(run: runs.Run, options: Options, *, weights: str | None = None, trus
         print(f"joined {clips[window.number].name} and {clips[window.number + 1].name}: {window.length} frames made")
         return list(made)
 
-    write_video(out, joined(clips, options.pairs, starts, clip.frames, fill, fps), fps)
+    write_video(out, joined(clips, pairs, starts, clip.frames, fill, fps), fps)
     return out
 
 
@@ -181,17 +186,26 @@ def joined(
         before, after = len(tail) - a, len(head) - b
         fits = [s for s in allowed if s <= before and t - length - s <= after]
         if not fits:
-            raise UserError(
-                f"{clips[i].name} and {clips[i + 1].name} have {max(before, 0)} and {max(after, 0)} frames to show beside a gap of {length} (read at "
-                f"{fps:g} per second); the model needs {t - length}, at least {allowed[0]} before and {t - length - allowed[-1]} after it: "
-                "take longer clips, a higher --fps, or another --refine"
-            )
+            beside = f"beside a gap of {length} (read at {fps:g} per second)"
+            remedy = "take longer clips, a higher --fps, or another --refine"
+            for clip, has, needed in ((clips[i], before, allowed[0]), (clips[i + 1], after, t - length - allowed[-1])):
+                if has < needed:
+                    count = f"{max(has, 0)} frame{'' if has == 1 else 's'}"
+                    raise UserError(f"{clip.name} has {count} to show {beside}; the model needs at least {needed} of it: {remedy}")
+            raise UserError(f"{clips[i].name} and {clips[i + 1].name} have {before} and {after} frames to show {beside}; the model needs {t - length}: {remedy}")
         start = min(fits, key=lambda s: abs(2 * s + length - t))
         kept = list(tail)[: len(tail) - a]
         gap = fill(Window(i, kept[len(kept) - start :], length, head[b : b + t - length - start]))
         tail = collections.deque([*kept, *gap, *head[b:]])
     yield from tail
     yield from stream
+
+
+def _starts(objective: Any, pair: tuple[int, int], t: int) -> range:
+    try:
+        return objective.gap_starts(sum(pair), t)
+    except ValueError as error:
+        raise ValueError(f"--refine={pair[0]},{pair[1]}: {error}") from None
 
 
 def _check_lengths(clips: Sequence[Clip], pairs: Sequence[tuple[int, int]], starts: Sequence[range], t: int, fps: float) -> None:
@@ -213,19 +227,12 @@ def sized(clip: ClipFormat, size: str | None) -> ClipFormat:
 
 def _rate(clip: ClipFormat, files: Sequence[str]) -> float:
     """At which all clips are read: the run's own, of the first file."""
-    return clip.shown_rate(frame_rate(_existing(files[0], "video"))) if files else (clip.fps or conditions.FPS) / clip.stride
-
-
-def _existing(file: str, what: str) -> pathlib.Path:
-    path = pathlib.Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no {what} {file}")
-    return path
+    return clip.shown_rate(frame_rate(conditions.existing(files[0], "video"))) if files else (clip.fps or conditions.FPS) / clip.stride
 
 
 def file_clip(file: str, clip: ClipFormat, fps: float) -> Clip:
     """A file at `fps`, at the size and shape of the model's clips."""
-    path = _existing(file, "video")
+    path = conditions.existing(file, "video")
     next(stream_video(path, fps))  # a file that is no video is an error before the model is loaded
     return Clip(path.name, lambda: (fit(frame[None], clip.height, clip.width, clip.keep_aspect)[0] for frame in stream_video(path, fps)))
 
@@ -250,7 +257,7 @@ class ActionScript(NamedTuple):
         if len(files) not in (1, len(actions)):
             raise UserError(f"--image names {len(files)} pictures for {len(actions)} actions: give one, or one for each")
         format = clip_format(run)
-        pictures = [decode_image(_existing(f, "picture"))[None] for f in files] * (len(actions) if len(files) == 1 else 1)
+        pictures = [decode_image(conditions.existing(f, "picture"))[None] for f in files] * (len(actions) if len(files) == 1 else 1)
         pictures = [fit(p, format.height, format.width, format.keep_aspect) for p in pictures]
         told = [conditions.words(tokenizer, action, options.negative or "") for action in actions]
         return cls(run, actions, pictures, format, told)

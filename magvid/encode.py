@@ -67,7 +67,7 @@ def encode(
     made = dict(magvid=magvid.__version__, jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
     made |= dict(device=jax.devices()[0].device_kind, config=config)
     wanted = dataclasses.replace(wanted, made=made, rows_per_shard=rows or wanted.default_rows)
-    runs.check_writable(out, "--out")
+    runs.make_folder(out, "--out")
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(runs.locked(out, "written", "--out"))

@@ -243,9 +243,11 @@ def table(numbers: Mapping[str, Any]) -> str:
 
 
 def check_file(out: pathlib.Path) -> None:
-    """UserError, before anything slow, where `out` cannot be written."""
+    """UserError, before anything slow, where `out` cannot be written, or is named as something else than numbers."""
     if out.is_dir():
         raise UserError(f"--out={out} is a folder: name a file in it")
+    if out.suffix != ".json":  # a video that is named here by mistake would be lost
+        raise UserError(f"--out={out}: numbers are written, name it *.json")
     runs.check_writable(out.parent, "--out")
 
 

@@ -90,7 +90,7 @@ COMMANDS = {
                 "str",
                 None,
                 "NAME[,NAME]",
-                "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given), of diffusion T2V I2V TI2V V; default: all of "
+                "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given), of diffusion T2V I2V TI2V V, TVI (infilling); default: all of "
                 "the run",
             ),
             Flag("prompt", "str", None, "TEXT", "what to show, in words"),
@@ -148,7 +148,9 @@ COMMANDS = {
             CONFIG._replace(help="in place of --run: a config that trains nothing, with converted weights"),
             Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif"),
             Flag(
-                "refine", "str", "6,6", "N,N", "frames at the end of a clip and the beginning of the next that are made anew; or a pair per join"
+                "refine", "str", None, "N,N",
+                "frames at the end of a clip and the beginning of the next that are made anew, or a pair per join; default: half of the run's usual "
+                "gap each, of the paper's 6,6"
             ),
             Flag("prompt", "str", None, "TEXT[|TEXT]", "what happens, in words: one text, one per join, or one per clip; default: as trained"),
             Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),

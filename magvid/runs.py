@@ -238,6 +238,7 @@ def read_json(path: pathlib.Path) -> dict:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Appears under its name only when it is complete. ValueError for NaN, which JSON does not have."""
     path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -316,14 +317,23 @@ def references(spec: Any, path: str = "objective", field: str = "objective") -> 
 
 
 def check_writable(folder: pathlib.Path, flag: str) -> None:
-    """Creates `folder`; UserError that names `flag`, before anything slow, where files cannot be written to it."""
+    """UserError that names `flag`, before anything slow, where files cannot be written to `folder`. Creates nothing."""
+    there = next((p for p in (folder, *folder.absolute().parents) if p.exists()), folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write.{os.getpid()}"
+        probe = there / f".write.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
+
+
+def make_folder(folder: pathlib.Path, flag: str) -> None:
+    """Creates `folder`, with its parents; UserError as `check_writable`."""
+    check_writable(folder, flag)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder} ({error.strerror}): choose another {flag}") from error
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from magvid.video import upscale, write_image, write_video
 
 FORMATS = ("mp4", "gif", "webm", "png")
 FLAGS = dict(text="a text (--prompt)", image="a picture (--image or --video)")
+VIDEO = "a video (--video)"  # where more than a first frame is needed
 VISIBLE = 128  # pixels: smaller videos are enlarged to at least this height
 
 
@@ -207,6 +208,8 @@ def _real(shown: Shown) -> UInt8[np.ndarray, "n t h w 3"]:
 def _check_fit(model: Generator, options: Options) -> None:
     """UserError for a flag that would do nothing."""
     objective, what = model.programs.objective, ", ".join(model.tasks) or "this run"
+    if options.negative and not getattr(getattr(objective, "sampling", None), "guidance", ()):
+        raise UserError("--negative: this run is sampled without guidance, which alone leads away from it: give --guidance=G as well")
     if options.label is not None and not any(getattr(objective, "labelled", ())):
         raise UserError(f"--label={options.label}: {what} is not given a class; leave it out")
     if options.file is not None and model.tasks and all(objective.blind):
@@ -243,14 +246,15 @@ def _chosen(model: Generator, options: Options, run: runs.Run, worded: bool) -> 
     own = options.file is not None or options.prompt is not None  # and not evaluation clips
     told = {what: objective.told(what) for what in ("text", "image")} if own and hasattr(objective, "told") else {}
     given = dict(text=options.prompt is not None, image=options.file is not None)
-    has = given | dict(text=worded)
+    fills = getattr(objective, "fills_gaps", False)  # a transition may be made without a text, as `magvid connect` does
+    has, named = given | dict(text=worded or fills), FLAGS | (dict(image=VIDEO) if fills else {})
     for i, task in enumerate(model.tasks):
-        lacks = [f"needs {FLAGS[what]}" for what, of in told.items() if of[i] and not has[what]]
-        unused = [f"makes no use of {FLAGS[what]}" for what, of in told.items() if given[what] and not of[i]]
+        lacks = [f"needs {named[what]}" for what, of in told.items() if of[i] and not has[what]]
+        unused = [f"makes no use of {named[what]}" for what, of in told.items() if given[what] and not of[i]]
         if own and options.label is None and objective.labelled[i]:
             lacks.append("needs a class: give --label, by number or by name")
         if options.frames is not None and not objective.predicts[i] and not (told and objective.blind[i]):
-            lacks.append("makes clips of one length: --frames is for frame prediction, FP or CFP")
+            lacks.append("makes clips of one length: --frames is for tasks that go on from a last frame, such as FP, CFP and I2V")
         if (options.frames or 1) > model.frames == 1:
             lacks.append("makes pictures: leave out --frames")
         lacks = lacks or (unused if options.tasks is None or len(unused) == sum(given.values()) else [])

@@ -61,7 +61,7 @@ def train(
         stack.callback(loader.close)
         first = next(loader)
         prepared = job.prepare(first)
-        runs.check_writable(workdir / "checkpoints", "--workdir")  # only now: a config that does not fit leaves no folder behind
+        runs.make_folder(workdir / "checkpoints", "--workdir")  # only now: a config that does not fit leaves no folder behind
         if jax.process_index() == 0:
             stack.enter_context(runs.locked(workdir))
         checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True)

@@ -189,7 +189,8 @@ def write_video(
     suffix of `path`.
 
     mp4 and webm store colour at half resolution, so an odd height or width grows by one repeated row or column; enlarge
-    small clips with `upscale` first. An iterator of frames is written as they come (a gif, whose colours are chosen from all, is
+    small clips with `upscale` first. A gif counts hundredths of a second: 24 frames per second become 25. Equal videos are equal
+    files (of one version of FFmpeg). An iterator of frames is written as they come (a gif, whose colours are chosen from all, is
     collected first). The file appears under its name only when it is complete.
     """
     path = pathlib.Path(path)
@@ -266,8 +267,10 @@ def _quantize(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 _FORMATS = {  # suffix -> codec, pixel format, the codec's options, the container's options
-    ".mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium"}, {"movflags": "+faststart"}),
-    ".webm": ("libvpx-vp9", "yuv420p", {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4"}, {}),
+    # x264's own look-ahead thread makes what small frames look like depend on when they come
+    ".mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium", "x264-params": "sync-lookahead=0"}, {"movflags": "+faststart"}),
+    # bitexact: without a random number in the header
+    ".webm": ("libvpx-vp9", "yuv420p", {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4"}, {"fflags": "+bitexact"}),
     ".gif": ("gif", "pal8", {}, {"loop": "0"}),  # not by Pillow, which drops a frame that equals the one before
     ".png": ("png", "rgb24", {}, {"update": "1"}),  # one file, not a numbered sequence
 }

@@ -62,7 +62,7 @@ def test_an_empty_prompt_is_a_prompt(recipe, tmp_path):
 
 def test_a_picture_where_more_than_one_frame_is_needed(picture, tmp_path):
     one = Options(image=picture, out=str(tmp_path), **ONE)
-    with pytest.raises(UserError, match="cat.png is one frame, this run needs 8: name a task that is given one"):
+    with pytest.raises(UserError, match="cat.png is one frame, this run needs 8: give a --video, or name a task that is given one"):
         sample_run(open_run(tiny_runs.masked_run()), one)
     found = sample_run(open_run(tiny_runs.masked_run()), dataclasses.replace(one, tasks=("FP",)))
     assert read_video(found[0])[0].shape == (8, 16, 16, 3)

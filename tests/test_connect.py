@@ -16,6 +16,7 @@ from magvid.types import UserError
 from magvid.video import read_video, write_video
 
 PARTS = tiny_pipeline.PARTS | dict(vision=dict(target="tiny_diffusion:Vision"))
+PLAIN = dict(target="magvid.objectives.denoise:Sampling", steps=2)
 STARTS = range(5, 16)  # of a window of 32 frames with a gap of 12
 
 
@@ -82,9 +83,19 @@ def test_a_clip_of_which_nothing_would_be_left_is_refused():
     assert [frame for frame in video if frame[0] == 1] == [(1, 6)]
 
 
-@pytest.mark.parametrize("lengths, beside", [((10, 40), "4 and 15"), ((40, 10), "15 and 4"), ((3, 40), "0 and 15"), ((15, 15), "9 and 9")])
-def test_clips_that_are_too_short_are_told_what_is_missing(lengths, beside):
-    with pytest.raises(UserError, match=rf"clip0 and clip1 have {beside} frames to show beside a gap of 12 \(read at 8 per second\); the model needs 20"):
+@pytest.mark.parametrize(
+    "lengths, has, needs",
+    [
+        ((10, 40), "clip0 has 4 frames", "at least 5 of it"),
+        ((40, 10), "clip1 has 4 frames", "at least 5 of it"),
+        ((3, 40), "clip0 has 0 frames", "at least 5 of it"),
+        ((7, 7), "clip0 has 1 frame", "at least 5 of it"),
+        ((15, 15), "clip0 and clip1 have 9 and 9 frames", "20"),
+    ],
+)
+def test_clips_that_are_too_short_are_told_what_is_missing(lengths, has, needs):
+    told = rf"^{has} to show beside a gap of 12 \(read at 8 per second\); the model needs {needs}: take longer clips"
+    with pytest.raises(UserError, match=told):
         join(numbered(*lengths), [(6, 6)])
 
 
@@ -121,11 +132,12 @@ def options(**changes) -> Options:
 
 
 def test_pairs_and_texts_for_each_join():
-    assert options().pairs == [(6, 6), (6, 6)] and options(refine="6,6,3,4").pairs == [(6, 6), (3, 4)]
+    assert options(refine="6,6").pairs(8) == [(6, 6), (6, 6)] and options(refine="6,6,3,4").pairs(8) == [(6, 6), (3, 4)]
+    assert options().pairs(8) == [(4, 4), (4, 4)] and options().pairs(7) == [(4, 3), (4, 3)]
     assert options().texts() == ["", ""] and options().texts("horse movement") == ["horse movement"] * 2
     assert options(prompt="a").texts("own") == ["a", "a"] and options(prompt="a | b").texts() == ["a", "b"]
     assert options(prompt="run|jump|eat").texts() == ["run, then jump", "jump, then eat"]
-    assert options(clips=["a.mp4", "b.mp4"], prompt="run|eat").texts() == ["run, then eat"]
+    assert options(clips=["a.mp4", "b.mp4"], prompt="run|eat").texts() == ["run, then eat"] and options(prompt="").texts() == ["", ""]
     script = dict(clips=[], actions="run", image="a.png", prompt="run|jump|eat")
     assert options(**script).texts() == ["run, then jump", "jump, then eat"] and options(**script).count == 3
     assert options(**script).texts("tiger movement") == ["tiger movement"] * 2
@@ -141,6 +153,8 @@ def test_pairs_and_texts_for_each_join():
         (dict(refine="6;6"), "give two numbers, such as 6,6"),
         (dict(refine="-1,6"), "give two numbers, such as 6,6"),
         (dict(prompt="a|b|c|d"), "has 4 texts: give one, 2 .one per join. or 3"),
+        (dict(clips=["a.mp4", "b.mp4"], prompt="a|b|c"), "has 3 texts: give one, 2 .one per clip."),
+        (dict(prompt="a|"), "has an empty text"),
         (dict(out="x.txt"), r"name it \*.mp4 or \*.webm or \*.gif"),
         (dict(out="./b.mp4"), "is one of the clips"),
         (dict(clips=["~/a.mp4", "b.mp4"], out=f"{pathlib.Path.home()}/a.mp4"), "is one of the clips"),
@@ -231,15 +245,17 @@ def test_the_same_command_gives_the_same_video(recipe, clips, tmp_path):
 
 
 BAD = {
-    "gap": (dict(refine="3,2"), "a gap of 5 frames is out of range: this model fills gaps of 1 to 4 of 8 frames"),
+    "gap": (dict(refine="3,2"), "--refine=3,2: a gap of 5 frames is out of range: this model fills gaps of 1 to 4 of 8 frames"),
     "no gap": (dict(refine="0,0"), "a gap of 0 frames is out of range"),
     "missing": (dict(clips=["{a}", "nowhere.mp4"]), "there is no video nowhere.mp4"),
+    "a folder": (dict(clips=["{a}", "."]), ". is a folder: name a video in it"),
     "folder": (dict(out="{a}/x.mp4"), "cannot write to"),
-    "short": (dict(clips=["{a}", "{short}"]), "a.mp4 and short.mp4 have 2 and 1 frames to show beside a gap of 4"),
+    "short": (dict(clips=["{a}", "{short}"]), "^short.mp4 has 1 frame to show beside a gap of 4"),
     "damaged": (dict(clips=["{a}", "{damaged}"]), "damaged.mp4"),
     "no video": (dict(clips=["{a}", "{text}"]), "cannot be read as a video"),
     "size": (dict(size="31x48"), "31x48 pixels: the autoencoder takes multiples of 2"),
-    "texts": (dict(prompt="purple"), 'lacks "purple"'),
+    "texts": (dict(prompt="purple red cube"), '--prompt: the vocabulary of 4 words lacks "purple" and "cube"'),
+    "negative": (dict(negative="blob"), '--negative: the vocabulary of 4 words lacks "blob"'),
 }
 
 
@@ -254,12 +270,26 @@ def test_bad_input_is_refused_before_anything_is_made(case, recipe, clips, tmp_p
     fields = dict(clips=[places["a"], str(clips / "b.webm")], out=str(tmp_path / "out" / "x.mp4"), refine="2,2") | changes
     with pytest.raises((UserError, ValueError), match=message):
         connect.connect(recipe, Options(**fields), trust=True)
-    assert not list(tmp_path.glob("out/*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_usual_gap_is_the_runs_own(recipe, clips, tmp_path, capsys):
+    """And what guidance leads away from is refused where there is none."""
+    files = [str(clips / "a.mp4"), str(clips / "b.webm")]
+    connect.connect(recipe, Options(files, str(tmp_path / "x.gif")), trust=True)
+    assert "3 frames made" in capsys.readouterr().out
+    plain = tiny_pipeline.recipe(tmp_path / "plain", PARTS, lambda parts: tiny_pipeline.infilling(parts) | dict(sampling=PLAIN))
+    with pytest.raises(UserError, match="--negative: .* is sampled without guidance.*give --guidance=G as well"):
+        connect.connect(plain, Options(files, str(tmp_path / "y.gif"), negative="red"), trust=True)
+    connect.connect(plain, Options(files, str(tmp_path / "y.gif"), negative="red", guidance=3.0), trust=True)
+    connect.connect(plain, Options(files, str(tmp_path / "z.gif")), trust=True)
+    guided, unguided = (read_video(tmp_path / name)[0] for name in ("y.gif", "z.gif"))
+    assert guided.shape == unguided.shape and np.any(guided != unguided)
 
 
 def test_a_run_without_gaps_is_refused(tmp_path, clips):
     plain = tiny_pipeline.recipe(tmp_path)
-    with pytest.raises((UserError, ValueError), match="is given no frames, and fills no gaps"):
+    with pytest.raises(UserError, match=r"fills no gaps between clips: give a run of configs/mavin_\*.py"):
         connect.connect(plain, Options([str(clips / "a.mp4")] * 2, str(tmp_path / "x.mp4")), trust=True)
 
 

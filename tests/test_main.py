@@ -112,6 +112,7 @@ BAD = {
     "evaluate --run={run} --clips=-1": "-1 is not a positive integer",
     "evaluate --run={run} --tasks=FP,QQ": 'there is no task "QQ"',
     "evaluate --run={run} --out={there}/file/x.json": "cannot write to {there}/file",
+    "evaluate --run={run} --out={there}/a.mp4": "--out={there}/a.mp4: numbers are written, name it *.json",
     "evaluate --run={run} --out={there}": "--out={there} is a folder: name a file in it",
 }
 

@@ -269,8 +269,10 @@ def test_other_ways_of_decoding():
     assert several.with_decoding(guidance=3).sampling.guidance == (*rows[:-1], (rows[-1][0], 3.0))
     rising = dataclasses.replace(one, sampling=Sampling(guidance=((("text",), (1.0, 2.0)),)))
     assert rising.with_decoding(guidance=3).sampling.guidance == ((("text",), (1.0, 3.0)),)
-    with pytest.raises(ValueError, match="guidance=2: this model is sampled without"):
-        dataclasses.replace(one, sampling=Sampling()).with_decoding(guidance=2)
+    plain = dataclasses.replace(one, sampling=Sampling(), drop=((("text",), 0.2), (("text", "image"), 0.1), (("image",), 0.1)))
+    assert plain.with_decoding(guidance=2).sampling.guidance == ((("text", "image"), 2.0),)
+    with pytest.raises(ValueError, match="guidance=2: this model was trained without hiding its conditions"):
+        dataclasses.replace(plain, drop=()).with_decoding(guidance=2)
     with pytest.raises(ValueError, match="temperature: of masked transformers"):
         one.with_decoding(temperature=1.0)
 

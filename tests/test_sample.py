@@ -198,7 +198,7 @@ def test_of_all_tasks_frame_prediction_goes_on(tmp_path, capsys):
     names = [p.name for p in sample_run(run, options, trust=True)]
     assert names == ["FP_00000_seed0_frames11.mp4", "grid_FP_00000_seed0_frames11.mp4"]
     assert "CG is left out: it makes clips of one length" in capsys.readouterr().out
-    with pytest.raises(UserError, match="task CG makes clips of one length: --frames is for frame prediction"):
+    with pytest.raises(UserError, match="task CG makes clips of one length: --frames is for tasks that go on from a last frame"):
         sample_run(run, dataclasses.replace(options, tasks=("FP", "CG")), trust=True)
     with pytest.raises(ValueError, match="overlap=8: windows of 8 frames"):
         sample_run(run, dataclasses.replace(options, overlap=8), trust=True)

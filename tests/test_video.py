@@ -1,6 +1,7 @@
 """magvid.video: ranges, files written and read back, grids, resizing."""
 
 import sys
+import time
 from fractions import Fraction
 
 import ml_dtypes
@@ -252,6 +253,23 @@ def test_a_stream_gives_the_frames_that_reading_gives(tmp_path, name, rate, fps)
     video.write_video(tmp_path / name, levels[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8), rate)
     whole, _ = video.read_video(tmp_path / name, fps)
     np.testing.assert_array_equal(np.stack(list(video.stream_video(tmp_path / name, fps))), whole)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif"])
+def test_equal_videos_are_equal_files_however_fast_their_frames_come(tmp_path, name):
+    """Small noisy frames, for which x264 looks ahead in a thread of its own."""
+    clip = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3)).astype(np.uint8)
+
+    def slowly(pause):
+        for i, frame in enumerate(clip):
+            time.sleep(pause * (i % 3))
+            yield frame
+
+    files = set()
+    for pause in (0, 0, 0.003, 0.01):
+        video.write_video(tmp_path / name, slowly(pause))
+        files.add((tmp_path / name).read_bytes())
+    assert len(files) == 1
 
 
 def test_frames_are_written_as_they_come(tmp_path):

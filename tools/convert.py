@@ -175,7 +175,7 @@ def convert_file(
     except ValueError as error:
         raise UserError(f"{source.config_file}: {error}") from None
     texts = _beside(place, source.files[0], pathlib.Path(path).expanduser(), tokenizer)
-    runs.check_writable(folder / "checkpoints", "--out")
+    runs.make_folder(folder / "checkpoints", "--out")
     hashes = [dict(name=file.name, sha256=files.sha256(file)) for file in source.files]
     origin = dict(tool=tool.name, preset=preset, dtype=dtype, files=hashes)
     save(folder, place.group, spec, ours, origin)
@@ -297,7 +297,7 @@ def convert_back(
         published = restore(found, tool.shapes(preset, build(spec)), tool.rules(preset), dtype)
     except ValueError as error:
         raise UserError(f"{run.path} and its config: {error}") from None
-    runs.check_writable(target.absolute().parent, "--out")
+    runs.make_folder(target.absolute().parent, "--out")
     files.write_safetensors(target, published, {"converted_by": f"magvid tools/{tool.name}.py --preset={preset}"})
     print(f"{out}: {len(published)} arrays, {sum(x.size for x in published.values()):,} parameters")
     return target

@@ -207,7 +207,7 @@ def _class_names(file: str | None, config: Mapping[str, Any]) -> tuple[str, ...]
 
 
 def _write(folder: pathlib.Path, config, clip: ClipFormat, params, averages, step: int, sources) -> None:
-    runs.check_writable(folder / "checkpoints", "--workdir")
+    runs.make_folder(folder / "checkpoints", "--workdir")
     nest = lambda groups: {g: unflatten_dict(dict(arrays), sep="/") for g, arrays in groups.items()}
     key = jax.random.key(config["seed"])
     state = TrainState(np.int32(step), nest(params), {}, {}, nest(averages), {}, key)
@@ -247,7 +247,7 @@ def convert_back(workdir: str, checkpoint: str, *, format: str = "magvit") -> No
         count += sum(a.size for a in arrays.values())
     if format == "magvit":
         state["global_step"] = np.int32(run.step)
-    runs.check_writable(path.absolute().parent, "--checkpoint")
+    runs.make_folder(path.absolute().parent, "--checkpoint")
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         part.write_bytes(serialization.msgpack_serialize(state))

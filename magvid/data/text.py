@@ -91,9 +91,9 @@ class WordTokenizer(Tokenizer):
         found = split_words(text)
         missing = [word for word in found if word not in self.numbers]
         if missing and not self.unknown:
-            raise ValueError(
-                f'the vocabulary of {len(self.words)} words lacks "{missing[0]}" of "{text}": add it, or set unknown'
-            )
+            lacks = " and ".join(f'"{word}"' for word in dict.fromkeys(missing))
+            some = " ".join(self.words[:40]) + (" ..." if len(self.words) > 40 else "")
+            raise ValueError(f'the vocabulary of {len(self.words)} words lacks {lacks} of "{text}": it has {some}; or set unknown')
         if len(found) + 2 > self.length:
             raise ValueError(f'"{text}" has {len(found)} words, and length={self.length} has room for {self.length - 2}')
         ids = [BOS, *(self.numbers.get(word, UNK) for word in found), self.eos]

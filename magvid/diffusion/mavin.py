@@ -52,7 +52,11 @@ class Consecutive:
     def __post_init__(self):
         ordered = 1 <= self.start[0] <= self.start[1] < self.end[0] <= self.end[1]
         if not ordered or not 1 <= self.sample[0] < self.sample[1]:
-            raise ValueError(f"{self}: a gap starts after the first frame and before it ends: 1 <= start < end in each range")
+            given = ", ".join(f"{k}={list(getattr(self, k))}" for k in ("start", "end", "sample"))
+            raise ValueError(
+                f"{given}: a gap starts after the first frame and before it ends: start and end are ranges [low, high] with 1 <= start < end, and "
+                "sample is [start, end]"
+            )
 
     def draw(self, key, b, t):
         self._fits(t)

@@ -306,6 +306,11 @@ class Denoise:
         # a schedule may end above sigma 0
         return x if clean is None else jnp.where(known[..., None, None, None], clean, x)
 
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether frames between given ones are made."""
+        return self.noising is not None and not self.noising.predicts
+
     def gap_starts(self, length: int, frames: int) -> range:
         """Where a gap of this length may begin in clips of `frames`; ValueError where this model fills none of it."""
         if self.noising is None:
@@ -345,15 +350,20 @@ class Denoise:
 
     def with_decoding(self, **options) -> "Denoise":
         """The same with other fields of `Sampling`. A number as `guidance` is the weight of the last row, the one that
-        hides least; where weights rise over the frames, that of the last frame.
+        hides least; where weights rise over the frames, that of the last frame. A model that is sampled without guidance is
+        led away from what most is hidden of in training (`drop`); ValueError where nothing is.
         """
         if unknown := set(options) - {f.name for f in dataclasses.fields(Sampling)}:
             raise ValueError(f"{', '.join(sorted(unknown))}: of masked transformers; a diffusion model takes steps and guidance")
         guidance = options.get("guidance")
         if isinstance(guidance, int | float):
-            if not self.sampling.guidance:
-                raise ValueError(f"guidance={guidance}: this model is sampled without; set objective.sampling.guidance")
-            *others, (names, weight) = self.sampling.guidance
+            if not self.sampling.guidance and not self.drop:
+                raise ValueError(
+                    f"guidance={guidance}: this model was trained without hiding its conditions (objective.drop is empty), so that there is nothing "
+                    "to lead away from: leave it out"
+                )
+            most = max(self.drop, key=lambda row: len(row[0]), default=((), 0))[0]
+            *others, (names, weight) = self.sampling.guidance or ((most, 1.0),)
             number = float(guidance)
             options["guidance"] = (*others, (names, number if isinstance(weight, int | float) else (weight[0], number)))
         return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **options))
