@@ -97,6 +97,22 @@ def published(arg, source, text, actions, data):
     """The config of one data set. `source`(split, size of the clips) makes its clips out of the folder `data`; `text` is told of all of
     them; `actions`: what differs for the model of single actions: {size, peak, steps}.
     """
+    args = parse(arg, data)
+    transition = args["part"] == "transition"
+    settings = dict(size=256, peak=5e-6, steps=40000) if transition else actions
+    usual = (8, 32, 48) if args["smoke"] else (32 if transition else 16, settings["size"], settings["size"])
+    clip = [(args["smoke"] and value) or args[name] or value for name, value in zip(("frames", "height", "width"), usual)]
+    config = ConfigDict(dict(seed=64, objective=objective(args, clip), data=dataset(args, clip, source, text if transition else "{action}")))
+    config.metrics = [
+        dict(target="magvid.metrics.frames:GapFrames"),
+        dict(target="magvid.metrics.clip:ClipSmoothness", vision=latent.converted(f"{args['weights']}/vision", "float32")),
+    ]
+    config = latent.tune(config, args, ways=("", "subset", "full", "lora"), subset=unets.MAVIN_TRAINED)
+    return config if args["smoke"] or not args["tune"] else trained_as_published(config, args, settings)
+
+
+def parse(arg, data):
+    """The arguments, checked, with what release=1 and smoke=1 say."""
     args = latent.parse(
         arg, weights="weights/mavin", base="weights/modelscope", frames=0, height=0, width=0, part="transition", variant="", drop=0.1,
         release=False, motion="", least_flow=0.0, folder=False, **ARMS,
@@ -109,35 +125,29 @@ def published(arg, source, text, actions, data):
     defaults.within(args, drop=(0, 1), f0=(0, 10), decay=(0, 10), least_flow=(0, 1000))
     if args["least_flow"] and args["variable"] and args["part"] == "transition":
         raise ValueError("least_flow is measured over a gap of one place: give variable=0 as well")
-    if args["release"]:
-        args |= dict(bfg=False, gfm="official3d", drop=0.0)
-    transition, smoke = args["part"] == "transition", args["smoke"]
-    settings = dict(size=256, peak=5e-6, steps=40000) if transition else actions
-    usual = (8, 32, 48) if smoke else (32 if transition else 16, settings["size"], settings["size"])
-    clip = [(smoke and value) or args[name] or value for name, value in zip(("frames", "height", "width"), usual)]
-    gap = TINY_GAP if smoke else GAP
-    if transition:
-        noised, length = noising(args, **gap), gap["sample"][1] - gap["sample"][0]
-        start, begin = gap["sample"][0], mixer(args)
-    else:
-        noised, length, start, begin = FIRST, clip[0] - 1, 1, action_mixer(args)
-    scalars = dict(length=length) | (dict(start=start, end=start + length) if args["variant"] in ("centred", "sparse_causal") else {})
+    return args | (dict(bfg=False, gfm="official3d", drop=0.0) if args["release"] else {})
+
+
+def gap_of(args):
+    return TINY_GAP if args["smoke"] else GAP
+
+
+def objective(args, clip):
+    """Of clips (t h w): the network, what it is told, how it is trained and sampled from."""
+    transition, smoke, gap = args["part"] == "transition", args["smoke"], gap_of(args)
+    start, end = gap["sample"] if transition else (1, clip[0])
+    scalars = dict(length=end - start) | (dict(start=start, end=end) if args["variant"] in ("centred", "sparse_causal") else {})
     tower = lambda folder, part: latent.converted(f"{args[folder]}/{part}", args["dtype"])
-    vision = tower("weights", "vision")
+    resized = dict(factory="magvid.models.clip:shortest_side")
+    ends = ("before", "after") if transition else ("before",)
     hidden = ["text"] if args["release"] else told(args)
-    config = ConfigDict(dict(seed=64))
-    config.objective = dict(
+    return dict(
         target="magvid.objectives.denoise:Denoise",
         network=network(args, **(latent.TINY if smoke else {})) if args["tune"] not in ("", "lora") else converted_network(args),
         vae=tower("base", "vae"),
-        conditioners=conditioners(
-            args, tower("base", "text"), vision, dict(factory="magvid.models.clip:shortest_side"),
-            ends=("before", "after") if transition else ("before",), **scalars,
-        ),
-        noising=noised,
-        schedule=dict(
-            target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)
-        ),
+        conditioners=conditioners(args, tower("base", "text"), tower("weights", "vision"), resized, ends, **scalars),
+        noising=noising(args, **gap) if transition else FIRST,
+        schedule=dict(target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)),
         drop=[[hidden, args["drop"]]] if args["drop"] else [],
         tasks=dict(TVI=()) if transition else dict(TI2V=()),
         sampling=dict(
@@ -145,38 +155,40 @@ def published(arg, source, text, actions, data):
             sampler=dict(target="magvid.diffusion.samplers:DPMSolverPP2M"),
             steps=2 if smoke else 50,
             guidance=[[hidden, 9.0]],
-            mixer=begin,
+            mixer=mixer(args) if transition else action_mixer(args),
         ),
         clip=clip,
-    )  # fmt: skip
-    words = dict(target="magvid.data.text:Template", template=text if transition else "{action}")
-    texts = [latent.tokenizer(dict(args, weights=args["base"]))] if smoke else [words, latent.tokenizer(dict(args, weights=args["base"]))]
-    flip = [dict(target="magvid.data.pipeline:Augment", flip=True)]
+    )
+
+
+def dataset(args, clip, source, template):
+    """Clips with their texts, without windows that have a cut, and in training flipped at random."""
 
     def clips(split):
-        if smoke:
+        if args["smoke"]:
             return latent.sprites(*clip)
         made = (folder if args["folder"] else source)(split, *clip) | dict(path=args["data"])
         if args["motion"] != "0":
-            flow = dict(least_flow=args["least_flow"], gap=gap["sample"] if transition else None) if args["least_flow"] else {}
+            gap = gap_of(args)["sample"] if args["part"] == "transition" else None
+            flow = dict(least_flow=args["least_flow"], gap=gap) if args["least_flow"] else {}
             made["motion"] = dict(target="magvid.data.motion:Motion", file=args["motion"] or f"{args['data']}/motion.json", **flow)
         return made
 
-    train = clips("train")
-    train = latent.viewed(args, train, args["views"], flip) if args["views"] else train
-    config.data = dict(
+    words = [] if args["smoke"] else [dict(target="magvid.data.text:Template", template=template)]
+    texts = [*words, latent.tokenizer(dict(args, weights=args["base"]))]
+    flip = [dict(target="magvid.data.pipeline:Augment", flip=True)]
+    train = latent.viewed(args, clips("train"), args["views"], flip) if args["views"] else clips("train")
+    return dict(
         train=dict(source=train, transforms=texts if args["views"] else [*flip, *texts], workers=0),
         eval=dict(source=clips("test"), transforms=texts, limit=64),
     )
-    config.metrics = [
-        dict(target="magvid.metrics.frames:GapFrames"),
-        dict(target="magvid.metrics.clip:ClipSmoothness", vision=latent.converted(f"{args['weights']}/vision", "float32")),
-    ]
-    config = latent.tune(config, args, ways=("", "subset", "full", "lora"), subset=unets.MAVIN_TRAINED)
-    if args["tune"] and not smoke:
-        config.steps, config.batch, config.microbatch = settings["steps"], 1, 0
-        if args["tune"] != "lora":
-            config.optim.network.rules[0][1].update(peak=settings["peak"], warmup=0, decay="constant")
-            config.ema = 0.0
-            config.init = [dict(run=f"{args['base']}/unet", groups=["network"], weights="params", skip=["cond_proj"])]
+
+
+def trained_as_published(config, args, settings):
+    """Steps and rate of the released code, from ModelScope's weights."""
+    config.steps, config.batch, config.microbatch = settings["steps"], 1, 0
+    if args["tune"] != "lora":
+        config.optim.network.rules[0][1].update(peak=settings["peak"], warmup=0, decay="constant")
+        config.ema = 0.0
+        config.init = [dict(run=f"{args['base']}/unet", groups=["network"], weights="params", skip=["cond_proj"])]
     return config

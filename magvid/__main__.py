@@ -1,4 +1,4 @@
-"""The command line: `magvid train | encode | sample | connect | evaluate`; what flags they have is in flags.py.
+"""The command line: `magvid train | encode | sample | connect | evaluate`; what flags they have is in commands.py.
 
 Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
 Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 import magvid
-from magvid.flags import COMMANDS, guarded, leave, load_config, overview, parse, program_help, use_huge_pages
+from magvid.commands import COMMANDS, overview
+from magvid.flags import guarded, leave, load_config, parse, program_help, use_huge_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:

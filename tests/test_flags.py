@@ -10,7 +10,8 @@ import pytest
 import tiny_runs
 
 from magvid.__main__ import open_config
-from magvid.flags import COMMANDS, load_config, overview, parse, program_help, use_huge_pages
+from magvid.commands import COMMANDS, overview
+from magvid.flags import load_config, parse, program_help, use_huge_pages
 
 NEEDS = {"train": "config workdir", "encode": "config out", "sample": "run|config", "connect": "run|config"}
 ROOT = pathlib.Path(__file__).parent.parent

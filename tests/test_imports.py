@@ -14,7 +14,7 @@ MODULES = sorted(
     for folder in ("magvid", "configs", "experiments", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
 )
-DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "evaluate", "sample", "job", "flags"}
+DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "evaluate", "sample", "job", "flags", "commands"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline"}
 MACHINERY |= {"data.cache", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
@@ -51,6 +51,7 @@ ARROWS = {
     "connect": MACHINERY | {"job", "generator", "conditions", "data.images"},
     "sample": MACHINERY | {"job", "generator", "conditions", "pictures"},
     "flags": set(),
+    "commands": {"flags"},
     "__main__": MACHINERY | DRIVERS | {"report"},
 }
 

@@ -51,6 +51,7 @@ class AnimalKingdom(VideoFolder):
         height: int,
         width: int,
         animal: str | Sequence[str],
+        *,
         fps: float | None = None,
         stride: int = 1,
         crop: str = "random",
@@ -67,9 +68,8 @@ class AnimalKingdom(VideoFolder):
         self._table = _of_animals(read_metadata(path), [animal] if isinstance(animal, str) else animal)
         if not videos.is_dir():
             raise UserError(f"there is no folder {videos}: unpack dataset/video.tar.gz of the download beside itself")
-        super().__init__(
-            videos, frames, height, width, fps, stride, crop, split, 0.0, windows, index, most_stride, keep_aspect, motion
-        )
+        reading = dict(fps=fps, stride=stride, crop=crop, windows=windows, most_stride=most_stride, keep_aspect=keep_aspect)
+        super().__init__(videos, frames, height, width, split=split, index=index, motion=motion, **reading)
 
     def _listed(self) -> Collection[str]:
         return self._table

@@ -63,6 +63,7 @@ class VideoFolder(Source):
         frames: int,
         height: int,
         width: int,
+        *,
         fps: float | None = None,
         stride: int = 1,
         crop: str = "random",
@@ -74,7 +75,7 @@ class VideoFolder(Source):
         keep_aspect: bool = True,
         motion: Motion | None = None,
     ):
-        super().__init__(frames, height, width, stride, crop, windows, keep_aspect, motion)
+        super().__init__(frames, height, width, stride, crop, windows, keep_aspect=keep_aspect, motion=motion)
         if fps is not None and fps <= 0:
             raise ValueError(f"fps must be positive, got {fps}")
         if most_stride is not None and (fps is None or stride != 1 or most_stride < 1):
@@ -85,7 +86,8 @@ class VideoFolder(Source):
         self.classes, told = self._labels([name for name, entry in entries.items() if "error" not in entry], set(entries))
         starts, self.bad = self._usable(entries)
         clip = lambda name: Clip(name, *told[name], entries[name]["sha256"], entries[name]["timeline"], starts[name])
-        self._clips = [clip(name) for name in self._chosen(sorted(starts), split, holdout)]
+        self.files = self._chosen(sorted(starts), split, holdout)
+        self.records, self._clips = len(self.files), [clip(name) for name in self.files]
 
     # What other layouts of a folder have otherwise
 
@@ -107,14 +109,6 @@ class VideoFolder(Source):
 
     def _chosen(self, names: list[str], split: str | None, holdout: float) -> list[str]:
         return split_names(names, split, holdout)
-
-    @property
-    def records(self) -> int:
-        return len(self._clips)
-
-    @property
-    def files(self) -> list[str]:
-        return [clip.name for clip in self._clips]
 
     @property
     def fingerprint(self) -> str:

@@ -62,6 +62,7 @@ class Source:
         stride: int = 1,
         crop: str = "random",
         windows: int = 0,
+        *,
         keep_aspect: bool = True,
         motion: Motion | None = None,
     ):

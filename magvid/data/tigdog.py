@@ -71,6 +71,7 @@ class TigDog(Source):
         height: int,
         width: int,
         animal: str = "tiger",
+        *,
         stride: int = 1,
         crop: str = "random",
         split: str | None = None,
@@ -80,22 +81,15 @@ class TigDog(Source):
         motion: Motion | None = None,
         behaviors: Sequence[str] | None = None,
     ):
-        super().__init__(frames, height, width, stride, crop, windows, keep_aspect, motion)
+        super().__init__(frames, height, width, stride, crop, windows, keep_aspect=keep_aspect, motion=motion)
         self.path, self.animal = pathlib.Path(path).expanduser(), animal
         if not (self.path / animal).is_dir():
             raise UserError(no_folder(self.path / animal, f"TigDog's frames ({animal}.tar.gz)"))
         names = behaviors or _behaviors(self.path / "behaviors" / animal / "behaviors.m")
         self.classes = (NOTHING, *(name.replace("_", " ") for name in names))
         shots, self.bad = self._usable(read_ranges(self.path / "ranges" / animal / "ranges.mat"))
-        self._shots = [shots[name] for name in split_names(sorted(shots), split, holdout)]
-
-    @property
-    def records(self) -> int:
-        return len(self._shots)
-
-    @property
-    def files(self) -> list[str]:
-        return [shot.name for shot in self._shots]
+        self.files = split_names(sorted(shots), split, holdout)
+        self.records, self._shots = len(self.files), [shots[name] for name in self.files]
 
     @property
     def fingerprint(self) -> str:

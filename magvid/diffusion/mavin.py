@@ -5,6 +5,7 @@ The frames of a *gap* are noised and learned, all others stay clean in place. Fr
 `end` the first one after it, so that the boundary frames are start - 1 and end, and the gap has end - start frames.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
@@ -189,7 +190,7 @@ def interpolate(clean: Float[Array, "b t h w c"], known: Bool[Array, "b t"]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixer:
+class Mixer(abc.ABC):
     """x = low pass(alpha b + sigma noise) + high pass(noise) in the gap, where b is the nearest boundary frame's latent and
     both have the same noise; outside of it the clean latents.
 
@@ -206,8 +207,9 @@ class Mixer:
         x = noise * spread + self.low_pass(corrupt(boundary, noise, s) - noise * spread, known)
         return jnp.where(known[..., None, None, None], clean, x)
 
+    @abc.abstractmethod
     def low_pass(self, x: Float[Array, "b t h w c"], known: Bool[Array, "b t"]) -> Float[Array, "b t h w c"]:
-        raise NotImplementedError
+        """What is kept of x; of the gap alone it matters."""
 
     def check(self, known: Bool[np.ndarray, "t"]) -> None:
         """ValueError for a gap that this form cannot do."""

@@ -1,0 +1,169 @@
+"""The commands of `magvid` and their flags."""
+
+from magvid.flags import Flag, Program
+
+SEED = Flag("seed", "int", 0, "N", "seed of all random choices; equal seeds give equal videos", 0)
+RUN = [
+    Flag("run", "str", None, "FOLDER", "a folder that `magvid train` has written"),
+    Flag("weights", "str", None, "ema|params", "averaged or last weights; default: averaged where there are any"),
+]
+TRUST = Flag("trust", "bool", False, "", "let the config of a run name code outside of magvid")
+
+CONFIG = Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config")
+
+COMMANDS = {
+    "train": Program(
+        "magvid train",
+        "Train what a config describes, or go on with a run that was interrupted.",
+        [
+            CONFIG,
+            Flag("workdir", "str", None, "FOLDER", "the run folder: new, or one to go on with"),
+            TRUST,
+        ],
+        [
+            "--config=configs/vq3d_sprites.py --workdir=runs/vq",
+            "--config=configs/vq3d_sprites.py --workdir=runs/vq --config.steps=20000",
+        ],
+        "--config.batch=16",
+    ),
+    "encode": Program(
+        "magvid encode",
+        "Encode a data set once with the frozen tokenizer or autoencoder of a config: training reads tokens or latents, not videos.",
+        [
+            CONFIG,
+            Flag("out", "str", None, "FOLDER", "where to write: new, or one to go on with"),
+            Flag("split", "str", "train", "train|eval", "which data of the config"),
+            Flag("rows", "int", None, "N", "rows of a shard, a clip and view each; default: 4096 or 256 MB, or as those there", 1),
+            Flag("batch", "int", None, "N", "clips at a time; default: as in training", 1),
+            TRUST,
+        ],
+        [
+            "--config=configs/commit_sprites.py:clips=20000 --out=runs/tokens",
+            "--config=configs/commit_ucf101.py:views=8 --out=runs/tokens --rows=2048",
+            "--config=configs/svd.py:tune=lora,data=videos,views=4 --out=runs/svd-latents",
+        ],
+        "--config.data.train.workers=4",
+    ),
+    "sample": Program(
+        "magvid sample",
+        "Generate videos with a trained run, or as a config says with public weights, from a prompt, a picture, a video or "
+        "the run's evaluation clips.",
+        [
+            *RUN,
+            CONFIG._replace(help="in place of --run: a config that trains nothing, such as configs/svd.py"),
+            Flag(
+                "task",
+                "str",
+                None,
+                "NAME[,NAME]",
+                "FP FI OPC OPV OPH OPD IPC IPD CG CFP, FP5 (5 frames given), of diffusion T2V I2V TI2V V, TVI (infilling); default: all of "
+                "the run",
+            ),
+            Flag("prompt", "str", None, "TEXT", "what to show, in words"),
+            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
+            Flag("image", "str", None, "FILE", "the first frame"),
+            Flag("video", "str", None, "FILE", "take the condition from this video; default: evaluation clips"),
+            Flag("start", "float", 0.0, "SECONDS", "skip so much of the video", 0),
+            Flag(
+                "fps",
+                "float",
+                None,
+                "RATE",
+                "read the video at this rate, or write what comes of a picture or prompt; default: as the run's data, or the "
+                "file's own",
+            ),
+            Flag("index", "int", 0, "N", "the first evaluation clip; of a class alone: the first sample", 0),
+            Flag("number", "int", None, "N", "evaluation clips, or samples for the video; default: 4", 1),
+            Flag("label", "str", None, "ID|NAME", "the class to generate; default: the clip's own"),
+            Flag(
+                "size", "str", None, "HxW", "of the video or picture, cut and resized (not COMMIT); default: as the run's clips"
+            ),
+            Flag(
+                "frames", "int", None, "N", "length: of FP, CFP, I2V any, window by window; of a tokenizer's video, T2V any", 1
+            ),
+            Flag("overlap", "int", None, "N", "frames that the windows share; default: as the run's config", 1),
+            Flag("steps", "int", None, "N", "decoding or denoising steps; default: as the run's config", 1),
+            Flag("temperature", "float", None, "T", "of the decoding; default: as the run's config", 0),
+            Flag(
+                "schedule", "str", None, "NAME", "of masking: cosine uniform power2 logarithmic exponential; default: as above"
+            ),
+            Flag("guidance", "float", None, "G", "classifier-free; see objective.condition_drop; default: as above", 0),
+            Flag("intermediates", "bool", False, "", "also draw the decoding steps, a picture per sample"),
+            SEED,
+            Flag("out", "str", None, "FOLDER", "where to write; default: RUN/samples, of a config samples/NAME-NUMBER"),
+            Flag("format", "str", None, "mp4|gif|webm|png", "of the files; default: png of images (videos of one frame), else mp4"),
+            Flag("scale", "int", 0, "N", "enlarge N times; default: to at least 128 pixels; 1: as they are", 0),
+            TRUST,
+        ],
+        [
+            "--run=runs/magvit --task=FP --number=8",
+            "--run=runs/magvit --task=CFP --video=a.mp4 --label=3 --out=out",
+            "--run=runs/magvit --task=FP5 --frames=64 --overlap=5",
+            "--run=runs/vq --video=a.mp4 --size=96x160 --frames=40",
+            "--config=configs/svd.py --image=a.png --number=1",
+            '--config=configs/modelscope.py --prompt="a panda eats bamboo on a rock"',
+        ],
+        "--config.objective.decoding.steps=24",
+    ),
+    "connect": Program(
+        "magvid connect",
+        "Join clips into one video: the transitions between them are made by a run that fills gaps (MAVIN).",
+        [
+            Flag("clips", "files", (), "FILE FILE [FILE ...]", "two or more videos of any size and rate"),
+            *RUN,
+            CONFIG._replace(help="in place of --run: a config that trains nothing, with converted weights"),
+            Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif"),
+            Flag(
+                "refine", "str", None, "N,N",
+                "frames at the end of a clip and the beginning of the next that are made anew, or a pair per join; default: half of the run's usual "
+                "gap each, of the paper's 6,6"
+            ),
+            Flag("prompt", "str", None, "TEXT[|TEXT]", "what happens, in words: one text, one per join, or one per clip; default: as trained"),
+            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
+            Flag("actions", "str", None, "FOLDER", "a run that makes the clips itself, one for each action in --prompt, from --image"),
+            Flag("image", "str", None, "FILE[,FILE]", "the first frame of all actions, or one for each"),
+            Flag("fps", "float", None, "RATE", "read all clips at this rate, and write it; default: as the run's data, or 8"),
+            Flag("size", "str", None, "HxW", "of the result; default: as the run's clips"),
+            Flag("steps", "int", None, "N", "denoising steps; default: as the run's config", 1),
+            Flag("guidance", "float", None, "G", "classifier-free; default: as the run's config", 0),
+            SEED,
+            TRUST,
+        ],
+        [
+            "a.mp4 b.mp4 c.mp4 --run=runs/mavin --refine=6,6 --out=all.mp4",
+            'walk.mp4 eat.mp4 --run=runs/mavin --prompt="a horse walks|a horse eats" --out=horse.mp4',
+            '--run=runs/mavin --actions=runs/mavin-action --image=horse.png --prompt="run|jump|eat" --out=script.mp4',
+        ],
+        "--config.objective.sampling.mixer.cutoff=0.4",
+    ),
+    "evaluate": Program(
+        "magvid evaluate",
+        "Measure a trained run on held-out clips: a table, and RUN/evaluation.json.",
+        [
+            *RUN,
+            Flag("tasks", "str", None, "NAME[,NAME]", "default: all of the run"),
+            Flag("clips", "int", 200, "N", "how many held-out clips", 1),
+            Flag("batch", "int", None, "N", "clips at a time; default: as the run's config", 1),
+            Flag("best_of", "int", 1, "N", "samples per clip and task: adds the skill of the best", 1),
+            SEED,
+            Flag("out", "str", None, "FILE", "where to write; default: RUN/evaluation.json"),
+            TRUST,
+        ],
+        ["--run=runs/vq", "--run=runs/magvit --tasks=FP,FI --clips=64 --best_of=16"],
+        "--config.data.eval.source.split=test",
+    ),
+}
+
+
+def overview() -> str:
+    """What `magvid --help` prints."""
+    lines = ["magvid: conditional video generators in JAX", "", "usage: magvid COMMAND --flag=value ...", ""]
+    lines += [f"  {name:<10}{program.text}" for name, program in COMMANDS.items()]
+    lines += ["", "examples:"]
+    lines += [f"  {program.name} {program.examples[0]}" for program in COMMANDS.values()]
+    lines += [
+        "",
+        "`magvid COMMAND --help` lists its flags; `magvid --version` prints the version.",
+        "`--debug` shows the traceback of an error.",
+    ]
+    return "\n".join(lines)
