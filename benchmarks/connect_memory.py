@@ -13,6 +13,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 
@@ -31,8 +32,6 @@ def noise(frames: int, seed: int):
 
 def measure(run: str, length: int, size: str, folder: pathlib.Path) -> dict:
     """{"frames", "peak_mb", "seconds"} of joining three clips of length / 3 frames."""
-    import time
-
     clips = [folder / f"{i}.mp4" for i in range(3)]
     for i, path in enumerate(clips):
         write_video(path, noise(length // 3 + (length % 3 > i), i), 8)
