@@ -187,7 +187,7 @@ def command(out, pause):
 def test_a_killed_encode_goes_on_where_it_was(tokens, tmp_path):
     process = subprocess.Popen(**command(tmp_path, 0.2))
     try:
-        while not list(tmp_path.glob("tokens-00001-*")):
+        while len(list(tmp_path.glob("tokens-0*"))) < 2:  # threads write them: the second may be there before the first
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.005)
     finally:

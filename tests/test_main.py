@@ -10,7 +10,8 @@ import tiny_runs
 import magvid
 from magvid import evaluate, runs
 from magvid.__main__ import main, open_config
-from magvid.flags import COMMANDS, overview, program_help
+from magvid.commands import COMMANDS, overview
+from magvid.flags import program_help
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -9,7 +9,8 @@ import tiny_runs
 from test_flags import NEEDS
 
 from magvid.__main__ import open_config
-from magvid.flags import COMMANDS, parse
+from magvid.commands import COMMANDS
+from magvid.flags import parse
 from magvid.job import DEFAULTS, REQUIRED
 from magvid.video import read_video
 
