@@ -1,5 +1,6 @@
 """magvid.data.animal_kingdom: a tiny archive laid out as the public one."""
 
+import hashlib
 import pickle
 import sys
 
@@ -49,6 +50,8 @@ def test_the_videos_of_one_animal(archive):
     assert source.bad == {"GGGGHORS.mp4": "cannot be opened: No such file or directory"}
     assert source.classes == ("eating", "jumping", "running", "walking")
     told = [{k: v for k, v in record.items() if k != "video"} for record in source]
+    digests = [record.pop("digest") for record in told]
+    assert digests == [hashlib.sha256((archive / "dataset/video" / name).read_bytes()).hexdigest() for name in source.files]
     assert told == [
         dict(label=0, action="eating", text="horse eating", file="AAAAHORS.mp4"),
         dict(label=3, action="walking and eating", text="horse walking and eating", file="BBBBHORS.mp4"),

@@ -1,5 +1,6 @@
 """magvid.data.folder: clips from real files of every kind, good and bad."""
 
+import hashlib
 import json
 import pickle
 
@@ -9,10 +10,12 @@ from make_videos import damaged, encode, numbered, numbers
 
 from magvid import video
 from magvid.data.folder import VideoFolder
+from magvid.data.motion import Measured, Motion, save
 from magvid.data.pipeline import Loader
 from magvid.data.text import Template
 from magvid.types import UserError
 
+FINGERPRINTS = ["95559a3aacd140bb", "232fc8ed513f782b", "360c525d8fb874d4"]  # of files and settings as they were before `spread`
 KINDS = {  # file -> how it is encoded
     "a.mp4": {},
     "b.mov": {},
@@ -125,6 +128,77 @@ def test_whole_strides_near_a_frame_rate(tmp_path):
     for wrong in (dict(most_stride=2), dict(most_stride=0, fps=8), dict(most_stride=2, fps=8, stride=2)):
         with pytest.raises(ValueError, match="most_stride=.: at least 1, and together with fps and stride=1"):
             VideoFolder(tmp_path, 5, 8, 8, **wrong)
+
+
+def test_clips_spread_over_the_whole_file(tmp_path):
+    for name, frames in (("a.mp4", 12), ("b.mp4", 5), ("c.mp4", 20), ("d.mp4", 4)):
+        encode(tmp_path / name, numbered(frames))
+    folder = VideoFolder(tmp_path, 5, 8, 8, spread=True)
+    assert folder.bad == {"d.mp4": "too short: 4 frames, a clip needs 5"}
+    shown = [[0, 3, 6, 8, 11], [0, 1, 2, 3, 4], [0, 5, 10, 14, 19]]  # 5.5 and 9.5 are rounded to the even number
+    assert [numbers(record["video"]) for record in folder] == shown
+    assert [numbers(folder.read(i % 3, rng(i))["video"]) for i in range(9)] == shown * 3  # whatever is drawn
+    assert [numbers(record["video"]) for record in VideoFolder(tmp_path, 1, 8, 8, spread=True)] == [[0]] * 4
+    assert folder.fingerprint != VideoFolder(tmp_path, 5, 8, 8).fingerprint
+
+
+def test_spread_at_a_frame_rate(tmp_path):
+    encode(tmp_path / "a.mkv", numbered(5), rate=100, times=[0, 10, 20, 80, 90])  # 1 s at a variable rate
+    folder = VideoFolder(tmp_path, 4, 8, 8, fps=10, spread=True)
+    assert numbers(folder[0]["video"]) == [0, 2, 2, 4]  # of the ten frames 0 1 2 2 2 2 2 2 3 4 numbers 0, 3, 6 and 9
+    assert numbers(VideoFolder(tmp_path, 4, 8, 8, spread=True)[0]["video"]) == [0, 1, 3, 4]
+
+
+def test_a_spread_clip_is_cropped_in_space_alone(tmp_path):
+    halves = np.zeros((6, 16, 64, 3), np.uint8)
+    halves[:, :, 32:] = 255
+    encode(tmp_path / "a.mp4", halves)
+    folder = VideoFolder(tmp_path, 2, 16, 16, spread=True)
+    means = [folder.read(0, rng(seed))["video"].mean() for seed in range(20)]
+    assert min(means) < 10 and max(means) > 245
+    centre = VideoFolder(tmp_path, 2, 16, 16, spread=True, crop="centre", windows=1)
+    assert len({centre.read(0, rng(seed))["video"].tobytes() for seed in range(5)}) == 1
+
+
+def test_what_does_not_go_with_spread(tmp_path):
+    encode(tmp_path / "a.mp4", numbered(6))
+    for wrong in (dict(stride=2), dict(windows=2, crop="centre")):
+        with pytest.raises(ValueError, match="spread: a clip is of the whole file, so stride must be 1 and windows at most 1, got "):
+            VideoFolder(tmp_path, 2, 8, 8, spread=True, **wrong)
+    with pytest.raises(ValueError, match="most_stride=2: with spread the length of a file decides"):
+        VideoFolder(tmp_path, 2, 8, 8, spread=True, fps=8, most_stride=2)
+
+
+def test_motion_judges_all_of_a_spread_clip(tmp_path):
+    encode(tmp_path / "a.mp4", numbered(8))
+    encode(tmp_path / "b.mp4", numbered(9))
+    folder = VideoFolder(tmp_path, 3, 8, 8)
+    ssim = {"a.mp4": [1, 1, 0, 1, 1, 1, 1], "b.mp4": [1] * 8}
+    measured = {name: Measured(folder.whole(i)[1], np.array(ssim[name], float), None) for i, name in enumerate(folder.files)}
+    save(tmp_path / "m.json", {"size": [8, 8], "flow": None}, measured)
+    motion = Motion(tmp_path / "m.json")
+    assert VideoFolder(tmp_path, 3, 8, 8, motion=motion).files == ["a.mp4", "b.mp4"]
+    spread = VideoFolder(tmp_path, 3, 8, 8, motion=motion, spread=True)
+    assert spread.files == ["b.mp4"] and numbers(spread[0]["video"]) == [0, 4, 8]
+    assert spread.bad == {"a.mp4": "every window has a scene cut (an SSIM below 0.1)"}
+
+
+def test_the_digest_is_that_of_the_file(tmp_path):
+    encode(tmp_path / "a.mp4", numbered(4))
+    record = VideoFolder(tmp_path, 2, 8, 8)[0]
+    assert record["digest"] == hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest()
+    assert set(record) == {"video", "label", "action", "caption", "file", "digest"}
+
+
+def test_fingerprints_of_old_settings_stay(tmp_path):
+    """Runs that were begun before there was more to set go on."""
+    (tmp_path / "a.mp4").touch()
+    file = (tmp_path / "a.mp4").stat()
+    timeline = dict(first=0, runs=[[1], [5]], tick=[1, 10], rate=10.0, seek=True)
+    entry = dict(size=0, mtime=file.st_mtime_ns, sha256="0" * 64, timeline=timeline)
+    (tmp_path / "index.json").write_text(json.dumps({"format": "magvid.video_index/1", "files": {"a.mp4": entry}}))
+    of = lambda **options: VideoFolder(tmp_path, 2, 8, 8, **options).fingerprint
+    assert [of(), of(crop="centre", windows=3), of(fps=5, most_stride=2, keep_aspect=False)] == FINGERPRINTS
 
 
 def test_the_whole_picture_squeezed(tmp_path):

@@ -43,6 +43,7 @@ def test_shots_and_what_the_animal_does(archive):
     assert source.files == ["tiger/11", "tiger/4", "tiger/9"] and not source.bad and source.fps is None
     assert source.classes == ("nothing", "walking", "turning head", "blink")
     told = [{k: v for k, v in record.items() if k != "video"} for record in source]
+    assert [record.pop("digest") for record in told] == [source.whole(i)[1] for i in range(3)]
     assert told == [
         dict(label=0, action="nothing", text="tiger", file="tiger/11"),
         dict(label=1, action="walking", text="tiger walking", file="tiger/4"),

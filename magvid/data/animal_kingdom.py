@@ -38,8 +38,9 @@ class AnimalKingdom(VideoFolder):
     the archive's "train" or "test" (the videos of annotation/val.csv), None for both. All else: see `VideoFolder`; only
     these videos are indexed. Needs openpyxl.
 
-    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str, "text": str, "file": str}. action:
-    what the animal does in the video, not always in the clip: "eating and walking"; the label is the first of these.
+    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str, "text": str, "file": str,
+    "digest": str (the SHA-256 of the file)}. action: what the animal does in the video, not always in the clip: "eating and
+    walking"; the label is the first of these.
     `classes`: all actions of the animal in both splits. text: the animal and its actions, "horse eating and walking".
     UserError where the archive is not there or is laid out otherwise, and for an animal that it does not have.
     """

@@ -7,7 +7,9 @@
 Which files are usable, and what is in them, is learnt once and kept in `index.json` (see data/video_index.py).
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -15,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from magvid import video
 from magvid.data.motion import Motion
@@ -23,18 +25,21 @@ from magvid.data.source import Cut, Source, class_name, report_bad, split_names,
 from magvid.data.video_index import index_folder, timestamps
 from magvid.types import UserError
 
+Entry = dict[str, Any]  # of the index, of one file; with "part": (first, last + 1) of its frames, of a part of one
+
 
 class Clip(NamedTuple):
-    """One usable file: its name relative to the folder, class, captions, the frames it shows, and those at which a clip may
-    begin.
+    """One usable file, or a part of one: its name, the file relative to the folder, class, captions, a digest of the content,
+    which frames there are (see `Entry`), and those at which a clip may begin.
     """
 
     name: str
+    file: str
     label: int
     action: str
     captions: tuple[str, ...]
     sha256: str
-    timeline: dict
+    entry: Entry
     starts: Sequence[int]
 
 
@@ -49,12 +54,15 @@ class VideoFolder(Source):
     crop: "random" or "centre", in space and time, of the clips `read(i, rng)` gives; `source[i]` is always the centre, or one
     of several `windows` (see `Source`). split: "train" or "validation" (a share `holdout` of the files, chosen by a hash of
     their relative names), None for all. index: file in which to keep the index; default `index.json` in the folder, or in
-    the user's cache where the folder cannot be written. motion: only windows that it allows (see `data.motion`).
+    the user's cache where the folder cannot be written. motion: only windows that it allows (see `data.motion`). spread: a clip's
+    frames lie evenly from the first to the last one of the file (at `fps`, where that is given): those with the numbers
+    round(linspace(0, n - 1, frames)). `stride` must then be 1, there is no most_stride, and `crop` has no effect in time; a file
+    with fewer frames than a clip is too short.
 
     A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str (the name of the class),
-    "caption": str, "file": str}. Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file
-    that fails later, because it was deleted or damaged after indexing, is replaced by the next usable one, with one warning
-    per file. Raises UserError where there is no folder, no video in it, or none that is usable.
+    "caption": str, "file": str, "digest": str (the SHA-256 of the file)}. Attributes: `classes`, `files` (usable ones of this
+    split), `bad` (name -> reason). A file that fails later, because it was deleted or damaged after indexing, is replaced by the
+    next usable one, with one warning per file. Raises UserError where there is no folder, no video in it, or none that is usable.
     """
 
     def __init__(
@@ -74,22 +82,35 @@ class VideoFolder(Source):
         most_stride: int | None = None,
         keep_aspect: bool = True,
         motion: Motion | None = None,
+        spread: bool = False,
     ):
-        super().__init__(frames, height, width, stride, crop, windows, keep_aspect=keep_aspect, motion=motion)
+        super().__init__(frames, height, width, stride, crop, windows, keep_aspect=keep_aspect, motion=motion, spread=spread)
         if fps is not None and fps <= 0:
             raise ValueError(f"fps must be positive, got {fps}")
         if most_stride is not None and (fps is None or stride != 1 or most_stride < 1):
             raise ValueError(f"{most_stride=}: at least 1, and together with fps and stride=1, got {fps=} {stride=}")
+        if most_stride is not None and spread:
+            raise ValueError(f"{most_stride=}: with spread the length of a file decides which frames are taken")
         self.path, self.fps, self.most_stride = pathlib.Path(path).expanduser(), fps, most_stride
-        entries = index_folder(self.path, index, self._listed())
+        entries = self._parts(index_folder(self.path, index, self._listed()))
         # Of all files that can be decoded, so that labels depend neither on the split nor on the length of a clip.
         self.classes, told = self._labels([name for name, entry in entries.items() if "error" not in entry], set(entries))
         starts, self.bad = self._usable(entries)
-        clip = lambda name: Clip(name, *told[name], entries[name]["sha256"], entries[name]["timeline"], starts[name])
+        clip = lambda name, entry: Clip(name, self._file(name), *told[name], entry["sha256"], entry, starts[name])
         self.files = self._chosen(sorted(starts), split, holdout)
-        self.records, self._clips = len(self.files), [clip(name) for name in self.files]
+        self.records, self._clips = len(self.files), [clip(name, entries[name]) for name in self.files]
 
     # What other layouts of a folder have otherwise
+
+    noun = "videos"  # what the names in `files` and `bad` are of
+
+    def _parts(self, entries: dict[str, Entry]) -> dict[str, Entry]:
+        """Out of the entries of the files those of the clips, by their names; here these are the same."""
+        return entries
+
+    def _file(self, name: str) -> str:
+        """The file of the clip `name`."""
+        return name
 
     def _listed(self) -> Collection[str] | None:
         """The files that there should be, by their relative names; None: all that there are."""
@@ -117,46 +138,135 @@ class VideoFolder(Source):
         cut += [self.windows] if self.windows else []  # as it was before there were windows, and before the rest
         more = dict(most_stride=self.most_stride, squeezed=not self.keep_aspect, motion=self.motion and self.motion.fingerprint)
         cut += [more] if any(more.values()) else []
+        cut += ["spread"] if self.spread else []
         return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256) for c in self._clips]]).encode()).hexdigest()[:16]
 
     def whole(self, i: int) -> tuple[str, str, Iterator[UInt8[np.ndarray, "h w 3"]]]:
-        """Name, digest of the content and all frames of file i, as they are in the file."""
+        """Name, digest of the content and all frames of clip i's file, or part of one, as they are in the file."""
         clip = self._clips[i]
-        return clip.name, clip.sha256, (frame.rgb() for frame in video.decode(self.path / clip.name))
+        frames = itertools.islice(video.decode(self.path / clip.file), *clip.entry.get("part", (None,)))
+        return clip.name, clip.sha256, (frame.rgb() for frame in frames)
 
-    def _usable(self, entries: dict[str, dict]) -> tuple[dict[str, Sequence[int]], dict[str, str]]:
+    def _usable(self, entries: dict[str, Entry]) -> tuple[dict[str, Sequence[int]], dict[str, str]]:
         """Divides the index into {usable file: where a clip may begin} and {name: reason}; reports the latter."""
         found, fps = {}, None if self.most_stride else self.fps
         for name, entry in sorted(entries.items()):
-            found[name] = entry.get("error") or self.starts(name, entry["sha256"], *self._order(entry["timeline"]), fps)
+            found[name] = entry.get("error") or self.starts(name, entry["sha256"], *self._order(entry), fps)
         bad = {name: reason for name, reason in found.items() if isinstance(reason, str)}
         remedy = "Replace the files, or lower frames, stride or fps where they are too short."
-        report_bad(self.path, bad, len(entries), "videos", remedy)
+        report_bad(self.path, bad, len(entries), self.noun, remedy)
         return {name: starts for name, starts in found.items() if name not in bad}, bad
 
-    def _order(self, timeline: dict) -> tuple[np.ndarray, int]:
+    def _order(self, entry: Entry) -> tuple[np.ndarray, int]:
         """Which of the file's frames there are, one after the other, at the wanted rate; and every how many-th is shown."""
-        pts = timestamps(timeline)
+        timeline = entry["timeline"]
+        first, stop = entry.get("part") or (0, 1 + sum(timeline["runs"][1]))
         if self.most_stride is not None:
-            fits = (len(pts) - 1) // max(self.frames - 1, 1)
-            return np.arange(len(pts)), max(min(round(timeline["rate"] / self.fps), self.most_stride, fits), 1)
+            fits = (stop - first - 1) // max(self.frames - 1, 1)
+            return np.arange(first, stop), max(min(round(timeline["rate"] / self.fps), self.most_stride, fits), 1)
         if self.fps is None:
-            return np.arange(len(pts)), self.stride
+            return self.spread_out(np.arange(first, stop)), self.stride
         tick = timeline["tick"][0] / timeline["tick"][1]
+        pts = timestamps(timeline)[first:stop]
         times = (pts - pts[0]) * tick
         gap = times[-1] - times[-2] if len(times) > 1 else 1 / timeline["rate"]
-        return video.resample(times, times[-1] + gap, self.fps, tick), self.stride
+        return self.spread_out(first + video.resample(times, times[-1] + gap, self.fps, tick)), self.stride
 
     def cut(self, i: int, cut: Cut) -> dict[str, Any]:
         clip = self._clips[i]
-        order, stride = self._order(clip.timeline)
+        order, stride = self._order(clip.entry)
         first = clip.starts[cut.first(len(clip.starts))]
         shown = order[first : first + self.frames * stride : stride]
-        seek = shown[0] > 0 and clip.timeline["seek"]
-        images = _frames_at(self.path / clip.name, timestamps(clip.timeline)[shown], seek)
+        timeline = clip.entry["timeline"]
+        images = _frames_at(self.path / clip.file, timestamps(timeline)[shown], shown[0] > 0 and timeline["seek"])
         text = clip.captions[int(cut.caption * len(clip.captions))] if clip.captions else ""
-        told = {"label": np.int32(clip.label), "action": clip.action, "caption": text, "file": clip.name}
+        told = {"label": np.int32(clip.label), "action": clip.action, "caption": text, "file": clip.name, "digest": clip.sha256}
         return {"video": self.fit(images, cut), **told}
+
+
+class Told(NamedTuple):
+    """What an archive says of a clip: its file, relative to the folder; its class; what is done in it, "" where nothing is said;
+    and from when to when it lasts in the file, in seconds, None: all of it.
+    """
+
+    file: str
+    label: int
+    text: str
+    part: tuple[float, float] | None = None
+
+
+class InstructionFolder(VideoFolder):
+    """What the archives of videos with instructions have in common: `told` says of each clip, by its name, what it is.
+
+    Only their files are indexed. A clip without a text is left out, as one that cannot be read is.
+
+    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "text": str, "file": str, "digest": str}. text: in lower
+    case, without a full stop. file: the clip's name. digest: the SHA-256 of the file, or of that and of the part's bounds.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        frames: int,
+        height: int,
+        width: int,
+        told: Mapping[str, Told],
+        classes: Sequence[str],
+        **options: Any,
+    ):
+        self._told, self._classes = told, tuple(classes)
+        super().__init__(path, frames, height, width, **options)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the texts and classes as well."""
+        told = [(self._told[name].label, self._told[name].text) for name in self.files]
+        return hashlib.sha256(json.dumps([super().fingerprint, told]).encode()).hexdigest()[:16]
+
+    def _listed(self) -> Collection[str]:
+        return {told.file for told in self._told.values()}
+
+    def _file(self, name: str) -> str:
+        return self._told[name].file
+
+    def _labels(
+        self, names: Collection[str], present: Collection[str]
+    ) -> tuple[tuple[str, ...], Mapping[str, tuple[int, str, tuple[str, ...]]]]:
+        labels = {name: self._told[name].label for name in names}
+        return self._classes, {name: (k, self._classes[k], (self._told[name].text,)) for name, k in labels.items()}
+
+    def _parts(self, entries: dict[str, Entry]) -> dict[str, Entry]:
+        times = functools.lru_cache(1)(lambda file: _seconds(entries[file]["timeline"]))  # of a file for all its parts
+        found = {}
+        for name, told in sorted(self._told.items(), key=lambda item: item[1].file):
+            entry = entries[told.file]
+            if not told.text:
+                entry = {**entry, "error": "has no text"}
+            elif told.part and "error" not in entry:
+                entry = _part(entry, times(told.file), *told.part)
+            found[name] = entry
+        return found
+
+    def cut(self, i: int, cut: Cut) -> dict[str, Any]:
+        record = super().cut(i, cut)
+        return {("text" if key == "caption" else key): value for key, value in record.items() if key != "action"}
+
+
+def _seconds(timeline: dict) -> Float[np.ndarray, "n"]:
+    """When each frame of a file is shown."""
+    pts = timestamps(timeline)
+    return (pts - pts[0]) * (timeline["tick"][0] / timeline["tick"][1])
+
+
+def _part(entry: Entry, times: Float[np.ndarray, "n"], start: float, stop: float) -> Entry:
+    """The frames from the one that is on screen at `start` (seconds) to the one at `stop`."""
+    if not 0 <= start < stop:
+        return {**entry, "error": f"lasts from {start:g} to {stop:g} s"}
+    if start > times[-1]:
+        return {**entry, "error": f"begins at {start:g} s, and {times[-1]:g} s is the last frame of its file"}
+    until = lambda time: int(np.searchsorted(times, time + video.EPSILON, "right"))
+    digest = hashlib.sha256(json.dumps([entry["sha256"], start, stop]).encode()).hexdigest()
+    return {**entry, "sha256": digest, "part": (until(start) - 1, until(stop))}
 
 
 def _frames_at(path: pathlib.Path, pts: np.ndarray, seek: bool) -> np.ndarray:

@@ -65,10 +65,13 @@ class Source:
         *,
         keep_aspect: bool = True,
         motion: Motion | None = None,
+        spread: bool = False,
     ):
         """frames, height, width: size of a clip, of every `stride`-th frame. keep_aspect: a picture is cropped to the shape
         of a clip; False squeezes all of it into height x width. motion: which windows of a file may be clips; None: all.
-        ValueError for what cannot be meant.
+        spread: a clip's frames lie evenly from the first to the last one of the file, so that it shows all that happens;
+        `stride` must then be 1, there are no several windows, and `crop` concerns space alone. ValueError for what cannot
+        be meant.
         """
         if crop not in ("random", "centre"):
             raise ValueError(f'crop must be "random" or "centre", got {crop!r}')
@@ -76,8 +79,10 @@ class Source:
             raise ValueError(f"sizes must be positive, got {frames=} {height=} {width=} {stride=}")
         if windows < 0 or (windows and crop == "random"):
             raise ValueError(f'windows={windows} with crop="{crop}": a number of windows goes with crop="centre"')
+        if spread and (stride != 1 or windows > 1):
+            raise ValueError(f"spread: a clip is of the whole file, so stride must be 1 and windows at most 1, got {stride=} {windows=}")
         self.frames, self.height, self.width, self.stride = frames, height, width, stride
-        self.crop, self.windows, self.keep_aspect, self.motion = crop, windows, keep_aspect, motion
+        self.crop, self.windows, self.keep_aspect, self.motion, self.spread = crop, windows, keep_aspect, motion, spread
         self._warned: set[int] = set()
 
     @property
@@ -98,6 +103,12 @@ class Source:
 
     def cut(self, i: int, cut: Cut) -> dict[str, Any]:
         raise NotImplementedError
+
+    def spread_out(self, order: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+        """With `spread`, of these frames the ones that a clip shows; too few are left as they are, for `starts` to say so."""
+        if not self.spread or len(order) < self.frames:
+            return order
+        return order[np.rint(np.linspace(0, len(order) - 1, self.frames)).astype(int)]
 
     def starts(
         self, name: str, digest: str, order: Int[np.ndarray, "n"], stride: int, fps: float | None = None
@@ -161,6 +172,11 @@ def no_folder(path: str | os.PathLike, what: str) -> str:
 def class_name(path: pathlib.Path, name: str) -> str:
     """The class of a file: its first folder below `path`, or `path` itself."""
     return name.split("/")[0] if "/" in name else path.resolve().name
+
+
+def instruction(text: str) -> str:
+    """A text as it is told to a model: lower case, single blanks, no full stop at the end."""
+    return " ".join(text.lower().split()).rstrip(". ")
 
 
 def split_names(names: list[str], split: str | None, holdout: float) -> list[str]:

@@ -55,9 +55,10 @@ class TigDog(Source):
     "horse" or "dog". split: "train" or "validation" (a share `holdout` of the shots, chosen by a hash of their names), None
     for all. behaviors: the names of the ids 1, 2, ..., in place of those in behaviors.m. motion: see `data.motion`.
 
-    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str, "text": str, "file": str}. action:
-    what the animal does in most frames of the clip, "turning head"; where that is nothing, or not known, the label is 0 and the
-    action "nothing". text: "tiger turning head"; without an action "tiger". file: such as "tiger/4", of shot 4. Attributes:
+    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str, "text": str, "file": str,
+    "digest": str}. action: what the animal does in most frames of the clip, "turning head"; where that is nothing, or not known,
+    the label is 0 and the action "nothing". text: "tiger turning head"; without an action "tiger". file: such as "tiger/4", of
+    shot 4. digest: of the names and sizes of the shot's frames. Attributes:
     `classes`, `files` (usable shots of this split), `bad` (name -> reason). A shot that cannot be read later is replaced by
     the next one that can. UserError where the archive is not there, is laid out otherwise, or has no usable shot.
     """
@@ -111,7 +112,8 @@ class TigDog(Source):
         images = [self.fit(decode_image(self._frame(shot.first + k), size)[None], cut) for k in shown]
         label = int(np.bincount(shot.behaviors[shown]).argmax())
         action = self.classes[label]
-        told = {"action": action, "text": f"{self.animal} {action}" if label else self.animal, "file": shot.name}
+        text = f"{self.animal} {action}" if label else self.animal
+        told = {"action": action, "text": text, "file": shot.name, "digest": shot.digest}
         return {"video": np.concatenate(images), "label": np.int32(label), **told}
 
     def _frame(self, number: int) -> pathlib.Path:
