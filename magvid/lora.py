@@ -65,8 +65,9 @@ class LoRA:
     rank: int = 16
     alpha: float | None = None
 
-    def init(self, params: Params, key: Key[Array, ""]) -> Params:
-        return init(params, self.regex, self.rank, key)
+    def split(self, params: Params, key: Key[Array, ""]) -> tuple[Params, Params]:
+        """(the network's parameters, what is added to them)."""
+        return params, init(params, self.regex, self.rank, key)
 
     def merge(self, params: Params, lora: Params) -> Params:
         return merge(params, lora, 1.0 if self.alpha is None else self.alpha / self.rank)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiny_diffusion as tiny
-from magvid.models.conditioners import BoundaryTokens, ImageLatent, ImageTokens, Scalars, TextTokens
+from magvid.models.conditioners import BoundaryTokens, GivenLatents, ImageLatent, ImageTokens, Scalars, TextTokens
 
 BATCH = tiny.batch()
 KEY = jax.random.key(0)
@@ -114,3 +114,49 @@ def test_scalars():
     np.testing.assert_array_equal(said.scalars["fps"], [5, 6])
     np.testing.assert_array_equal(said.scalars["motion"], [127, 127])
     assert said.scalars["motion"].dtype == jnp.float32
+
+
+# Given frames (AID) -------------------------------------------------------------------------------------------------
+
+
+def given_latents(**fields):
+    return GivenLatents(tiny.VAE(), 5, **(dict(aug=0.0) | fields))
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_given_frames_then_grey(given):
+    said, variables = run(given_latents(given=given))
+    vae = tiny.VAE()
+    encode = lambda video: vae.apply({"params": variables["params"]["vae"]}, video, method="encode").mode()
+    shown = BATCH["video"][:, :given] / np.float32(127.5) - 1
+    grey = np.zeros((2, 5 - given, 4, 6, 3), np.float32)
+    np.testing.assert_allclose(said.concat, encode(np.concatenate([shown, grey], axis=1)), atol=1e-5)
+    np.testing.assert_array_equal(said.scalars["aug"], [0, 0])
+    some = run(given_latents(given=given), keep={"image": FIRST})[0].concat
+    np.testing.assert_array_equal(some[0], said.concat[0])
+    assert not some[1].any()
+
+
+def test_a_mask_says_which_frames_are_given():
+    said, _ = run(given_latents(given=2, mask=True))
+    assert said.concat.shape == (2, 5, 2, 3, 3)
+    np.testing.assert_array_equal(said.concat[..., -1], np.broadcast_to((np.arange(5) < 2)[:, None, None], (2, 5, 2, 3)))
+
+
+def test_the_noise_on_one_given_frame_is_that_of_the_image_latent():
+    batch = {**BATCH, "aug": np.asarray([0.5, 2.0], np.float32)}
+    one, variables = run(ImageLatent(tiny.VAE()), batch)
+    rngs = {"condition": KEY}
+    said = given_latents(aug=0.02).apply(variables, batch, {}, rngs=rngs)
+    np.testing.assert_allclose(said.concat[:, 0], ImageLatent(tiny.VAE()).apply(variables, batch, {}, rngs=rngs).concat[:, 0], atol=1e-6)
+    np.testing.assert_array_equal(said.scalars["aug"], batch["aug"])
+    plain = given_latents().apply(variables, batch | {"aug": np.zeros(2, np.float32)}, {}, rngs=rngs)
+    np.testing.assert_array_equal(plain.concat[:, 1:], said.concat[:, 1:])  # grey has none
+
+
+def test_given_frames_that_cannot_be():
+    for given in (0, 5):
+        with pytest.raises(ValueError, match=f"given={given} of 5 frames"):
+            run(given_latents(given=given))
+    with pytest.raises(ValueError, match="4 frames are given to this model"):
+        run(given_latents(given=4))

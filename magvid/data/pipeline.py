@@ -108,6 +108,19 @@ class Gap:
 
 
 @dataclasses.dataclass(frozen=True)
+class LearnAfter:
+    """Adds `loss_mask` float32 (t,): the first `given` frames, which the model is shown, do not count in the loss."""
+
+    given: int = 1
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        t = len(record["video"] if "video" in record else record["latent_mean"])
+        if not 0 < self.given < t:
+            raise ValueError(f"given={self.given} of {t} frames: leave at least one to learn")
+        return record | {"loss_mask": (np.arange(t) >= self.given).astype(np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
 class MaskedView:
     """Draws what masked training asks of a clip: `task` int32 in [0, tasks), `ratio` float32 uniform in [0, 1).
 

@@ -1,7 +1,8 @@
 """Text for training: tokenizers that turn a record's text into `text_ids`, without a download or with a published one.
 
 Both are transforms of the data pipeline, and have `encode(text) -> ids (n,)`, the fixed `length` n, and `null`, the ids of
-the empty text, which stand in the record as `null_ids`: condition dropout and guidance put them in place of a caption.
+the empty text, which stand in the record as `null_ids`: condition dropout and guidance put them in place of a caption. `Also` adds
+the ids of another entry by the same tokenizer.
 """
 
 import dataclasses
@@ -142,6 +143,19 @@ def _load(folder: str) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} does not hold a tokenizer that transformers can read ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Also:
+    """Adds `into`_ids: ids of the texts in another entry of the record (a text, or several: (s n)), by a tokenizer."""
+
+    tokenizer: Tokenizer
+    key: str = "states"
+    into: str = "state"
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        found = dataclasses.replace(self.tokenizer, key=self.key)(record, rng)
+        return record | {f"{self.into}_ids": found["text_ids"]}
 
 
 @dataclasses.dataclass(frozen=True)

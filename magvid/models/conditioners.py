@@ -32,6 +32,17 @@ def first_frame(batch: Mapping[str, Array]) -> Float[Array, "b h w 3"]:
     return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
 
 
+def first_frames(batch: Mapping[str, Array], count: int) -> Float[Array, "b count h w 3"]:
+    """The first `count` frames in [0, 1]; of one, batch["image"] will do."""
+    if count == 1:
+        return first_frame(batch)[:, None]
+    if "video" not in batch or batch["video"].shape[1] < count:
+        has = f"{batch['video'].shape[1]} frames" if "video" in batch else f"{sorted(batch)}"
+        raise ValueError(f'{count} frames are given to this model: a "video" of at least so many is needed, got {has}')
+    video = batch["video"][:, :count]
+    return video.astype(jnp.float32) / 255 if video.dtype == jnp.uint8 else video
+
+
 class TextTokens(nn.Module):
     """Hidden states of a text tower (models.clip) as tokens, the same for every frame.
 
@@ -149,6 +160,45 @@ class ImageLatent(nn.Module):
         aug = jnp.asarray(batch.get("aug", jnp.full(len(image), self.aug)), jnp.float32)
         noise = jax.random.normal(self.make_rng("condition"), image.shape)
         latent = self.vae.encode((image + aug[:, None, None, None] * noise)[:, None]).mode().astype(jnp.float32)
+        told = {"aug": aug} if self.tell else {}
+        return Condition(concat=jnp.where(kept(keep, self.obeys, latent), latent, 0), scalars=told)
+
+
+class GivenLatents(nn.Module):
+    """The latents of the first `given` frames and then of grey ones, joined to the noisy ones of a clip of `frames` (AID); the null is zeros.
+
+    As `ImageLatent`: through `vae`, unscaled mode, with noise of strength batch["aug"] (b,) or `aug` on what is given. `mask`: one
+    channel more, 1 where a frame is given.
+    """
+
+    vae: nn.Module
+    frames: int
+    given: int = 1
+    aug: float = 0.02
+    tell: bool = True
+    mask: bool = False
+    obeys: str = "image"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.obeys,)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("image", *(["video"] if self.given > 1 else []))
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        if not 0 < self.given < self.frames:
+            raise ValueError(f"given={self.given} of {self.frames} frames: give at least one, and leave one to predict")
+        frames = 2 * first_frames(batch, self.given) - 1
+        aug = jnp.asarray(batch.get("aug", jnp.full(len(frames), self.aug)), jnp.float32)
+        noise = jax.random.normal(self.make_rng("condition"), frames.shape)
+        frames = frames + aug[:, None, None, None, None] * noise
+        shown = jnp.concatenate([frames, jnp.zeros_like(frames[:, :1])], axis=1)  # one grey frame stands for all
+        latent = self.vae.encode(shown).mode().astype(jnp.float32)[:, jnp.minimum(jnp.arange(self.frames), self.given)]
+        if self.mask:
+            known = (jnp.arange(self.frames) < self.given).astype(jnp.float32)[:, None, None, None]
+            latent = jnp.concatenate([latent, jnp.broadcast_to(known, (*latent.shape[:-1], 1))], axis=-1)
         told = {"aug": aug} if self.tell else {}
         return Condition(concat=jnp.where(kept(keep, self.obeys, latent), latent, 0), scalars=told)
 

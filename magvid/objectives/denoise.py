@@ -23,6 +23,7 @@ from magvid.types import Condition, Groups, Params
 
 
 LATENTS = ("latents", "latent_mean", "noise")  # the entries of a batch that have the shape of latents
+MERGED = ("adapters", "lora")  # groups that are merged into the network, LoRA last: its base has the adapters
 READS = dict(text="T", image="I")  # what a conditioner may read of a person's: the letter in a task's name
 
 
@@ -46,9 +47,11 @@ class Sampling:
 
 @runtime_checkable
 class Merged(Protocol):
-    """Parameters that are added to the network's (magvid.lora.LoRA)."""
+    """Parameters in a group of their own that are merged into the network's (magvid.lora.LoRA, magvid.grafts.Grafts). `split`: (those of
+    the network, those of the group), of what the network initialises.
+    """
 
-    def init(self, params: Params, key: Array) -> Params: ...
+    def split(self, params: Params, key: Array) -> tuple[Params, Params]: ...
 
     def merge(self, params: Params, added: Params) -> Params: ...
 
@@ -60,8 +63,8 @@ class Denoise:
     frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t), weights of the frames in the loss;
     "valid" (b,); to sample, "noise" (b t h w c) to begin with.
 
-    Groups: "network", "vae", the sub-modules of the conditioners by name, and "lora". `trained` names those that get the
-    loss; by default the network, or with `lora` only "lora", and the network is then taken from a run or frozen.
+    Groups: "network", "vae", the sub-modules of the conditioners by name, "adapters" and "lora". `trained` names those that get the
+    loss; by default the network, or with `adapters` or `lora` only these, and the network is then taken from a run or frozen.
 
     times: (schedule, key, shape) -> levels. weight: (level, prediction) -> factor of the network's squared error.
     drop: rows (names, share of the clips); the conditions of a row are hidden together, those of different rows never, so
@@ -85,6 +88,7 @@ class Denoise:
     drop: Sequence[Any] = ()
     augmentation: Sequence[float] | None = None
     sampling: Sampling = Sampling()
+    adapters: Merged | None = None
     lora: Merged | None = None
     trained: Sequence[str] = ()
     clip: Sequence[int] | None = None
@@ -144,19 +148,23 @@ class Denoise:
         shape = self.latent_shape(batch)
         condition = join(parts, shape[1])
         groups["network"] = self.network.init(keys[2], jnp.zeros(shape), jnp.zeros(shape[0]), condition)["params"]
-        if self.lora is not None:
-            groups["lora"] = self.lora.init(groups["network"], keys[3])
+        for i, (name, merged) in enumerate(self._merged()):
+            groups["network"], groups[name] = merged.split(groups["network"], jax.random.fold_in(keys[3], i) if i else keys[3])
         return groups
+
+    def _merged(self) -> list[tuple[str, Merged]]:
+        """What is merged into the network, by group, in this order."""
+        return [(name, merged) for name in MERGED if (merged := getattr(self, name)) is not None]
 
     def denoiser(self, params: Groups) -> predictions.Denoiser:
         """(x, level, condition) -> x0."""
         return predictions.denoiser(self.raw(params), self.prediction)
 
     def raw(self, params: Groups) -> Callable[[Array, Array, Condition], Array]:
-        """The network (x, time, condition) -> its output, with LoRA's kernels merged in."""
+        """The network (x, time, condition) -> its output, with adapters and LoRA merged in."""
         weights = params["network"]
-        if self.lora is not None:
-            weights = self.lora.merge(weights, params["lora"])
+        for name, merged in self._merged():
+            weights = merged.merge(weights, params[name])
         return lambda x, time, condition: self.network.apply({"params": weights}, x, time, condition)
 
     # Training -----------------------------------------------------------------------------------------------------
@@ -189,7 +197,7 @@ class Denoise:
         mean = lambda per_clip: jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
         per_clip = weighted_mean(error, learned)
         loss = mean(per_clip * self.weight(s, self.prediction))
-        trained = self.trained or (("network",) if self.lora is None else ("lora",))
+        trained = self.trained or tuple(name for name, _ in self._merged()) or ("network",)
         return {group: loss for group in trained}, ({"loss": loss, "unweighted": mean(per_clip)}, extra)
 
     def keep(self, key: Array, b: int) -> dict[str, Bool[Array, "b"]]:
@@ -350,23 +358,29 @@ class Denoise:
 
     def with_decoding(self, **options) -> "Denoise":
         """The same with other fields of `Sampling`. A number as `guidance` is the weight of the last row, the one that
-        hides least; where weights rise over the frames, that of the last frame. A model that is sampled without guidance is
-        led away from what most is hidden of in training (`drop`); ValueError where nothing is.
+        hides least; where weights rise over the frames, that of the last frame; several are those of all rows, None as it was. A model that
+        is sampled without guidance is led away from what most is hidden of in training (`drop`); ValueError where nothing is.
         """
         if unknown := set(options) - {f.name for f in dataclasses.fields(Sampling)}:
             raise ValueError(f"{', '.join(sorted(unknown))}: of masked transformers; a diffusion model takes steps and guidance")
-        guidance = options.get("guidance")
-        if isinstance(guidance, int | float):
-            if not self.sampling.guidance and not self.drop:
-                raise ValueError(
-                    f"guidance={guidance}: this model was trained without hiding its conditions (objective.drop is empty), so that there is nothing "
-                    "to lead away from: leave it out"
-                )
-            most = max(self.drop, key=lambda row: len(row[0]), default=((), 0))[0]
-            *others, (names, weight) = self.sampling.guidance or ((most, 1.0),)
-            number = float(guidance)
-            options["guidance"] = (*others, (names, number if isinstance(weight, int | float) else (weight[0], number)))
+        if options.get("guidance") is not None:
+            options["guidance"] = self._guided_by(options["guidance"])
         return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **options))
+
+    def _guided_by(self, guidance: float | Sequence[float | None]) -> tuple:
+        """The rows of guidance with other weights."""
+        if not self.sampling.guidance and not self.drop:
+            raise ValueError(
+                f"guidance={guidance}: this model was trained without hiding its conditions (objective.drop is empty), so that there is nothing "
+                "to lead away from: leave it out"
+            )
+        most = max(self.drop, key=lambda row: len(row[0]), default=((), 0))[0]
+        rows = self.sampling.guidance or ((most, 1.0),)
+        numbers = [*[None] * (len(rows) - 1), guidance] if isinstance(guidance, int | float) else list(guidance)
+        if len(numbers) != len(rows):
+            raise ValueError(f"{len(numbers)} weights of guidance for {len(rows)} rows: this model is guided by {[list(names) for names, _ in rows]}")
+        other = lambda weight, n: weight if n is None else float(n) if isinstance(weight, int | float) else (weight[0], float(n))
+        return tuple((names, other(weight, n)) for (names, weight), n in zip(rows, numbers, strict=True))
 
     # Tasks, as `generator.py` wants them --------------------------------------------------------------------------
 
@@ -375,7 +389,7 @@ class Denoise:
     @property
     def overlap(self) -> int:
         """The windows of a long video share the frames that one begins with."""
-        return getattr(self.noising, "frames", 1)
+        return getattr(self.noising, "frames", None) or max((getattr(c, "given", 1) for c in self.conditioners), default=1)
 
     @property
     def labelled(self) -> tuple[bool, ...]:
@@ -400,7 +414,7 @@ class Denoise:
         """How many frames of a video are read."""
         if self.noising is not None:
             return int(np.flatnonzero(self.noising.usual(frames))[-1]) + 1
-        return 1 if any(self.predicts) else 0
+        return self.overlap if any(self.predicts) else 0
 
     def with_tasks(self, tasks: Sequence[str]) -> "Denoise":
         if unknown := [t for t in tasks if t not in self.tasks]:
@@ -414,17 +428,17 @@ class Denoise:
         return self
 
     def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
-        """The first frame, standing still, or black; with `noising` the known frames, and black between them. And which
-        pixels are given.
+        """The first frames that are given, the last of them standing still, or black; with `noising` the known frames, and black between
+        them. And which pixels are given.
         """
         video = scale(batch["video"])
         if self.noising is not None:
             given = self.with_known(batch)["known"][..., None, None, None]
             return jnp.where(given, video, 0.0), jnp.broadcast_to(given, (*video.shape[:-1], 1))
         image = jnp.asarray(self.predicts)[batch["task"]][:, None, None, None, None]
-        first = (jnp.arange(video.shape[1]) == 0)[:, None, None, None]
-        given = jnp.broadcast_to(image & first, (*video.shape[:-1], 1))
-        return jnp.where(image, video[:, :1], 0.0) * jnp.ones_like(video), given
+        frames = jnp.arange(video.shape[1])
+        given = jnp.broadcast_to(image & (frames < self.overlap)[:, None, None, None], (*video.shape[:-1], 1))
+        return jnp.where(image, video[:, jnp.minimum(frames, self.overlap - 1)], 0.0), given
 
 
 def with_gap(batch: dict) -> dict:

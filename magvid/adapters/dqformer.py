@@ -1,0 +1,156 @@
+"""AID's DQFormer (Xing et al., ICCV 2025, section 3.3): instruction, predicted states and given frames -> tokens for each frame.
+
+The *upper* branch lets the words of the instruction look at the given frames; what they find is the same for every frame. The *lower*
+branch has queries of its own for every frame, which read the instruction (what of it belongs to this frame) and then the
+predicted states. Both together are the multimodal condition ("MCondition"), other tokens for every frame.
+
+The paper gives the formulas of the attentions; that each is a pre-norm residual sub-layer, followed by a feed-forward, and all
+sizes are our choice.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from magvid.models.attention import FeedForward, attention
+from magvid.models.conditioners import Keep, first_frames, kept
+from magvid.models.layers import sinusoid
+from magvid.types import Condition
+
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
+BRANCHES = ("upper", "lower")
+
+
+class Read(nn.Module):
+    """Multi-head attention of x to `context`, as wide as x; q, k, v without biases."""
+
+    heads: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+        dense = partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        heads = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
+        k, v = (heads(dense(use_bias=False, name=f"to_{name}")(context)) for name in "kv")
+        y = attention(heads(dense(use_bias=False, name="to_q")(x)), k, v)
+        return dense(name="to_out")(y.reshape(x.shape))
+
+
+class Branch(nn.Module):
+    """`depth` times: x + read(LN x) from each of what there is to be read, then + feed-forward(LN x). In `reads` a context is
+    (b m d), or None for x itself.
+    """
+
+    heads: int
+    depth: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"], reads: Mapping[str, Float[Array, "b m d"] | None]) -> Float[Array, "b n c"]:
+        norm = partial(LayerNorm, dtype=self.dtype)
+        seen = {name: None if y is None else norm(name=f"{name}_norm")(y) for name, y in reads.items()}
+        for i in range(self.depth):
+            for name, context in seen.items():
+                y = norm(name=f"{name}_{i}_norm")(x)
+                x = x + Read(self.heads, self.dtype, name=f"{name}_{i}")(y, y if context is None else context)
+            x = x + FeedForward(self.dtype, name=f"ff_{i}")(norm(name=f"ff_{i}_norm")(x))
+        return x
+
+
+class DQFormer(nn.Module):
+    """`frames`, `queries`: of the lower branch, so many tokens for each of so many frames. `branches`: which there are (the paper's
+    ablation). `states`: how many texts there may be at most, one of which each has an embedding.
+    """
+
+    width: int = 1024
+    frames: int = 16
+    queries: int = 77
+    heads: int = 16
+    depth: int = 1
+    states: int = 4
+    branches: Sequence[str] = BRANCHES
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        instruction: Float[Array, "b n d"],
+        states: Float[Array, "b s m d"],
+        seen: Float[Array, "b k e"],
+    ) -> Float[Array, "b t q c"]:
+        """seen: the tokens of all given frames, one after the other. q = n of the upper branch + queries of the lower one."""
+        if not self.branches or set(self.branches) - set(BRANCHES):
+            raise ValueError(f"branches={tuple(self.branches)}: a DQFormer has {' and '.join(BRANCHES)}, at least one of them")
+        if states.shape[1] > self.states:
+            raise ValueError(f"{states.shape[1]} states are given, and this DQFormer tells {self.states} apart: set states")
+        b, make = len(instruction), partial(Branch, self.heads, self.depth, self.dtype)
+        project = lambda name, x: x if x.shape[-1] == self.width else nn.Dense(self.width, dtype=self.dtype, name=name)(x)
+        instruction = project("text_in", instruction)
+        told = []
+        if "upper" in self.branches:
+            found = make(name="upper")(instruction, {"own": None, "seen": seen})
+            told.append(jnp.broadcast_to(found[:, None], (b, self.frames, *found.shape[1:])))
+        if "lower" in self.branches:
+            query = self.param("query", nn.initializers.normal(0.02), (self.frames, self.queries, self.width))
+            place = sinusoid(jnp.arange(self.frames, dtype=jnp.float32), self.width)[:, None]
+            which = self.param("state_embedding", nn.initializers.normal(0.02), (self.states, 1, self.width))
+            states = project("state_in", states)
+            states = (states + which[: states.shape[1]].astype(states.dtype)).reshape(b, -1, self.width)
+            x = (query + place).reshape(1, -1, self.width).astype(instruction.dtype)
+            x = make(name="lower")(jnp.broadcast_to(x, (b, *x.shape[1:])), {"instruction": instruction, "states": states})
+            told.append(x.reshape(b, self.frames, self.queries, self.width))
+        return LayerNorm(dtype=self.dtype, name="norm")(jnp.concatenate(told, axis=2))
+
+
+class MCondition(nn.Module):
+    """The conditioner: `text` and `vision` towers (models.clip), frozen, and what the DQFormer makes of them.
+
+    Reads batch["text_ids"] (b n), the instruction; batch["state_ids"] (b s n), the predicted states, or with `repeat` = s the
+    instruction so many times (the paper's ablation without predictions); and the first `given` frames. Nulls: the empty text,
+    batch["null_ids"] (b n), in place of both texts; zeros in place of what is seen. `prepare`: images (b h w 3) in [0, 1] -> what the tower reads.
+    """
+
+    text: nn.Module
+    vision: nn.Module
+    dqformer: nn.Module
+    prepare: Callable[[Array], Array]
+    given: int = 1
+    repeat: int = 0
+    token: str = "mcondition"
+
+    names = ("text", "image")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("text", "image", *(["video"] if self.given > 1 else []))
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        instruction, states = self.ids(batch, keep)
+        b, s, n = states.shape
+        told = self.text(jnp.concatenate([instruction[:, None], states], axis=1).reshape(-1, n)).tokens
+        told = told.reshape(b, s + 1, *told.shape[1:])
+        frames = first_frames(batch, self.given)
+        seen = self.vision(self.prepare(frames.reshape(-1, *frames.shape[2:]))).tokens
+        seen = seen.reshape(b, -1, seen.shape[-1])
+        seen = jnp.where(kept(keep, "image", seen), seen, 0)
+        return Condition(tokens={self.token: self.dqformer(told[:, 0], told[:, 1:], seen)})
+
+    def ids(self, batch: Mapping[str, Array], keep: Keep) -> tuple[Array, Array]:
+        """Of the instruction and of the states, the null where they are hidden."""
+        needs = ("text_ids", *(() if self.repeat else ("state_ids",)), *(("null_ids",) if "text" in keep else ()))
+        if missing := [name for name in needs if name not in batch]:
+            raise ValueError(
+                f"the instruction and its predicted states are told: give {', '.join(missing)} beside {sorted(batch)}; states come from a "
+                "data set, from tools/predict_states.py, or with `repeat` from the instruction itself"
+            )
+        instruction = jnp.asarray(batch["text_ids"])
+        states = jnp.repeat(instruction[:, None], self.repeat, axis=1) if self.repeat else jnp.asarray(batch["state_ids"])
+        if "text" in keep:
+            null = jnp.asarray(batch["null_ids"], instruction.dtype)
+            instruction = jnp.where(kept(keep, "text", instruction), instruction, null)
+            states = jnp.where(kept(keep, "text", states), states, null[:, None])
+        return instruction, states
