@@ -23,6 +23,7 @@ CORE = [
     "array_record>=0.8.1; sys_platform != 'win32'",  # shards of the token cache: random access, checksums (grain's own format)
     "av>=14",  # all video files: decoding and encoding, FFmpeg included
     "pillow>=10.1",  # PNG and GIF
+    "safetensors>=0.5",  # files of adapters, and of other libraries' weights without torch
     "tensorboardX>=2.6.4",  # TensorBoard event files without TensorFlow
 ]
 
@@ -40,7 +41,6 @@ EXTRAS = {
         "opencv-python-headless>=4.10",  # optical flow without weights, for tools/measure_motion.py
     ],
     "convert": [
-        "safetensors>=0.5",  # weights of other libraries without torch
         "transformers>=5.5,<6",  # tokenizers and image processors
     ],
     "parity": [  # the reference implementations that full tests compare with

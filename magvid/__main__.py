@@ -1,4 +1,4 @@
-"""The command line: `magvid train | encode | sample | connect | evaluate`; what flags they have is in commands.py.
+"""The command line: `magvid train | encode | sample | connect | predict | export | evaluate`; what flags they have is in commands.py.
 
 Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
 Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
@@ -7,6 +7,7 @@ the flags are known to be right.
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import signal
 import sys
@@ -60,7 +61,7 @@ def _dispatch(argv: list[str]) -> None:
     elif {"--help", "-h", "--helpfull", "--helpshort"} & set(rest):
         print(program_help(COMMANDS[command]))
     else:
-        {"train": _train, "encode": _encode, "sample": _sample, "connect": _connect, "evaluate": _evaluate}[command](rest)
+        RUNS[command](rest)
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
@@ -108,6 +109,25 @@ def _connect(argv: list[str]) -> None:
     print(connect.connect(run, options, weights=flags.weights, trust=flags.trust))
 
 
+def _predict(argv: list[str]) -> None:
+    run, flags = _open_run("predict", argv)
+    from magvid import predict
+
+    if not flags.out:
+        raise ValueError("--out is missing: say where to write, such as --out=predicted.mp4")
+    options = predict.Options(**{f: getattr(flags, f) for f in predict.Options.__dataclass_fields__})
+    for path in predict.predict(run, options, weights=flags.weights, trust=flags.trust):
+        print(path)
+
+
+def _export(argv: list[str]) -> None:
+    flags = parse(COMMANDS["export"], argv, "run out")
+    from magvid import adapter_files, runs
+
+    count = adapter_files.export(runs.open_run(flags.run), flags.out, flags.weights)
+    print(f"{flags.out}: {count:,} parameters, {os.path.getsize(flags.out) / 1e6:.1f} MB")
+
+
 def _evaluate(argv: list[str]) -> None:
     run, flags = _open_run("evaluate", argv)
     from magvid import evaluate, runs
@@ -128,6 +148,9 @@ def _evaluate(argv: list[str]) -> None:
     runs.write_json(out, result.numbers)
     print(evaluate.table(result.numbers))
     print(out)
+
+
+RUNS = dict(train=_train, encode=_encode, sample=_sample, connect=_connect, predict=_predict, export=_export, evaluate=_evaluate)
 
 
 def open_config(command: str, spec: str, argv: list[str]) -> dict:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from magvid import runs, sharding
+from magvid import adapter_files, runs, sharding
 from magvid.build import build
 from magvid.data import pipeline
 from magvid.job import check_config
@@ -89,13 +89,15 @@ class Generator:
         batch: int | None = None,
         weights: str | None = None,
         like: Rows | None = None,
+        adapters: str | None = None,
         trust: bool = False,
     ) -> "Generator":
-        """tasks, decoding: in place of the run's. like: one row such as those to come; None takes an evaluation clip.
+        """tasks, decoding: in place of the run's. like: one row such as those to come; None takes an evaluation clip. adapters: files of
+        `magvid export` in place of what the run trained, see `adapter_files.combine`.
 
         UserError where the weights are not those of the config's model; ValueError where they do not fit the clips."""
         check(run)
-        config, params = runs.load(run, weights, trust)
+        config, params = runs.load(run, weights, trust) if adapters is None else adapter_files.beside(run, adapters, trust)
         objective = build(config["objective"])
         if not hasattr(objective, "sample"):
             raise UserError(f"{run.path} makes no videos: it is a {type(objective).__name__}")

@@ -14,7 +14,7 @@ MODULES = sorted(
     for folder in ("magvid", "configs", "experiments", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
 )
-DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "evaluate", "sample", "job", "flags", "commands"}
+DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "adapter_files", "evaluate", "sample", "job", "flags", "commands"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline"}
 MACHINERY |= {"data.cache", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
@@ -27,12 +27,13 @@ ARROWS = {
     "masked": {"types", "build", "masked"},
     "diffusion": {"types", "diffusion"},
     "models": {"types", "models", "sharding"},
-    "adapters": {"types", "models.layers", "models.attention", "adapters"},
+    "adapters": {"types", "models.layers", "models.attention", "models.conditioners", "adapters"},
     "data": {"types", "video", "data"},
     "metrics": {"types", "video", "models", "data.sprite_world", "metrics"},
     "objectives": {"types", "video", "losses", "masked", "diffusion", "objectives"},
     "optim": set(),
     "lora": set(),
+    "grafts": set(),
     "sharding": {"types"},
     "state": {"types", "optim", "sharding"},
     "logs": {"types", "video"},
@@ -45,9 +46,11 @@ ARROWS = {
     "job": MACHINERY | {"provenance"},
     "train": MACHINERY | {"job"},
     "encode": MACHINERY | {"job", "provenance"},
-    "generator": MACHINERY | {"job"},
+    "generator": MACHINERY | {"job", "adapter_files"},
     "evaluate": MACHINERY | {"job", "generator"},
     "conditions": MACHINERY | {"generator", "data.images"},
+    "adapter_files": MACHINERY | {"grafts"},
+    "predict": MACHINERY | {"job", "generator", "conditions", "data.states"},
     "connect": MACHINERY | {"job", "generator", "conditions", "data.images"},
     "sample": MACHINERY | {"job", "generator", "conditions", "pictures"},
     "flags": set(),

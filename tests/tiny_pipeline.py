@@ -62,18 +62,26 @@ def infilling(parts: dict) -> dict:
     )
 
 
-def recipe(folder: pathlib.Path, parts: dict = PARTS, like=lambda parts: {}, **changes) -> runs.Recipe:
-    """The config, and the folders of its networks. `like`(specs of the parts, or references to them) changes the objective."""
+def networks(folder: pathlib.Path, parts: dict, like, seed: int = 0) -> dict:
+    """The objective with references to folders, which are written, of networks other for every seed. `like`(specs of the parts, or
+    references to them) changes the objective.
+    """
     made = build(objective(parts, **like(parts)))
-    batch = tiny.batch(2, *made.clip) | {"null_ids": np.ones((2, 5), np.int32)}
+    batch = tiny.batch(2, *made.clip) | {"null_ids": np.ones((2, 5), np.int32), "state_ids": np.ones((2, 2, 5), np.int32)}
     params = tiny.fill(made, batch)
     for name, spec in parts.items():
-        arrays = {n: Stored.of(np.asarray(x)) for n, x in flatten(params[name]).items()}
+        arrays = {n: Stored.of(np.asarray(x) * (1 + seed)) for n, x in flatten(params[name]).items()}
         save(folder / name, name, spec, arrays, {})
     references = {name: dict(run=str(folder / name), weights="params") for name in parts}
-    frames, height, width = made.clip
+    return objective(references, **like(references))
+
+
+def recipe(folder: pathlib.Path, parts: dict = PARTS, like=lambda parts: {}, **changes) -> runs.Recipe:
+    """The config, and the folders of its networks (see `networks`)."""
+    made = networks(folder, parts, like) | changes
+    frames, height, width = made["clip"]
     source = dict(target="magvid.data.folder:VideoFolder", path="nowhere", frames=frames, height=height, width=width, fps=5)
     config = dict(
-        steps=1, batch=2, optim={}, objective=objective(references, **like(references) | changes), data=dict(train=dict(source=source, transforms=[WORDS]))
+        steps=1, batch=2, optim={}, objective=made, data=dict(train=dict(source=source, transforms=[WORDS]))
     )
     return runs.Recipe(folder / "pipeline.py", job.check_config(config))
