@@ -26,16 +26,17 @@ from magvid.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
-SHARED = ("__init__", "clips", "defaults", "latent", "magvit", "mavin", "tables", "unets", "vaes")
+SHARED = ("__init__", "aid", "clips", "defaults", "latent", "magvit", "mavin", "tables", "unets", "vaes")
 EVERY = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
 EVERY = [name for name in EVERY if not name.startswith(("table", "ablation"))]  # test_configs_tables.py
 CONFIGS = [name for name in EVERY if name.endswith("_sprites")]
 MASKGIT = ["maskgit_imagenet", "vqgan_imagenet"]  # in test_maskgit.py
 PIPELINES = ["modelscope", "sd", "svd"]
 MAVIN = ["mavin_horse", "mavin_tiger"]
-PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES, *MAVIN)]
+AID = ["aid_bridge", "aid_epic", "aid_ssv2", "aid_ucf101"]
+PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES, *MAVIN, *AID)]
 BUDGETS = ("quick", "long")
-READ = ("video", "label", "task", "ratio", "text_ids", "null_ids")
+READ = ("video", "label", "task", "ratio", "text_ids", "null_ids", "state_ids", "loss_mask")
 
 
 def get(name: str, arg: str):
@@ -43,7 +44,7 @@ def get(name: str, arg: str):
 
 
 # {folder of a reference: (config that makes it)}
-MAKERS = {"runs/sprites/vae": "vae_sprites", "runs/sprites/clip": "clip_sprites"}
+MAKERS = {"runs/sprites/vae": "vae_sprites", "runs/sprites/clip": "clip_sprites", "runs/sprites/i2v": "i2v_sprites"}
 
 
 def spec_of(reference: dict, field: str, arg: str) -> dict:
@@ -55,7 +56,7 @@ def spec_of(reference: dict, field: str, arg: str) -> dict:
     spec = get(MAKERS["/".join(where)], arg).objective.to_dict()
     for name in reference.get("part", field).split("."):
         spec = spec[name]
-    return spec
+    return spec | reference.get("fields", {})
 
 
 def inlined(spec, arg: str, field: str = ""):
@@ -535,3 +536,129 @@ def test_smoke_of_the_published_settings(tmp_path):
         config.objective.tokenizer.run = str(tmp_path / tokenizer)
         state, metrics = train(config, tmp_path / name, devices=one)
         assert int(state.step) == 2 and all(v == v for v in metrics.values())
+
+
+# AID ----------------------------------------------------------------------------------------------------------------
+
+
+def aid_objective(name: str, arg: str):
+    """(config as checked, objective at full size, a batch of 2 clips)."""
+    checked = check_config(with_own_tokenizer(name, arg))
+    assert json.loads(json.dumps(checked)) == checked
+    objective, ids = build(checked["objective"]), np.zeros((1, 77), np.int32)
+    batch = {"video": np.zeros((1, *objective.clip, 3), np.uint8), "text_ids": ids, "null_ids": ids}
+    return checked, objective, batch | {"state_ids": np.zeros((1, 4, 77), np.int32)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name, arg, adapters, groups",
+    [
+        ("aid_ssv2", "", 77_030_400, {"adapters", "dqformer"}),
+        ("aid_bridge", "mcond=decoupled", 52_237_136, {"adapters", "dqformer"}),
+        ("aid_epic", "mcond=none", 26_678_080, {"adapters"}),
+        ("aid_ucf101", "mask=1,spatial=0,short=0,long=0,learned=after", 50_352_320 + 9 * 320, {"adapters", "dqformer"}),
+    ],
+)
+def test_aid_trains_its_adapters_at_full_size(name, arg, adapters, groups):
+    """All of Stable Video Diffusion is frozen; what is trained gets a loss and an optimiser."""
+    checked, objective, batch = aid_objective(name, arg)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(objective.init, key, batch)
+    count = lambda group: sum(x.size for x in jax.tree.leaves(shapes[group]))
+    assert count("network") == PARAMETERS["svd"] and count("adapters") == adapters
+    if "dqformer" in groups:
+        attentions, forwards = 8_914_944 + 8_390_656, 2 * (1024 * 8192 + 8192 + 4096 * 1024 + 1024)
+        norms = 2 * (3 * 1024 + 1280) + 2 * 5 * 1024 + 2 * 1024  # of the upper branch, the lower one, what they say
+        assert count("dqformer") == attentions + forwards + norms + 4 * 1024 + objective.clip[0] * 77 * 1024  # of 12 or 16 frames
+    losses, _ = jax.eval_shape(lambda p: objective.loss(p, {}, batch, key, 0, True), shapes)
+    assert set(losses) == set(checked["optim"]) == groups
+    for group, spec in checked["optim"].items():
+        assert optim.make(spec, shapes[group], 10**5, group).trained == set(flatten(shapes[group]))
+
+
+def test_settings_of_aid():
+    found = {name: get(name, "").to_dict() for name in AID}
+    clips = {name: (config["objective"]["clip"], config["steps"], config["objective"]["conditioners"][1]["given"]) for name, config in found.items()}
+    assert clips == dict(
+        aid_ssv2=([12, 256, 256], 100_000, 2),
+        aid_bridge=([16, 256, 256], 50_000, 1),
+        aid_epic=([16, 256, 256], 50_000, 1),
+        aid_ucf101=([16, 256, 256], 50_000, 1),
+    )
+    config = found["aid_bridge"]
+    objective = config["objective"]
+    assert objective["drop"] == [[["text"], 0.05], [["image"], 0.05], [["text", "image"], 0.05]]
+    assert objective["sampling"]["guidance"] == [[["text", "image"], [1.0, 3.0]], [["text"], 7.5]]
+    rates = [schedule["peak"] for _, schedule in config["optim"]["adapters"]["rules"]]
+    assert rates == [1e-5, 1e-4] and config["optim"]["dqformer"]["rules"][0][1]["peak"] == 1e-4
+    states, words, also = config["data"]["train"]["transforms"]
+    assert states == dict(target="magvid.data.states:States", path="data/bridge/states.json", key="text")
+    assert words["folder"] == "weights/sd21/text/tokenizer" and also["target"].endswith("Also")
+
+
+@pytest.mark.parametrize(
+    "arg, path, value",
+    [
+        ("mcond=none", "tasks", dict(I2V=())),
+        ("mcond=none", "trained", ("adapters",)),
+        ("mcond=none", "network.fields.attention.tokens", ("image",)),
+        ("", "network.fields.attention.tokens", ("image", "mcondition")),
+        ("mcond=decoupled", "network.fields.attention.cross_attention.added", ("mcondition",)),
+        ("mcond=decoupled", "adapters.changed", ""),
+        ("branches=upper", "conditioners.3.dqformer.branches", ("upper",)),
+        ("branches=lower", "conditioners.3.dqformer.branches", ("lower",)),
+        ("states=instruction", "conditioners.3.repeat", 4),
+        ("queries=16", "conditioners.3.dqformer.queries", 16),
+        ("given=2", "conditioners.3.given", 2),
+        ("mask=1", "adapters.widened", "^conv_in/kernel"),
+        ("short=0", "network.fields.res", dict(factory="magvid.models.temporal:BlendRes")),
+    ],
+)
+def test_ablations_of_aid_are_arguments(arg, path, value):
+    found = get("aid_bridge", arg).objective.to_dict()
+    for part in path.split("."):
+        found = found[int(part) if part.isdigit() else part]
+    assert found == value
+
+
+def test_adapters_of_aid_are_left_out_one_by_one():
+    sites = {"spatial": "beside_spatial", "long": "beside_temporal", "short": "after_res"}
+    for left_out in ("", *sites):
+        fields = get("aid_epic", f"{left_out}=0" if left_out else "").objective.network.fields.to_dict()
+        has = {site for layer in ("attention", "res") for site in fields[layer].get("adapters", {})}
+        assert has == set(sites.values()) - {sites.get(left_out)}
+
+
+def test_wrong_arguments_of_aid_are_named():
+    for arg, message in {
+        "mcond=x": 'mcond="x" is unknown; choose of replace, decoupled, none',
+        "branches=x": "choose of both, upper, lower",
+        "learned=x": "choose of all, after",
+        "mcond=none,spatial=0,short=0,long=0": "leaves nothing to train",
+        "ratio=0": "ratio=0.0 lies outside",
+        "motion=256": "motion=256 lies outside of 1 to 255",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            get("aid_ssv2", arg)
+
+
+def test_data_of_aid_fit_their_sources():
+    for name in AID:
+        config = get(name, "data=somewhere,learned=after").data.to_dict()
+        for part in config.values():
+            source = dict(part["source"])
+            assert source["path"] == "somewhere" and source["crop"] == "centre"  # instructions speak of left and right
+            inspect.signature(resolve(source.pop("target"))).bind(**source)
+        assert config["train"]["transforms"][-1]["target"].endswith("LearnAfter") and len(config["eval"]["transforms"]) == 3
+
+
+def test_the_sprites_of_aid_change_a_frozen_base():
+    """Base as it was trained, with the same layers; or with tune=full all of it, from there."""
+    base = get("i2v_sprites", "").objective.network.to_dict()
+    frozen, full = (get("aid_sprites", f"tune={how}") for how in ("adapters", "full"))
+    assert frozen.objective.network.run == full.init[0]["run"] == "runs/sprites/i2v"
+    own = full.objective.network.to_dict()
+    assert own["attention"].pop("tokens") == ("image", "mcondition") and own["attention"].pop("frame_tokens") == ("image",)
+    assert base["attention"].pop("tokens") == ("image",) and own == base
+    assert full.objective.adapters is None and set(full.optim) == {"network", "dqformer"}
