@@ -1,6 +1,7 @@
 """What the ablations on sprites share: arms trained and scored beside each other, one process each, and tables of means over seeds."""
 
 import concurrent.futures
+import json
 import math
 import multiprocessing
 import os
@@ -22,7 +23,8 @@ def run_stages(
     cores, done, total = available_cores(), 0, sum(map(len, stages))
     jobs = jobs or (len(cores) if on_cpu() else 1)
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, start_worker, (cores,)) as pool:
+    # a process for each: what JAX keeps of an arm's programs takes gigabytes
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, start_worker, (cores,), max_tasks_per_child=1) as pool:
         for stage in stages:
             running = [pool.submit(work, name, arm, *arguments) for name, arm in stage.items()]
             for future in concurrent.futures.as_completed(running):
@@ -44,6 +46,43 @@ def train_once(config: Mapping[str, Any], folder: pathlib.Path) -> None:
         train(config, folder)
     elif changed := differences(runs.read_config(folder), runs.anchored(config, os.getcwd())):
         raise UserError(f"{folder} was trained with another {', '.join(changed[:3])}: choose another --workdir")
+
+
+def moved(spec: Any, workdir: pathlib.Path) -> Any:
+    """A config whose references to runs/sprites/NAME are to WORKDIR/NAME."""
+    if isinstance(spec, Mapping):
+        return {k: str(workdir / pathlib.Path(v).name) if k == "run" and str(v).startswith("runs/sprites/") else moved(v, workdir) for k, v in spec.items()}
+    return type(spec)(moved(v, workdir) for v in spec) if isinstance(spec, (list, tuple)) else spec
+
+
+def untrained(config: dict) -> dict:
+    """The same config with one step, at a rate of 0."""
+    for spec in config["optim"].values():
+        for _, schedule in spec["rules"]:
+            schedule.update(warmup=1, decay="constant")  # the first step of a warm-up has a rate of 0
+    return config | dict(steps=1)
+
+
+def score(run, clips: int, folder: pathlib.Path, row: str, task: str, examples: int = 8) -> dict[str, float]:
+    """Numbers of magvid's evaluation of one task, kept in `folder` with the first clips that were generated, `row`.json and .npz."""
+    from magvid import runs
+    from magvid.evaluate import evaluate_run
+
+    kept = folder / f"{slug(row)}.json"
+    wanted = dict(hash=run.hash, clips=clips)
+    if kept.exists() and (done := json.loads(kept.read_text()))["made of"] == wanted:
+        return done["numbers"]
+    found = evaluate_run(run, clips=clips, batch=min(clips, 40), examples=examples)
+    some = found.examples[task]
+    arrays = {k: np.stack([getattr(e, k) for e in some]) for k in ("real", "condition", "generated", "reconstruction")}
+    np.savez_compressed(folder / f"{slug(row)}.npz", **arrays)
+    numbers = found.numbers["tasks"][task]
+    runs.write_json(kept, {"made of": wanted, "numbers": numbers, "settings": found.numbers["settings"]})
+    return numbers
+
+
+def slug(row: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in row.lower())
 
 
 def start_worker(cores: Sequence[int]) -> None:

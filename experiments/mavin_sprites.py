@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import clip_sprites, defaults, mavin_sprites, vae_sprites
-from experiments.arms import cell, film_strip, markdown, run_stages, train_once
+from experiments.arms import cell, film_strip, markdown, moved, run_stages, score, slug, train_once, untrained
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
 
 PROGRAM = Program(
@@ -75,21 +75,12 @@ DAMAGES = ("shuffled", "jump", "hue", "blur")
 # One arm, in a process of its own ------------------------------------------------------------------------------------
 
 
-def config_of(arg: str, workdir: pathlib.Path, untrained: bool = False) -> dict:
-    """The config of an arm, with the towers of `workdir`; untrained: one step at a rate of 0."""
+def config_of(arg: str, workdir: pathlib.Path) -> dict:
+    """The config of an arm, with the towers of `workdir`."""
     config = mavin_sprites.get_config(arg)
-    config.objective.vae.run = str(workdir / "vae")
-    text, *rest = config.objective.conditioners
-    text["text"]["run"] = config.metrics[-1]["vision"]["run"] = str(workdir / "clip")
-    for conditioner in rest:
-        if "vision" in conditioner:
-            conditioner["vision"]["run"] = str(workdir / "clip")
-    if untrained:
-        config.steps = 1
-        config.optim.network.rules[0][1].update(warmup=1, decay="constant")  # the first step of a warm-up has a rate of 0
     config.eval_every = 0
     config.data.eval.source["split"] = "test"  # the budget was tuned on validation clips
-    return config.to_dict()
+    return moved(config.to_dict(), workdir)
 
 
 def train_towers(name: str, arg: str, workdir: str) -> tuple[str, None]:
@@ -107,38 +98,21 @@ def train_and_score(name: str, arm: tuple[str, str, Mapping], workdir: str, clip
 
     (trained, arg, rows), workdir = arm, pathlib.Path(workdir)
     folder = workdir / name
-    train_once(config_of(f"{arg},{TRAINED[trained]}".strip(","), workdir, trained == "untrained"), folder)
+    config = config_of(f"{arg},{TRAINED[trained]}".strip(","), workdir)
+    train_once(untrained(config) if trained == "untrained" else config, folder)
     run, scores = runs.open_run(folder), {}
     for row, change in rows.items():
         config = config_of(f"{arg},{change}".strip(","), workdir)
-        scores[row] = score(run, config["objective"]["sampling"], clips, folder, row)
+        scores[row] = score_as(run, config["objective"]["sampling"], clips, folder, row)
     return name, scores
 
 
-def score(run, sampling: Mapping, clips: int, folder: pathlib.Path, row: str) -> dict:
-    """Numbers of magvid's evaluation, kept in `folder` with the first clips that were generated."""
-    from magvid import runs
-    from magvid.evaluate import evaluate_run
-
-    kept = folder / f"{slug(row)}.json"
+def score_as(run, sampling: Mapping, clips: int, folder: pathlib.Path, row: str) -> dict:
     run.config["objective"]["sampling"] = dict(sampling)
-    wanted = dict(hash=run.hash, clips=clips)
-    if kept.exists() and (done := json.loads(kept.read_text()))["made of"] == wanted:
-        return done["numbers"]
-    found = evaluate_run(run, clips=clips, batch=min(clips, 40), examples=EXAMPLES)
-    examples = found.examples["TVI"]
-    arrays = {k: np.stack([getattr(e, k) for e in examples]) for k in ("real", "condition", "generated", "reconstruction")}
-    np.savez_compressed(folder / f"{slug(row)}.npz", **arrays)
-    numbers = found.numbers["tasks"]["TVI"]
-    runs.write_json(kept, {"made of": wanted, "numbers": numbers, "settings": found.numbers["settings"]})
-    return numbers
+    return score(run, clips, folder, row, "TVI", EXAMPLES)
 
 
 EXAMPLES = 8
-
-
-def slug(row: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in row.lower())
 
 
 # Without a network, and the metric itself -----------------------------------------------------------------------------
@@ -224,7 +198,7 @@ def sweep(name: str, arm: str, workdir: str, clips: int) -> tuple[str, dict]:
     from magvid import runs
 
     config, folder = config_of(arm, pathlib.Path(workdir)), pathlib.Path(workdir) / f"{SWEPT}-0"
-    return name, score(runs.open_run(folder), config["objective"]["sampling"], clips, folder, name)
+    return name, score_as(runs.open_run(folder), config["objective"]["sampling"], clips, folder, name)
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

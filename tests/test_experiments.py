@@ -72,3 +72,25 @@ def test_transitions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
     mavin_sprites.main(argv)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     assert (tmp_path / "table.md").read_text() == table
+
+
+@pytest.mark.full
+def test_predictions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
+    """Four rows of the table, in two processes; a second call trains nothing and writes the same."""
+    from experiments import aid_sprites
+
+    kept = ("AID", "no multimodal condition", "whole network", "untrained")
+    monkeypatch.setattr(aid_sprites, "ROWS", {row: aid_sprites.ROWS[row] for row in kept})
+    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
+    aid_sprites.main(argv)
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {row} |" in table for row in (*kept, aid_sprites.BASE, aid_sprites.HELD, aid_sprites.LIMIT))
+    result = json.loads((tmp_path / "scores.json").read_text())
+    ours, whole = (result["scores"][f"{aid_sprites.slug(row)}-0"] for row in ("AID", "whole network"))
+    assert 0 < ours["trained"] != whole["trained"] and 0 <= ours["told_accuracy"] <= 1
+    assert result["fixed"][aid_sprites.HELD]["given_psnr"] >= 90  # the first frame itself
+    assert (tmp_path / "predictions.png").stat().st_size and "<video" in (tmp_path / "report.html").read_text()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    aid_sprites.main(argv)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    assert (tmp_path / "table.md").read_text() == table
