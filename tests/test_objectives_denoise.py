@@ -12,15 +12,18 @@ import pytest
 import tiny_diffusion as tiny
 from helpers import flatten
 from magvid import optim
+from magvid.adapters.dqformer import DQFormer, MCondition
 from magvid.build import build
+from magvid.data.pipeline import LearnAfter
 from magvid.diffusion import guidance, predictions, schedules
 from magvid.diffusion.guidance import chain, ramp
 from magvid.diffusion.predictions import V, X0, Eps
 from magvid.diffusion.samplers import DDIM, EulerEDM, begin
 from magvid.diffusion.samplers import sample as run_sampler
 from magvid.diffusion.schedules import EDM, Discrete
+from magvid.grafts import Grafts
 from magvid.lora import LoRA
-from magvid.models.conditioners import ImageLatent, ImageTokens, Scalars, TextTokens
+from magvid.models.conditioners import GivenLatents, ImageLatent, ImageTokens, Scalars, TextTokens
 from magvid.objectives.denoise import Denoise, Sampling, join
 from magvid.state import init_state, make_step
 from magvid.types import Condition
@@ -322,6 +325,91 @@ def test_lora_trains_beside_a_frozen_network():
     merged = {"network": with_lora.lora.merge(before["network"], state.params["lora"])}
     after = {**state.params, **state.frozen}
     assert loss_of(plain, batch, merged)[0]["network"] == pytest.approx(float(loss_of(with_lora, batch, after)[0]["lora"]))
+
+
+GROWN = Grafts(new="^mcondition/", changed="^(mix|exit)/kernel")
+
+
+def instructed(**fields):
+    """AID in its smallest form: frames and texts are told to a frozen network through layers of its own."""
+    dqformer = DQFormer(width=4, frames=3, queries=2, heads=2, states=2)
+    told = (
+        GivenLatents(tiny.VAE(), 3, given=2, aug=0.0, tell=False),
+        MCondition(tiny.Text(), tiny.Vision(), dqformer, tiny.prepare, given=2),
+    )
+    base = dict(network=tiny.Network(), vae=tiny.VAE(), conditioners=told, schedule=EDM(), prediction=V(), times=schedules.log_normal)
+    return Denoise(**base, adapters=GROWN, trained=("adapters", "dqformer"), drop=((("text",), 0.1), (("text", "image"), 0.2)), **fields)
+
+
+TOLD = BATCH | {"state_ids": np.stack([BATCH["text_ids"]] * 2, axis=1), "null_ids": np.ones((2, 5), np.int32)}
+
+
+def test_gradients_reach_only_what_is_trained():
+    """Of AID the adapters and the DQFormer; the frozen groups stay bit for bit, and none of their gradients is computed."""
+    objective = instructed()
+    losses, before, state = trained(objective, ("adapters", "dqformer"), TOLD, 40)
+    assert set(before) == {"network", "vae", "text", "vision", "adapters", "dqformer"} and set(state.params) == {"adapters", "dqformer"}
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+    for group in ("network", "vae", "text", "vision"):
+        jax.tree.map(np.testing.assert_array_equal, state.frozen[group], before[group])
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), {g: before[g] for g in state.params}, state.params)
+    assert all(jax.tree.leaves(moved))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    merged = GROWN.merge(before["network"], state.params["adapters"])
+    whole = dataclasses.replace(objective, adapters=None, trained=("network",))
+    params = {**state.frozen, **state.params, "network": merged}
+    ours = loss_of(objective, TOLD, {**state.frozen, **state.params})[0]
+    assert ours["adapters"] == ours["dqformer"] == pytest.approx(float(loss_of(whole, TOLD, params)[0]["network"]), rel=1e-5)
+
+
+def test_adapters_and_a_lora_beside_one_network():
+    objective = dataclasses.replace(instructed(), lora=LoRA("enter", rank=2), trained=())
+    params = tiny.fill(objective, TOLD)
+    assert set(params) == {"network", "vae", "text", "vision", "adapters", "dqformer", "lora"}
+    losses, _ = loss_of(objective, TOLD, params)
+    assert set(losses) == {"adapters", "lora"}
+    np.testing.assert_array_equal(losses["lora"], loss_of(instructed(), TOLD, params)[0]["adapters"])  # b is zero
+
+
+def test_windows_share_as_many_frames_as_are_given():
+    objective = instructed(tasks=dict(TI2V=()))
+    assert objective.overlap == objective.given_frames(3) == 2 and objective.predicts == (True,)
+    video = jnp.arange(2 * 3 * 4 * 6 * 3, dtype=jnp.float32).reshape(2, 3, 4, 6, 3) / 500
+    shown, given = objective.condition_video({"video": video, "task": np.zeros(2, np.int32)})
+    np.testing.assert_allclose(shown, video[:, [0, 1, 1]], atol=1e-6)
+    np.testing.assert_array_equal(given[0, :, 0, 0, 0], [True, True, False])
+    assert objective.continuation(2) is objective
+    with pytest.raises(ValueError, match="overlap=1: this model is told 2 frames"):
+        objective.continuation(1)
+
+
+def test_dual_guidance_is_the_papers_sum():
+    """x0(nothing) + s_V (x0(image) - x0(nothing)) + s_T (x0(image, text) - x0(image))."""
+    rows = ((("text", "image"), (1.0, 3.0)), (("text",), 7.5))
+    objective = instructed(sampling=Sampling(EulerEDM(), 2, rows))
+    params, level = tiny.fill(objective, TOLD), EDM().level(jnp.asarray(2.0))
+    z = jnp.asarray(Z[:, :, :, :3])
+    denoise = objective.guided(params, TOLD, KEY, 3)(z, level)
+    x0 = objective.denoiser(params)
+    say = lambda **keep: x0(z, level, objective.condition(params, TOLD, {k: jnp.full(2, v) for k, v in keep.items()}, KEY, 3))
+    none, image, both = say(text=False, image=False), say(text=False, image=True), say(text=True, image=True)
+    rising = np.linspace(1, 3, 3, dtype=np.float32)[:, None, None, None]
+    np.testing.assert_allclose(denoise, none + rising * (image - none) + 7.5 * (both - image), atol=1e-4)
+    weights = objective.with_decoding(guidance=(2.0, None)).sampling.guidance
+    assert weights == ((("text", "image"), (1.0, 2.0)), (("text",), 7.5))
+    with pytest.raises(ValueError, match="1 weights of guidance for 2 rows"):
+        objective.with_decoding(guidance=(2.0,))
+
+
+def test_frames_that_are_given_need_not_be_learned():
+    objective = instructed()
+    params = tiny.fill(objective, TOLD)
+    mask = LearnAfter(2)({"video": TOLD["video"][0]}, np.random.default_rng(0))["loss_mask"]
+    np.testing.assert_array_equal(mask, [0, 0, 1])
+    some = loss_of(objective, TOLD | {"loss_mask": np.stack([mask] * 2)}, params)[0]["adapters"]
+    assert some != loss_of(objective, TOLD, params)[0]["adapters"]
+    with pytest.raises(ValueError, match="given=3 of 3 frames: leave at least one to learn"):
+        LearnAfter(3)({"video": TOLD["video"][0]}, np.random.default_rng(0))
 
 
 def test_built_from_a_config():
