@@ -1,4 +1,4 @@
-"""Compile a full-size fine-tuning step of SVD or ModelScope for a TPU topology, without TPUs, and say what a chip holds.
+"""Compile a full-size fine-tuning step of SVD, ModelScope or AID for a TPU topology, without TPUs, and say what a chip holds.
 
     pip install -e ".[tpu]"
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python benchmarks/aot_tpu.py --config=configs/svd.py:tune=full --topology=v5p:2x2x4
@@ -31,29 +31,32 @@ PROGRAM = Program(
     "python benchmarks/aot_tpu.py",
     "Compile a fine-tuning step of a public pipeline for a TPU topology, and say what a chip holds.",
     [
-        Flag("config", "str", "configs/svd.py:tune=full", "FILE.py[:ARG]", "svd.py, modelscope.py or sd.py with tune"),
+        Flag("config", "str", "configs/svd.py:tune=full", "FILE.py[:ARG]", "svd.py, modelscope.py or sd.py with tune, or aid_*.py"),
         Flag("topology", "str", "v5p:2x2x4", "NAME", "such as v5e:4x4, v5p:4x4x4, v6e:16x16"),
+        Flag("chips", "int", 0, "N", "of the topology; default: all", 0),
         Flag("batch", "int", 0, "N", "clips; default: one per chip", 0),
         Flag("effort", "float", -1.0, "X", "of the compiler, -1 to 1; 0 is that of training, and takes longer"),
     ],
-    ["", "--config=configs/modelscope.py:tune=full --topology=v5e:4x4"],
+    ["", "--config=configs/modelscope.py:tune=full --topology=v5e:4x4", "--config=configs/aid_bridge.py --topology=v5p:2x2x1 --chips=1"],
 )
 
-def with_specs(spec, preset: str):
-    """References to converted weights replaced by the published networks' specs."""
+
+def with_specs(spec):
+    """References to converted weights, weights/PRESET/PART, replaced by the published networks' specs."""
     if isinstance(spec, dict):
         if "run" in spec:
-            return latent.published(spec["run"].split("/")[-1], preset) | spec["fields"]
-        return {k: with_specs(v, preset) for k, v in spec.items()}
-    return [with_specs(v, preset) for v in spec] if isinstance(spec, list) else spec
+            preset, part = spec["run"].split("/")[-2:]
+            return latent.published(part, "sd21" if preset == "sd21v" else preset) | spec["fields"]
+        return {k: with_specs(v) for k, v in spec.items()}
+    return [with_specs(v) for v in spec] if isinstance(spec, list) else spec
 
 
-def compile_step(config: dict, preset: str, devices) -> dict:
-    objective = build(with_specs(config["objective"], preset))
+def compile_step(config: dict, devices) -> dict:
+    objective = build(with_specs(config["objective"]))
     mesh = sharding.make_mesh(config["mesh"], devices)
     b = config["batch"] = config["batch"] or sharding.data_shards(mesh)
-    ids = jax.ShapeDtypeStruct((b, 77), jnp.int32)
-    batch = {"video": jax.ShapeDtypeStruct((b, *objective.clip, 3), jnp.uint8), "text_ids": ids, "null_ids": ids}
+    ids = lambda *texts: jax.ShapeDtypeStruct((b, *texts, 77), jnp.int32)
+    batch = {"video": jax.ShapeDtypeStruct((b, *objective.clip, 3), jnp.uint8), "text_ids": ids(), "null_ids": ids(), "state_ids": ids(4)}
     batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)) for k, x in batch.items()}
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     params = {g: shapes[g] for g in config["optim"]}
@@ -98,7 +101,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{options.config} trains nothing: give tune=full, temporal or lora")
     jax.config.update("jax_exec_time_optimization_effort", options.effort)
     devices = topologies.get_topology_desc(topology_name=options.topology, platform="tpu").devices
-    found = compile_step(config, "sd21" if name == "sd" else name, devices)
+    devices = devices[: options.chips or None]
+    found = compile_step(config, devices)
     print(json.dumps(dict(config=options.config, topology=options.topology, effort=options.effort, chips=len(devices), jax=jax.__version__, **found)))
 
 
