@@ -49,7 +49,7 @@ def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
         open_config(command, values.config, argv)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md", "docs/design.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md", "docs/aid.md", "docs/design.md", "benchmarks/README.md"])
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
     assert not [link for link in links if not ((ROOT / page).parent / link).exists()]
