@@ -15,7 +15,7 @@ from magvid.job import DEFAULTS, REQUIRED
 from magvid.video import read_video
 
 ROOT = pathlib.Path(__file__).parent.parent
-README, *PAGES = ((ROOT / name).read_text() for name in ("README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md"))
+README, *PAGES = ((ROOT / name).read_text() for name in ("README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md", "docs/aid.md"))
 PUBLISHED = "".join(PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README + PUBLISHED, re.M | re.S)
 SHELL = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", "").splitlines()]
