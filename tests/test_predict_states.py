@@ -519,6 +519,20 @@ def test_one_picture(tmp_path, stub, capsys):
     assert capsys.readouterr().out.endswith("\n".join(STATES) + "\n")
 
 
+def test_one_video(folder, tmp_path, stub, capsys):
+    """Is known by its file, as one of a folder or config is."""
+    model, out = stub(), tmp_path / "states.json"
+    argv = [f"--image={folder / 'b.mp4'}", "--instruction=lift b", "--model=m", f"--out={out}"]
+    predict_states.main(argv)
+    assert capsys.readouterr().out.endswith("\n".join(STATES) + "\n")
+    assert model.frames[0].shape == (24, 32, 3) and abs(model.frames[0].mean() - 40) < 3, "the first frame"
+    predict_states.main([f"--data={folder}", "--model=m", f"--out={out}"])
+    assert sorted(model.all) == sorted(TOLD), "it is not asked about again"
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match="none.mp4 cannot be read as a video"):
+        predict_states.main([f"--image={tmp_path / 'none.mp4'}", *argv[1:]])
+
+
 # Messages -----------------------------------------------------------------------------------------------------------
 
 
