@@ -54,7 +54,7 @@ def grafts(args):
     replaced = args["mcond"] == "replace"
     new = NEW if args["mcond"] == "decoupled" or any(args[name] for name in SITES) else ""
     widened = dict(widened="^conv_in/kernel", more=1) if args["mask"] else {}
-    return dict(target="magvid.grafts:Grafts", new=new, changed=CROSS if replaced else "", **widened)
+    return dict(target="magvid.grafts:Grafts", new=new, changed=CROSS if replaced else "", scale=1.0, **widened)
 
 
 def conditioners(args, vae, vision, text, prepare, frames, scalars, dqformer, aug):

@@ -137,12 +137,12 @@ def find_text(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def words(tokenizer: Any, prompt: str, negative: str = "", flag: str = "--prompt") -> dict[str, np.ndarray]:
+def words(tokenizer: Any, prompt: str, negative: str = "", prompt_flag: str = "--prompt") -> dict[str, np.ndarray]:
     """The row of a prompt, and of what guidance leads away from. Says what is too long for the model. ValueError for a text that a
-    closed vocabulary cannot say, naming the `flag` of the prompt.
+    closed vocabulary cannot say, naming the flag.
     """
     row = {}
-    for flag, key, text in ((flag, "text_ids", prompt), ("--negative", "null_ids", negative)):
+    for flag, key, text in ((prompt_flag, "text_ids", prompt), ("--negative", "null_ids", negative)):
         try:
             row[key] = tokenizer.encode(text)[None]
         except ValueError as error:

@@ -64,6 +64,15 @@ def test_fields_of_mavin_in_the_text_exist():
         open_config("train", f"{ROOT}/configs/mavin_horse.py{tune}", [argv])
 
 
+def test_fields_of_aid_in_the_text_exist():
+    """Those that change a run, and so stand beside no config."""
+    named = re.findall(r"(--config\.\S*=\S*)", (ROOT / "docs/aid.md").read_text() + COMMANDS["predict"].field)
+    assert len([argv for argv in named if "FIELD" not in argv]) >= 2
+    for argv in named:
+        if "FIELD" not in argv:
+            open_config("predict", f"{ROOT}/configs/aid_bridge.py", [argv])
+
+
 def test_fields_and_files_in_the_text_exist():
     fields = re.findall(r"`--config\.(\w+)", README + PUBLISHED)
     assert fields and set(fields) <= {*REQUIRED, *DEFAULTS}
