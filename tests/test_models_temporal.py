@@ -234,6 +234,17 @@ def test_magdiff_on_equal_frames_without_its_additions_is_stable_diffusion():
     assert error(x) > 1e-3  # the norms see the whole clip
 
 
+def test_magdiff_from_stable_diffusion_begins_as_it():
+    """Norms of each frame, positions that do not stay, and the picture's part at zero: equal for any frames."""
+    x, time, condition = given("magdiff")
+    quiet = partial(temporal.InlineTransformer, position_stays=False, cross_attention=partial(EPAF, scales=(1.0, 0.0)))
+    unet, base = small("magdiff", clip_norm=False, attention=quiet), small("sd21")
+    fresh = unet.init(jax.random.key(0), x, time, condition)["params"]
+    of_base = spatial(fresh, base)
+    y, expected = run(unet, fresh, x, time, condition), run(base, of_base, x, time, condition)
+    assert relative_error(y, expected) < 1e-5 and np.abs(np.asarray(expected)).max() > 0.1
+
+
 @pytest.mark.parametrize("preset", ["svd", *(pytest.param(p, marks=pytest.mark.full) for p in ("modelscope", "magdiff"))])
 def test_an_adapter_beside_temporal_attention(preset):
     """At zero it changes no bit; it sees the video, and the frames' positions where the family has any."""

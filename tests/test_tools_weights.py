@@ -323,6 +323,7 @@ def test_the_golden_lists_are_told_apart(shared):
         "diffusers_unet3d_tiny": "convert_unet.py --preset=mavin ",  # the same network
         "mavin_unet_tiny": "convert_unet.py --preset=mavin ",
         "magdiff_unet_tiny": "convert_unet.py --preset=magdiff ",
+        "magdiff_resampler": "convert_resampler.py --preset=magdiff ",
         "diffusers_unet2d_tiny": "convert_unet.py ",
         "diffusers_clip_text_tiny": "convert_clip.py ",
         "diffusers_clip_vision_tiny": "convert_clip.py ",

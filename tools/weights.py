@@ -327,6 +327,7 @@ KINDS: list[Kind] = [
         "convert_clip",
         _width(_VISION, "vision_model.embeddings.class_embedding", "embeddings.class_embedding"),
     ),
+    (r"layers\.0\.0\.to_kv\.weight", "a resampler of image tokens", "convert_resampler", lambda shapes: "magdiff"),
 ]
 FOREIGN = [
     (r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..*", "a checkpoint with the original code's names: get "

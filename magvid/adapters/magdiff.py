@@ -1,13 +1,32 @@
-"""MagDiff's cross-attention (Zhao et al., ECCV 2024, section 3.3; numbers as in the released code)."""
+"""MagDiff (Zhao et al., ECCV 2024, arXiv 2311.17338): pictures of an entity, beside a text, told to an inflated Stable Diffusion.
 
-from collections.abc import Sequence
+*Subject-driven alignment* (section 3.2) is in the data: what is told is the subject alone, on black (`magvid.data.entities`), a
+picture for every frame or for some of them. *Adaptive prompts alignment* (3.3): `EPAF` reads text and picture apart and weighs
+them, the picture as `Resampler` makes tokens of it (`EntityTokens`). *High-fidelity alignment* (3.4): `Pyramid` joins the latents of
+the picture at several sizes, which are joined to the noisy ones (`EntityLatents`).
+
+A batch has "entities" (b t h w 3), uint8 or in [0, 1], one place for every frame, and "entity_valid" bool (b t): which of them are
+pictures; the others are black. Numbers as in the released code, which has the largest level of the pyramid alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
-from magvid.models.attention import Attention
+from magvid.models.attention import Attention, attention
+from magvid.models.conditioners import Keep, kept
+from magvid.models.layers import Conv, gelu
 from magvid.types import Condition
+
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
+
+
+# Adaptive prompts alignment -----------------------------------------------------------------------------------------
 
 
 class EPAF(Attention):
@@ -16,7 +35,7 @@ class EPAF(Attention):
     `unet.Transformer`.
 
     `tokens` names the text and the picture, `scales` their first a. The released code reads both from one sequence and
-    splits it after 77 tokens.
+    splits it after 77 tokens. Where no picture counts (`Condition.masks`), its part is zero.
     """
 
     tokens: Sequence[str] = ("text", "image")
@@ -30,5 +49,134 @@ class EPAF(Attention):
         for name, kind, suffix, first in zip(self.tokens, ("text", "image"), ("", "_ip"), self.scales):
             context, mask = self.context(condition, (name,))
             scale = self.param(f"{kind}_scale", nn.initializers.constant(first), (1,)).astype(q.dtype)
-            y = y + scale * self.attend(q, split(f"to_k{suffix}", context), split(f"to_v{suffix}", context), mask)
+            found = self.attend(q, split(f"to_k{suffix}", context), split(f"to_v{suffix}", context), mask)
+            if mask is not None:
+                found = jnp.where(mask.any(axis=1)[:, None, None, None], found, 0)
+            y = y + scale * found
         return y
+
+
+class Resampler(nn.Module):
+    """A Perceiver resampler (Alayrac et al., "Flamingo", NeurIPS 2022) as in IP-Adapter: any number of tokens -> `queries` tokens.
+
+    `depth` times: queries + attention(LN queries; LN x and LN queries), + linear(gelu(linear(LN queries))), without biases.
+    """
+
+    width: int = 1024
+    queries: int = 16
+    depth: int = 4
+    heads: int = 12
+    head_dim: int = 64
+    out: int = 1024
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b q e"]:
+        dense, norm = partial(nn.Dense, dtype=self.dtype), partial(LayerNorm, dtype=self.dtype)
+        plain = partial(dense, use_bias=False)
+        heads = lambda y: y.reshape(*y.shape[:2], self.heads, self.head_dim)
+        x = dense(self.width, name="proj_in")(x)
+        y = self.param("latents", nn.initializers.normal(self.width**-0.5), (1, self.queries, self.width))
+        y = jnp.broadcast_to(y, (len(x), *y.shape[1:])).astype(x.dtype)
+        inner = self.heads * self.head_dim
+        for i in range(self.depth):
+            asks = norm(name=f"layers_{i}_norm2")(y)
+            read = jnp.concatenate([norm(name=f"layers_{i}_norm1")(x), asks], axis=1)
+            q = heads(plain(inner, name=f"layers_{i}_to_q")(asks))
+            k, v = map(heads, jnp.split(plain(2 * inner, name=f"layers_{i}_to_kv")(read), 2, axis=-1))
+            y = y + plain(self.width, name=f"layers_{i}_to_out")(attention(q, k, v).reshape(*y.shape[:2], inner))
+            inside = gelu(plain(4 * self.width, name=f"layers_{i}_ff_in")(norm(name=f"layers_{i}_ff_norm")(y)))
+            y = y + plain(self.width, name=f"layers_{i}_ff_out")(inside)
+        return norm(name="norm_out")(dense(self.out, name="proj_out")(y))
+
+
+class EntityTokens(nn.Module):
+    """`resampler`'s tokens of the entity's pictures, all of them for every frame; the null is no picture.
+
+    The tower's result has `tokens` (b n c), its hidden states. `prepare`: images (b h w 3) in [0, 1] -> what the tower reads.
+    The released code attends to the black pictures as well (`count_all`), and gives the tower blue in place of red (`bgr`).
+    """
+
+    vision: nn.Module
+    resampler: nn.Module
+    prepare: Callable[[Array], Array]
+    count_all: bool = False
+    bgr: bool = False
+    token: str = "image"
+
+    reads = ("entities",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.token,)
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        pictures, there = entities(batch, keep, self.token)
+        b, n = there.shape
+        pictures = (pictures[..., ::-1] if self.bgr else pictures).reshape(-1, *pictures.shape[2:])
+        tokens = self.resampler(self.vision(self.prepare(pictures)).tokens)
+        masks = {} if self.count_all else {self.token: jnp.repeat(there, tokens.shape[1], axis=1)}
+        return Condition(tokens={self.token: tokens.reshape(b, 1, -1, tokens.shape[-1])}, masks=masks)
+
+
+# High-fidelity alignment --------------------------------------------------------------------------------------------
+
+
+class Pyramid(nn.Module):
+    """The last of the latents, those of the clip's size, + a 3x3 convolution of each of the others, scaled to that size; the
+    convolutions begin at zero, and of one size there are none, as in the released code.
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, latents: Sequence[Float[Array, "b t _ _ c"]]) -> Float[Array, "b t h w c"]:
+        *larger, own = latents
+        for i, z in enumerate(larger):
+            z = jax.image.resize(z, (*z.shape[:2], *own.shape[2:]), "linear")
+            own = own + Conv(own.shape[-1], (1, 3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype, name=f"align_{i}")(z)
+        return own
+
+
+class EntityLatents(nn.Module):
+    """The latents of the entity's pictures, each joined to the noisy latent of its frame; the null is no picture.
+
+    levels: sizes at which the pictures go through `vae`, in units of the clip's; the last is 1. The pictures in the batch have the
+    first, largest one. Latents are scaled as the network's own are; their mode is taken.
+    """
+
+    vae: nn.Module
+    pyramid: nn.Module
+    levels: Sequence[float] = (1.5, 1.25, 1.0)
+    obeys: str = "image"
+
+    reads = ("entities",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.obeys,)
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        if self.levels[-1] != 1 or list(self.levels) != sorted(self.levels, reverse=True):
+            raise ValueError(f"levels={tuple(self.levels)}: sizes in units of the clip's, the largest first, the last 1")
+        pictures, _ = entities(batch, keep, self.obeys)
+        factor, largest = self.vae.factor, self.levels[0]
+        size = lambda level: [round(side * level / largest / factor) * factor for side in pictures.shape[2:4]]
+        return Condition(concat=self.pyramid([self.encode(pictures, size(level)) for level in self.levels]))
+
+    def encode(self, pictures: Float[Array, "b t h w 3"], size: Sequence[int]) -> Float[Array, "b t hh wh c"]:
+        if list(pictures.shape[2:4]) != list(size):
+            pictures = jax.image.resize(pictures, (*pictures.shape[:2], *size, 3), "linear")
+        return self.vae.encode(2 * pictures - 1).mode().astype(jnp.float32) * self.vae.scaling
+
+
+def entities(batch: Mapping[str, Array], keep: Keep, name: str) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t"]]:
+    """The entity's pictures in [0, 1] and which of them there are; black and none of them where `keep` hides `name`."""
+    if missing := [key for key in ("entities", "entity_valid") if key not in batch]:
+        raise ValueError(f"pictures of an entity are told: give {', '.join(missing)} beside {sorted(batch)}")
+    pictures, there = jnp.asarray(batch["entities"]), jnp.asarray(batch["entity_valid"], bool)
+    if pictures.shape[:2] != there.shape:
+        raise ValueError(f"entities are {pictures.shape} and entity_valid is {there.shape}: one of the latter for each picture")
+    there = there & kept(keep, name, there)
+    pictures = pictures.astype(jnp.float32) / 255 if pictures.dtype == jnp.uint8 else pictures
+    return jnp.where(there[..., None, None, None], pictures, 0), there

@@ -212,20 +212,25 @@ class BlendTransformer(Transformer):
 
 
 class InlineBlock(Block):
-    """Attention between frames before the feed-forward. The position is added to x itself, as in the released code:
-    also where a single frame then needs no such attention.
+    """Attention between frames before the feed-forward. With `position_stays` the position is added to x itself, as in the released
+    code, also where a single frame then needs no such attention; without, only to what that attention reads.
     """
 
+    position_stays: bool = True
+
     def before_feed_forward(self, x: Array, condition: Condition, position: Array | None) -> Array:
-        x = x + position[:, None, None].astype(x.dtype)
-        y = LayerNorm(dtype=self.dtype, name="temp_norm")(x)
+        placed = x + position[:, None, None].astype(x.dtype)
+        y = LayerNorm(dtype=self.dtype, name="temp_norm")(placed)
         delta = Attention(self.heads, over="time", zero=True, dtype=self.dtype, name="temp_attn")(y)
         y = adapted(self.adapters, "beside_temporal", delta, y, condition, position)
+        x = placed if self.position_stays else x
         return x + y if x.shape[1] > 1 else x
 
 
 class InlineTransformer(Transformer):
     """Over space with `InlineBlock`s."""
+
+    position_stays: bool = True
 
     SITES = ("beside_spatial", "beside_temporal")
 
@@ -235,4 +240,4 @@ class InlineTransformer(Transformer):
     def block(
         self, i: int, x: Array, condition: Condition, position: Array | None, make: Callable = InlineBlock
     ) -> Array:
-        return super().block(i, x, condition, position, make)
+        return super().block(i, x, condition, position, partial(make, position_stays=self.position_stays))
