@@ -54,7 +54,9 @@ def with_specs(spec):
 def compile_step(config: dict, devices) -> dict:
     objective = build(with_specs(config["objective"]))
     mesh = sharding.make_mesh(config["mesh"], devices)
-    b = config["batch"] = config["batch"] or sharding.data_shards(mesh)
+    shards = sharding.data_shards(mesh)
+    b = config["batch"] = config["batch"] or shards
+    parts = -(-b // shards // (config["microbatch"] or b))  # whose gradients are averaged
     ids = lambda *texts: jax.ShapeDtypeStruct((b, *texts, 77), jnp.int32)
     batch = {"video": jax.ShapeDtypeStruct((b, *objective.clip, 3), jnp.uint8), "text_ids": ids(), "null_ids": ids(), "state_ids": ids(4)}
     batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)) for k, x in batch.items()}
@@ -67,7 +69,7 @@ def compile_step(config: dict, devices) -> dict:
     like = jax.eval_shape(make, params, frozen)
     places = sharding.state_shardings(like, config["sharding"], mesh)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
-    step = state.make_step(objective, optimisers, unroll=False, ema=config["ema"], dtype=config["dtype"])
+    step = state.make_step(objective, optimisers, microbatches=parts, unroll=False, ema=config["ema"], dtype=config["dtype"])
     begin = time.monotonic()
     with jax.set_mesh(mesh):
         whole = sharding.replicated(mesh)
@@ -78,6 +80,7 @@ def compile_step(config: dict, devices) -> dict:
     collectives = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
     return {
         "batch": b,
+        "microbatches": parts,
         "parameters": {g: sum(x.size for x in jax.tree.leaves(t)) for g, t in shapes.items()},
         "arguments_gb": memory.argument_size_in_bytes / 1e9,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,

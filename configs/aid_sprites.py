@@ -6,7 +6,7 @@
 Base, autoencoder and towers are frozen and taken from runs/sprites; the predicted states are the true ones. The paper's ablations are
 arguments, see aid.py: mcond=none|decoupled, branches=upper|lower, states=instruction, spatial=0, short=0, long=0, given=2, learned=after,
 mask=1. tune=full trains the whole network, which then begins as the base, beside the same condition and without adapters: what
-adapters are compared with. budget=quick: the "small" world; budget=long: the full world. smoke=1: two steps.
+adapters are compared with. Worlds and sizes are those of i2v_sprites.py. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict

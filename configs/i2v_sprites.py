@@ -4,8 +4,9 @@
 
 Stable Video Diffusion's layers, noise, prediction and conditions at a small size, from nothing, on the latents of vae_sprites.py: of the first
 frame it reads the embedding (by the image tower of clip_sprites.py; one token) and the latent. Both are frozen and taken from
-runs/sprites. It learns to make a sprite move somehow: which way, nobody tells it. budget=quick: the "small" world; budget=long: the
-full world. smoke=1: two steps. clips=20000 trains on the first so many of the 2^20 clips, so that their latents can be kept.
+runs/sprites. It learns to make a sprite move somehow: which way, nobody tells it, nor does the first frame (worlds "...-middle" of
+magvid.data.sprite_world). budget=quick: the small world; budget=long: the full one. smoke=1: two steps. clips=20000 trains on the first so
+many of the 2^20 clips, so that their latents can be kept.
 """
 
 from ml_collections import ConfigDict
@@ -13,8 +14,8 @@ from ml_collections import ConfigDict
 from configs import defaults, diffusion_sprites, vae_sprites
 
 BUDGETS = {
-    "quick": dict(world="small", frames=8, channels=(32, 64), layers=1, batch=8, steps=900, peak=4e-3, sampling=12),
-    "long": dict(world="full", frames=8, channels=(48, 96), layers=1, batch=8, steps=2400, peak=3e-3, sampling=16),
+    "quick": dict(world="small-middle", frames=8, channels=(32, 64), layers=1, batch=8, steps=1400, peak=4e-3, sampling=12),
+    "long": dict(world="full-middle", frames=8, channels=(48, 96), layers=1, batch=8, steps=2400, peak=3e-3, sampling=16),
 }
 EDM = dict(target="magvid.diffusion.schedules:EDM", least=0.01, most=50.0)
 NOISE = dict(factory="magvid.diffusion.schedules:log_normal", mean=0.5, std=1.5)

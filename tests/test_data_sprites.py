@@ -213,3 +213,25 @@ def test_at_least_300_clips_per_second_and_core():
     for i in range(200):
         source[i]
     assert 200 / (time.process_time() - start) >= 300
+
+
+@pytest.mark.parametrize("world", ["small-middle", "full-middle"])
+@pytest.mark.parametrize("size", [(32, 32), (48, 64)])
+def test_where_all_begin_in_the_middle_the_first_frame_tells_nothing(world, size):
+    source = Sprites("train", 8, *size, world=world, keys=("track", "action", "video"))
+    clips = [source[i] for i in range(400)]
+    tracks, actions = np.stack([c["track"] for c in clips]), np.array([c["action"] for c in clips])
+    first = np.concatenate([(tracks[:, 0, :2] - np.array(size) / 2), tracks[:, 0, 2:3]], 1) / source.unit
+    assert np.abs(first[:, :2]).max() <= 2.5 + 1e-5 and 4.5 - 1e-5 <= first[:, 2].min() <= first[:, 2].max() <= 5 + 1e-5
+    for action in set(actions):  # a mean of n uniform draws, five of its standard deviations
+        mine = first[actions == action]
+        assert (np.abs(mine.mean(0) - [0, 0, 4.75]) < 5 * np.array([5, 5, 0.5]) / np.sqrt(12 * len(mine))).all()
+    reach = 1.15 * tracks[..., 2:3]
+    assert (tracks[..., :2] - reach).min() > 0 and (tracks[..., :2] + reach - size).max() < 0
+
+
+def test_sequences_do_not_begin_in_the_middle():
+    with pytest.raises(ValueError, match="room for one action"):
+        Sprites(world="small-middle", sequence=0.5)
+    with pytest.raises(ValueError, match="give at most 5"):
+        World(middle=True)

@@ -6,7 +6,7 @@ are radians clockwise on the screen. Lengths scale with the *unit* `min(h, w) / 
 Pixels are equal across platforms: direction cosines are rounded to multiples of 2^-20 after the only transcendental
 functions (sin, cos), and all that follows (+ - * / sqrt min max floor) is exact in IEEE float64.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 from jaxtyping import Float, UInt8
@@ -35,6 +35,9 @@ class World:
       max_distractors: each clip holds 0 to this many (at most 2).
       radius: range of the entity's smallest radius within a clip, in units.
       tilt: the entity's first angle is uniform in [-tilt, tilt] radians.
+      middle: the first frame tells nothing of the action: every entity begins near the middle, and `radius` is that of the
+        first frame (at most 5, so that there is room to grow). Otherwise it begins where its path has room, so that of what
+        begins at the left, or large, one can guess that it moves right, or shrinks.
     """
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = tuple(COLOURS)
@@ -45,6 +48,7 @@ class World:
     max_distractors: int = 2
     radius: tuple[float, float] = (5.0, 6.5)
     tilt: float = 0.25
+    middle: bool = False
 
     def __post_init__(self):
         tables = dict(shapes=SHAPES, colours=COLOURS, textures=TEXTURES, actions=ACTIONS, backgrounds=BACKGROUNDS,
@@ -58,6 +62,8 @@ class World:
         object.__setattr__(self, "radius", tuple(float(r) for r in self.radius))
         if len(self.radius) != 2 or not 3 <= self.radius[0] <= self.radius[1] <= 6.5:
             raise ValueError(f"World.radius={self.radius}: give (smallest, largest) within [3, 6.5].")
+        if self.middle and self.radius[1] > 5:
+            raise ValueError(f"World.radius={self.radius} with middle=True: give at most 5, so that there is room to grow.")
         if not 0 <= self.max_distractors <= 2:
             raise ValueError(f"World.max_distractors={self.max_distractors}: give 0, 1 or 2.")
         if self.max_distractors and min(len(self.shapes), len(self.colours)) < 2:
@@ -94,6 +100,7 @@ WORLDS = {
                    textures=("plain",), actions=("left", "right", "up", "down", "grow", "shrink"),
                    backgrounds=("plain",), tones=("grey",), max_distractors=0, radius=(6.0, 6.5), tilt=0.0),
 }
+WORLDS |= {f"{name}-middle": replace(world, middle=True, radius=(4.5, 5.0)) for name, world in WORLDS.items()}
 
 
 def as_world(world: str | World) -> World:

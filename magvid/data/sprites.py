@@ -22,6 +22,7 @@ from magvid.data.sprite_world import (ACTIONS, BACKGROUNDS, COLOURS, EXTENT, SHA
 
 SPLITS = ("train", "validation", "test")
 MAX_RADIUS = 10.0  # units; a growing entity stops here
+_NEAR = 2.5  # units from the middle of the picture, within which all begins where the world says `middle`
 
 # action: (participle, third person, instruction)
 _VERBS = {"stand": ("standing", "stands still", "keep {} still"),
@@ -111,7 +112,7 @@ def _margin(radius: float) -> float:
 
 def _draw_move(action: str, radius: float, source: "Sprites", draws: _Draws) -> _Move:
     share, sign, phase = draws.between(0, 1), draws.choice((-1.0, 1.0)), draws.between(0, 2 * np.pi)
-    room_y, room_x = (min(side - 2 * _margin(radius), 20 * source.unit) for side in source.size)
+    room_y, room_x = (min(_room(side, radius, source), 20 * source.unit) for side in source.size)
     match action:
         case "left" | "right":
             size = room_x * (0.6 + 0.4 * share)
@@ -120,12 +121,20 @@ def _draw_move(action: str, radius: float, source: "Sprites", draws: _Draws) -> 
         case "orbit":
             size = min(room_y, room_x) / 2 * (0.65 + 0.35 * share)
         case "grow" | "shrink":
-            size = 1.5 + (min(MAX_RADIUS * source.unit / radius, 2.0) - 1.5) * share
+            most = 1.8 if source.world.middle else min(MAX_RADIUS * source.unit / radius, 2.0)
+            size = 1.5 + (most - 1.5) * share
         case "spin":    # 130 to 190 degrees: below every shape's symmetry per frame, so visible from 4 frames on
             size = np.pi * (130 + 60 * share) / 180
         case "stand":
             size = 0.0
     return _Move(action, size, sign, phase)
+
+
+def _room(side: int, radius: float, source: "Sprites") -> float:
+    """Pixels that an entity may travel; where all begin near the middle, to any side."""
+    if source.world.middle:
+        return side / 2 - _NEAR * source.unit - _margin(radius)
+    return side - 2 * _margin(radius)
 
 
 def _eased(s: np.ndarray, ease: float = 0.2) -> np.ndarray:
@@ -151,7 +160,6 @@ def _path(moves: list[_Move], frames: int) -> tuple[np.ndarray, np.ndarray]:
                 end = delta[0]
             else:
                 path[rows] = delta
-    path[:, 2] /= path[:, 2].min()    # the drawn radius is the clip's smallest
     return path, number
 
 
@@ -211,6 +219,8 @@ class Sprites:
         if not 0 <= self.sequence <= 1 or (self.sequence and self.frames < 12):
             raise ValueError(f"Sprites.sequence={self.sequence} with {self.frames} frames: give a probability in "
                              "[0, 1] and at least 12 frames for sequences.")
+        if self.sequence and self.world.middle:
+            raise ValueError(f"Sprites.sequence={self.sequence}: where all begin in the middle there is room for one action.")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -363,12 +373,17 @@ def _draw_clip(source: Sprites, index: int) -> _Clip:
     if draws.between(0, 1) < source.sequence:
         moves = _extend(moves, shape, radius, source, draws)
     path, number = _path(moves, source.frames)
+    if not world.middle:
+        path[:, 2] /= path[:, 2].min()  # the drawn radius is the clip's smallest
     textures = [set(world.visible_textures(shape, move.action)) for move in moves]
     texture = draws.choice([name for name in world.textures if all(name in t for t in textures)])
     pose = path * [1, 1, radius, 1] + [0, 0, 0, draws.between(-world.tilt, world.tilt)]
     margin = _margin(pose[:, 2].max())
     for k, side in enumerate(source.size):
-        pose[:, k] += draws.between(margin - path[:, k].min(), side - margin - path[:, k].max())
+        low, high = margin - path[:, k].min(), side - margin - path[:, k].max()
+        if world.middle:
+            low, high = (side / 2 - path[0, k] + sign * _NEAR * source.unit for sign in (-1, 1))
+        pose[:, k] += draws.between(low, high)
     pose = exact(pose)
     ground = _background(kind, tone, draws, split, *source.size)
     others = _draw_others(shape, colour, pose, source, draws)
@@ -389,7 +404,7 @@ def _extend(moves: list[_Move], shape: str, radius: float, source: Sprites, draw
 
 def _fits(moves: list[_Move], radius: float, source: Sprites) -> bool:
     path, _ = _path(moves, source.frames)
-    largest = path[:, 2].max() * radius
+    largest = path[:, 2].max() / path[:, 2].min() * radius
     reach = path[:, :2].max(0) - path[:, :2].min(0)
     return largest <= MAX_RADIUS * source.unit and bool((reach <= np.array(source.size) - 2 * _margin(largest)).all())
 
@@ -398,7 +413,7 @@ def _draw_others(shape: str, colour: str, pose: np.ndarray, source: Sprites, dra
     """Distractors: small, still, at the freest of a few places, other in shape and colour; always under the entity."""
     world, out = source.world, []
     count = draws.choice(range(world.max_distractors + 1))
-    taken = pose[:, :3]
+    taken = pose[: 1 if world.middle else None, :3]  # off the whole path they would tell where it leads
     for _ in range(count):
         radius = draws.between(2.2, 2.8) * source.unit
         margin = _margin(radius)
