@@ -15,6 +15,7 @@ from magvid import optim, runs, sharding, state
 from magvid.build import build
 from magvid.checkpoints import merge
 from magvid.data import pipeline
+from magvid.data.joint import Joint
 from magvid.optim import Optimiser
 from magvid.provenance import describe, on_cache, open_cache
 from magvid.state import Objective, TrainState
@@ -104,20 +105,24 @@ class Job:
         cache = open_cache(source, data["cache"], wanted)
         return cache, (*transforms, *cache.last)
 
-    def loader(self) -> pipeline.Loader:
-        """Endless training batches, this process's rows."""
+    def loader(self) -> pipeline.Loader | Joint:
+        """Endless training batches, this process's rows. With `data.pictures` (as `data.train`, and `batch` and `every`) some are of
+        pictures, see `data.joint`.
+        """
         data = self.config["data"]
         if (data.get("eval") or {}).get("cache"):
             self.held_out_data  # a cache that does not fit is an error now, not at the first evaluation
-        source, transforms = self.training_data
-        return pipeline.Loader(
-            source,
-            self.config["batch"],
-            seed=self.config["seed"],
-            transforms=transforms,
-            workers=data["train"].get("workers", 0),
-            **_process(),
-        )
+        videos, pictures = self._loader("train", *self.training_data, self.config["batch"]), data.get("pictures")
+        if not pictures:
+            return videos
+        shards, batch = sharding.data_shards(self.mesh), pictures["batch"]
+        if batch % (shards * self.microbatches()):
+            raise UserError(f"data.pictures.batch is {batch}: a multiple of {shards * self.microbatches()}, as microbatches and devices ask")
+        return Joint(videos, self._loader("pictures", *self._open("pictures"), batch), pictures["every"])
+
+    def _loader(self, split: str, source: Any, transforms: Sequence[Any], batch: int) -> pipeline.Loader:
+        workers = self.config["data"][split].get("workers", 0)
+        return pipeline.Loader(source, batch, seed=self.config["seed"], transforms=transforms, workers=workers, **_process())
 
     def clip_shape(self, batch: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         """(t h w) of the clips of a batch, also of one of tokens or latents."""

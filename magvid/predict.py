@@ -104,8 +104,8 @@ def _task(model: Generator, run: runs.Run, clip: ClipFormat) -> tuple[int, int]:
     """The task that is told a text and shown the first frames, and how many these are."""
     objective = model.programs.objective
     if hasattr(objective, "told"):
-        for i, (text, goes_on) in enumerate(zip(objective.told("text"), objective.predicts, strict=True)):
-            if text and goes_on:
+        for i, (text, image, goes_on) in enumerate(zip(objective.told("text"), objective.told("image"), objective.predicts, strict=True)):
+            if text and image and goes_on:
                 return i, objective.given_frames(clip.frames)
     raise UserError(f"{run.path} does not go on from a first frame as a text says: give a run of configs/aid_*.py, or use `magvid sample`")
 

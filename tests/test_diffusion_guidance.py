@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magvid.diffusion import guidance, predictions
-from magvid.diffusion.guidance import chain, classifier_free, combine, known_frames, ramp
+from magvid.diffusion.guidance import chain, classifier_free, combine, known_parts, ramp
 from magvid.diffusion.predictions import V, X0, Eps
 from magvid.diffusion.samplers import DDIM, DDPM, DPMSolverPP2M, EulerEDM, begin, sample
 from magvid.diffusion.schedules import EDM, Discrete, corrupt
@@ -146,14 +146,14 @@ NOISE = normal(9, *X.shape)
 
 
 @pytest.mark.parametrize("noise", [None, NOISE], ids=["clean", "noised"])
-def test_what_a_network_sees_of_known_frames(noise):
+def test_what_a_network_sees_of_known_parts(noise):
     seen = []
 
     def look(x, s):
         seen.append(x)
         return jnp.zeros_like(x)
 
-    found = known_frames(look, CLEAN, KNOWN, noise)(X, LEVEL)
+    found = known_parts(look, CLEAN, KNOWN, noise)(X, LEVEL)
     np.testing.assert_array_equal(found[KNOWN], CLEAN[KNOWN])
     np.testing.assert_array_equal(found[~KNOWN], 0)
     expected = CLEAN if noise is None else corrupt(CLEAN, noise, LEVEL)
@@ -163,14 +163,14 @@ def test_what_a_network_sees_of_known_frames(noise):
 
 @pytest.mark.parametrize("noise", [None, NOISE], ids=["clean", "noised"])
 @pytest.mark.parametrize("sampler", [DDIM(), DDPM(), DPMSolverPP2M(), EulerEDM()], ids=str)
-def test_known_frames_stay_exactly(sampler, noise):
+def test_known_parts_stay_exactly(sampler, noise):
     """Composed with guidance; bit for bit, and the others are made."""
     guided = classifier_free(denoise, FULL, [NULL], [ramp(1, 3, T)])
     levels = (EDM() if isinstance(sampler, EulerEDM) else Discrete()).levels(3)
 
     @jax.jit
     def sampled(x, key):
-        return sample(sampler, known_frames(guided, CLEAN, KNOWN, noise), begin(x, levels), levels, key)
+        return sample(sampler, known_parts(guided, CLEAN, KNOWN, noise), begin(x, levels), levels, key)
 
     found = sampled(X, jax.random.key(0))
     np.testing.assert_array_equal(found[KNOWN], CLEAN[KNOWN])
@@ -193,3 +193,23 @@ def test_dynamic_threshold():
     assert jnp.abs(found).max() <= 1
     assert jnp.mean(jnp.abs(found[0]) < 1) == pytest.approx(0.9, abs=0.01)
     np.testing.assert_allclose(found[1], jnp.clip(50 * X[1], -10, 10) / 10, atol=1e-6)  # its quantile lies above `most`
+
+
+def test_what_counts_nothing_is_not_asked_for():
+    asked = []
+
+    def look(x, s, condition):
+        asked.append(len(x))
+        return denoise(x, s, condition)
+
+    found = chain(look, [NULL, IMAGE, FULL], [1.0, 3.0])(X, LEVEL)
+    np.testing.assert_allclose(found, alone(IMAGE) + 3 * (alone(FULL) - alone(IMAGE)), atol=1e-5)
+    chain(look, [NULL, IMAGE, FULL], [ramp(1.0, 1.0, T), 3.0])(X, LEVEL)  # a weight per frame is not known to be 0
+    assert asked == [2 * B, 3 * B]
+
+
+def test_cells_of_frames_are_known_too():
+    cells = jnp.arange(4)[:, None] < jnp.arange(5) * jnp.ones((B, T, 1, 1))
+    clean = normal(7, *X.shape)
+    y = known_parts(lambda x, s: 0 * x, clean, cells)(X, LEVEL)
+    np.testing.assert_array_equal(y, jnp.where(cells[..., None], clean, 0))

@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "adapter_files", "evaluate", "sample", "job", "flags", "commands"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline"}
-MACHINERY |= {"data.cache", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
+MACHINERY |= {"data.cache", "data.joint", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
 # module or package -> what it may import of magvid (a prefix allows its whole package)
 ARROWS = {

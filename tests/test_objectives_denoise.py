@@ -13,6 +13,7 @@ import tiny_diffusion as tiny
 from helpers import flatten
 from magvid import optim
 from magvid.adapters.dqformer import DQFormer, MCondition
+from magvid.adapters.magdiff import EntityLatents, EntityTokens, Pyramid, Resampler
 from magvid.build import build
 from magvid.data.pipeline import LearnAfter
 from magvid.diffusion import guidance, predictions, schedules
@@ -245,7 +246,7 @@ def test_sampling_is_the_guided_sampler(svd):
     np.testing.assert_allclose(found, objective.decode(params, z), atol=1e-4)
 
 
-def test_known_frames_are_sampled_as_they_are():
+def test_known_parts_are_sampled_as_they_are():
     """Also where the schedule ends above sigma 0; in pixels, without an autoencoder, with clipped x0."""
     objective = Denoise(
         network=tiny.Network(out=3),
@@ -442,3 +443,78 @@ def test_built_from_a_config():
     params = tiny.fill(objective, batch)
     assert np.isfinite(loss_of(objective, batch, params)[0]["lora"])
     assert jax.eval_shape(objective.sample_latents, params, batch, KEY).shape == Z.shape
+
+
+# An entity (MagDiff) ------------------------------------------------------------------------------------------------
+
+ENTITY = dict(
+    network=tiny.Network(),
+    vae=tiny.VAE(),
+    conditioners=(
+        TextTokens(tiny.Text(), null=NULL),
+        EntityTokens(tiny.Vision(), Resampler(width=4, queries=2, depth=1, heads=1, head_dim=4, out=3), tiny.prepare),
+        EntityLatents(tiny.VAE(), Pyramid(), (1.5, 1.0)),
+    ),
+    schedule=Discrete(zero_snr=True, spacing=schedules.trailing),
+    prediction=V(),
+    drop=((("text",), 0.1), (("image",), 0.1), (("text", "image"), 0.2)),
+    trained=("network", "resampler", "pyramid"),
+    sampling=Sampling(DDIM(), 3, ((("text", "image"), 1.5), (("text",), 2.0))),
+    carried=2,
+)
+SHOWN = {
+    **BATCH,
+    "entities": np.random.default_rng(3).integers(0, 256, (2, 3, 6, 9, 3)).astype(np.uint8),
+    "entity_valid": np.array([[True, True, False], [True, False, False]]),
+    "noise": np.random.default_rng(4).normal(size=(2, 3, 2, 3, 2)).astype(np.float32),
+}
+
+
+def test_what_reads_an_entity_trains_beside_the_network():
+    objective = Denoise(**ENTITY)
+    assert objective.tasks == {"TR2V": ()} and objective.told("image") == (False,) and objective.told("entities") == (True,)
+    losses, before, state = trained(objective, ENTITY["trained"], SHOWN, 25)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, {g: before[g] for g in ("vae", "text", "vision")})
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), {g: before[g] for g in state.params}, state.params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_entity_and_the_text_have_weights_of_their_own():
+    objective = Denoise(**ENTITY)
+    params = tiny.fill(objective, SHOWN)
+    sample = lambda batch, *weights: np.asarray(objective.with_decoding(guidance=weights).sample_latents(params, batch, KEY))
+    none = {**SHOWN, "entity_valid": np.zeros((2, 3), bool)}
+    assert np.array_equal(sample(none, 0.0, 0.0), sample(SHOWN, 0.0, 0.0))
+    different = [np.abs(sample(none, *w) - sample(SHOWN, *w)).max() for w in ((1.0, 0.0), (3.0, 0.0))]
+    assert 1e-3 < different[0] < different[1]
+    with pytest.raises(ValueError, match="3 weights of guidance for 2 rows"):
+        objective.with_decoding(guidance=(1.0, 2.0, 3.0))
+
+
+def test_cells_all_of_whose_pixels_stay_come_out_as_they_are():
+    objective = Denoise(**ENTITY)
+    params = tiny.fill(objective, SHOWN)
+    stays = np.ones((2, 3, 4, 6), bool)
+    stays[0, 1, 1, 2] = stays[1, :, 2:, 4:] = False  # one pixel; a corner of all frames
+    found = np.asarray(objective.sample_latents(params, {**SHOWN, "stays": stays}, KEY))
+    clean = np.asarray(objective.latents(params, SHOWN, None))
+    edited = np.zeros((2, 3, 2, 3), bool)
+    edited[0, 1, 0, 1] = edited[1, :, 1, 2] = True
+    np.testing.assert_array_equal(found[~edited], clean[~edited])
+    assert np.all(np.abs(found - clean)[edited] > 1e-6)
+    shown, given = objective.condition_video({**SHOWN, "stays": stays})
+    np.testing.assert_array_equal(given[..., 0], stays)
+    assert shown.shape == (2, 3, 4, 6, 3) and not np.asarray(shown[1, 1:]).any()
+
+
+def test_the_windows_of_a_long_video_share_frames_that_are_given_in_place():
+    objective = Denoise(**ENTITY)
+    assert objective.overlap == 2 and objective.predicts == (True,) and objective.given_frames(3) == 0
+    params = tiny.fill(objective, SHOWN)
+    found = objective.continuation(2).sample_latents(params, SHOWN, KEY)
+    np.testing.assert_array_equal(found[:, :2], objective.latents(params, SHOWN, None)[:, :2])
+    assert not np.allclose(found[:, 2], objective.sample_latents(params, SHOWN, KEY)[:, 2])
+    with pytest.raises(ValueError, match="3 frames are given of a clip of 3"):
+        objective.continuation(3).sample_latents(params, SHOWN, KEY)
+    assert Denoise(**{**ENTITY, "carried": 0}).predicts == (False,)

@@ -26,11 +26,13 @@ def ramp(first: float, last: float, frames: int) -> Float[Array, "t"]:
 def combine(denoise: Denoiser, conditions: Sequence[Any], factors: Sequence[Weight]) -> Guided:
     """sum_i factor_i denoise(x, level, condition_i), by one call with all branches along the batch.
 
-    The branches of a clip stand side by side, so that a batch that is spread over devices stays where it is. ValueError
-    where the conditions differ in what they hold.
+    The branches of a clip stand side by side, so that a batch that is spread over devices stays where it is. What has the factor 0
+    is not asked for. ValueError where the conditions differ in what they hold.
     """
     if len(conditions) != len(factors):
         raise ValueError(f"{len(conditions)} conditions have {len(factors)} factors: give one for each")
+    counts = [i for i, f in enumerate(factors) if not isinstance(f, int | float) or f != 0]
+    conditions, factors = [conditions[i] for i in counts], [factors[i] for i in counts]
     k = len(conditions)
     stacked = _side_by_side(conditions)
 
@@ -64,16 +66,16 @@ def chain(denoise: Denoiser, conditions: Sequence[Any], weights: Sequence[Weight
     return combine(denoise, conditions, [a - b for a, b in zip(w[:-1], w[1:], strict=True)])
 
 
-def known_frames(
+def known_parts(
     denoise: Guided,
     clean: Float[Array, "b t h w c"],
-    known: Bool[Array, "b t"],
+    known: Bool[Array, "b t *hw"],
     noise: Float[Array, "b t h w c"] | None = None,
 ) -> Guided:
-    """`denoise` told some frames: it sees them clean in place, or with `noise` noised to the level, and gives them as they
-    are. So a sampler that ends at sigma 0 returns them unchanged.
+    """`denoise` told some frames (b t), or cells of them (b t h w): it sees them clean in place, or with `noise` noised to the
+    level, and gives them as they are. So a sampler that ends at sigma 0 returns them unchanged.
     """
-    here = known[..., None, None, None]
+    here = jnp.reshape(known, (*known.shape, *[1] * (clean.ndim - known.ndim)))
 
     def told(x: Float[Array, "b t h w c"], s: Level) -> Float[Array, "b t h w c"]:
         seen = clean if noise is None else corrupt(clean, noise, s)

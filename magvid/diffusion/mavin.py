@@ -23,10 +23,12 @@ from magvid.diffusion.schedules import Level, corrupt
 @runtime_checkable
 class Noising(Protocol):
     """`draw`: for training, clip by clip. `usual`: to sample, where nothing else is said. `starts`: where a gap of this length may
-    begin, as in training; ValueError where none may. `predicts`: whether what is given are the first frames alone.
+    begin, as in training; ValueError where none may. `predicts`: whether what is given are the first frames alone. `clean`: whether the
+    model sees them clean, as it was trained to, or noised to the level of all others.
     """
 
     predicts: ClassVar[bool]
+    clean: bool
 
     def draw(self, key: Key[Array, ""], b: int, t: int) -> Bool[Array, "b t"]: ...
 
@@ -49,6 +51,7 @@ class Consecutive:
     sample: Sequence[int] = (10, 22)
     per_batch: bool = False
     predicts: ClassVar[bool] = False
+    clean: ClassVar[bool] = True
 
     def __post_init__(self):
         ordered = 1 <= self.start[0] <= self.start[1] < self.end[0] <= self.end[1]
@@ -99,6 +102,7 @@ class Scattered:
     share: float = 0.4
     sample: Sequence[int] = (10, 22)
     predicts: ClassVar[bool] = False
+    clean: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0 < self.share <= 1:
@@ -121,9 +125,10 @@ class Scattered:
 
 @dataclasses.dataclass(frozen=True)
 class First:
-    """The first `frames` stay clean: the action model of MAVIN, which begins with a picture."""
+    """The first `frames` are given: the action model of MAVIN, which begins with a picture."""
 
     frames: int = 1
+    clean: bool = True
     predicts: ClassVar[bool] = True
 
     def draw(self, key, b, t):

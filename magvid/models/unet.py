@@ -12,11 +12,12 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from magvid.models.attention import Attention, FeedForward, read_scalars
 from magvid.models.layers import MLP, Conv, Dtype, GroupNorm, nearest_upsample, sinusoid
-from magvid.types import Condition
+from magvid.types import Condition, Params
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
 FrameConv = partial(Conv, planar=True)  # 3x3 in every frame
@@ -307,3 +308,13 @@ class UNet(nn.Module):
         if len(values) != count:
             raise ValueError(f"{name}={values} needs {count} numbers for the {len(self.channels)} levels of channels")
         return values
+
+
+def widened(loaded: Params, shapes: Params) -> Params:
+    """For `config.init`: the weights of a network whose first convolution reads fewer channels; what it does not read counts for nothing
+    at first.
+    """
+    kernel, wanted = loaded["conv_in"]["kernel"], shapes["conv_in"]["kernel"].shape
+    more = wanted[-2] - kernel.shape[-2]
+    padded = np.pad(kernel, [*[(0, 0)] * (kernel.ndim - 2), (0, max(more, 0)), (0, 0)])
+    return {**loaded, "conv_in": {**loaded["conv_in"], "kernel": padded}}

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from magvid.diffusion import mavin, predictions, samplers
-from magvid.diffusion.guidance import chain, known_frames, ramp
+from magvid.diffusion.guidance import chain, known_parts, ramp
 from magvid.diffusion.predictions import Eps, Prediction, unit
 from magvid.diffusion.samplers import DDIM, Sampler
 from magvid.diffusion.schedules import Discrete, Level, Schedule, corrupt, uniform
@@ -24,7 +24,7 @@ from magvid.types import Condition, Groups, Params
 
 LATENTS = ("latents", "latent_mean", "noise")  # the entries of a batch that have the shape of latents
 MERGED = ("adapters", "lora")  # groups that are merged into the network, LoRA last: its base has the adapters
-READS = dict(text="T", image="I")  # what a conditioner may read of a person's: the letter in a task's name
+READS = dict(text="T", image="I", entities="R")  # what a conditioner may read of a person's: the letter in a task's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Denoise:
     """batch: "video" (b t h w 3), or "latent_mean" and "latent_logvar" (b t h w c) as the autoencoder gives them, or
     "latents" (b t h w c), scaled as the network sees them; and what the conditioners read. Optional: "known" bool (b t),
     frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t), weights of the frames in the loss;
-    "valid" (b,); to sample, "noise" (b t h w c) to begin with.
+    "valid" (b,); to sample, "noise" (b t h w c) to begin with, and "stays" bool (b t h w), pixels of the "video" that stay as they are.
 
     Groups: "network", "vae", the sub-modules of the conditioners by name, "adapters" and "lora". `trained` names those that get the
     loss; by default the network, or with `adapters` or `lora` only these, and the network is then taken from a run or frozen.
@@ -76,6 +76,8 @@ class Denoise:
     in_parts: (decode, z) -> decode(z) that saves memory, such as `models.vae.in_chunks`, which says how exact it is.
     noising: which frames are "known" where the batch does not say so; without it all are noised. Of the gap that they leave,
     conditioners and network are told "start", "end" and "length" (`diffusion.mavin.describe`).
+    carried: for a model that is given no frames: how many the windows of a long video share; 0: it makes none. The next window sees
+    them noised to its level (as in RePaint, Lugmayr et al., 2022).
     """
 
     network: nn.Module
@@ -95,6 +97,7 @@ class Denoise:
     tasks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     in_parts: Callable | None = None
     noising: mavin.Noising | None = None
+    carried: int = 0
 
     keeps = "latents"  # what `magvid encode` makes of clips; not a field
 
@@ -301,18 +304,29 @@ class Denoise:
         batch, shape = self.with_known(batch), self.latent_shape(batch)
         noise = batch["noise"] if "noise" in batch else jax.random.normal(noise_key, shape)
         denoise = self.guided(params, batch, condition_key, shape[1])
-        clean = known = None
-        if "known" in batch:
-            clean, known = self.latents(params, batch, None), batch["known"]
-            denoise = known_frames(denoise, clean, known)
+        known = self.known_cells(batch, shape)
+        clean = None if known is None else self.latents(params, batch, None)
+        if clean is not None:
+            in_place = self.noising is not None and self.noising.clean
+            denoise = known_parts(denoise, clean, known, None if in_place else noise)
         levels = self.schedule.levels(self.sampling.steps)
         x = samplers.begin(noise, levels)
-        if clean is not None and (mixer := self.sampling.mixer) is not None:
+        if "known" in batch and (mixer := self.sampling.mixer) is not None:
             first = Level(*(a[0] for a in levels)) if mixer.level is None else self.schedule.level(jnp.asarray(mixer.level))
-            x = mixer(clean, known, noise, first)
+            x = mixer(clean, batch["known"], noise, first)
         x = samplers.sample(self.sampling.sampler, denoise, x, levels, step_key)
         # a schedule may end above sigma 0
-        return x if clean is None else jnp.where(known[..., None, None, None], clean, x)
+        return x if clean is None else jnp.where(known, clean, x)
+
+    def known_cells(self, batch: dict, shape: Sequence[int]) -> Bool[Array, "b t #h #w 1"] | None:
+        """Which latents (b t h w c) come out as they are: of frames that are "known", and cells all of whose pixels "stay"."""
+        known = batch["known"][..., None, None, None] if "known" in batch else None
+        if "stays" not in batch:
+            return known
+        b, t, h, w, _ = shape
+        stays = jnp.asarray(batch["stays"])
+        cells = stays.reshape(b, t, h, stays.shape[2] // h, w, stays.shape[3] // w).all(axis=(3, 5))[..., None]
+        return cells if known is None else known | cells
 
     @property
     def fills_gaps(self) -> bool:
@@ -389,7 +403,8 @@ class Denoise:
     @property
     def overlap(self) -> int:
         """The windows of a long video share the frames that one begins with."""
-        return getattr(self.noising, "frames", None) or max((getattr(c, "given", 1) for c in self.conditioners), default=1)
+        first = max((getattr(c, "given", 1) for c in self.conditioners), default=1)
+        return self.carried or getattr(self.noising, "frames", None) or first
 
     @property
     def labelled(self) -> tuple[bool, ...]:
@@ -407,14 +422,14 @@ class Denoise:
 
     @property
     def predicts(self) -> tuple[bool, ...]:
-        """Those that are given the first frame can go on from the last one."""
-        return tuple(image and getattr(self.noising, "predicts", True) for image in self.told("image"))
+        """Those that are given the first frame can go on from the last one; with `carried` all can."""
+        return tuple(bool(self.carried) or (image and getattr(self.noising, "predicts", True)) for image in self.told("image"))
 
     def given_frames(self, frames: int) -> int:
         """How many frames of a video are read."""
         if self.noising is not None:
             return int(np.flatnonzero(self.noising.usual(frames))[-1]) + 1
-        return self.overlap if any(self.predicts) else 0
+        return self.overlap if any(self.told("image")) else 0
 
     def with_tasks(self, tasks: Sequence[str]) -> "Denoise":
         if unknown := [t for t in tasks if t not in self.tasks]:
@@ -422,6 +437,8 @@ class Denoise:
         return dataclasses.replace(self, tasks={t: self.tasks[t] for t in tasks})
 
     def continuation(self, overlap: int) -> "Denoise":
+        if self.carried:
+            return dataclasses.replace(self, noising=mavin.First(overlap, clean=False), carried=0)
         if overlap != self.overlap:
             frames = "one frame" if self.overlap == 1 else f"{self.overlap} frames"
             raise ValueError(f"overlap={overlap}: this model is told {frames}, so windows share {self.overlap}")
@@ -429,9 +446,13 @@ class Denoise:
 
     def condition_video(self, batch: dict) -> tuple[Float[Array, "b t h w 3"], Bool[Array, "b t h w 1"]]:
         """The first frames that are given, the last of them standing still, or black; with `noising` the known frames, and black between
-        them. And which pixels are given.
+        them; of an entity its pictures. And which pixels are given.
         """
         video = scale(batch["video"])
+        if "entities" in self._reads():
+            pictures = jnp.where(batch["entity_valid"][..., None, None, None], scale(batch["entities"]), 0.0)
+            stays = batch.get("stays", jnp.zeros(video.shape[:-1], bool))
+            return jax.image.resize(pictures, video.shape, "linear"), stays[..., None]
         if self.noising is not None:
             given = self.with_known(batch)["known"][..., None, None, None]
             return jnp.where(given, video, 0.0), jnp.broadcast_to(given, (*video.shape[:-1], 1))

@@ -1,0 +1,98 @@
+"""Pictures of an entity out of a clip and the masks of its subject: what MagDiff (Zhao et al., ECCV 2024, arXiv 2311.17338) is told.
+
+To generate, the subject of one or several frames, on black; to edit, in every frame all that shall stay, with black where something new
+shall be. One model learns both (section 3.2, "subject-driven alignment"). A user's own pictures become the same by `of_pictures`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from magvid import video
+from magvid.data.stream import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Entities:
+    """In place of `masks` bool (t h w) of the subject of `video`: `entities` uint8 (t h w 3), black where there is none, and `entity_valid`
+    bool (t,).
+
+    references: how many, drawn uniformly, both ends included; of so many frames that have a subject, or all there are, in random order,
+    at the first places (the released data have the first frame). editing: of this share of the clips everything but the subject is told in
+    every frame instead. size: (h, w) to which `video` and `masks` are then made smaller: with (256, 256) from a source of 384x384 the
+    pictures are 1.5 times as large as the clip. segmented=False: whole frames (the ablation without subject-driven alignment).
+    centre: the subject is moved to the middle of its picture, so that it tells nothing of where it is. stays: adds `stays` bool (t h w),
+    what is to be kept where everything else is edited, False elsewhere; for evaluation.
+    """
+
+    references: tuple[int, int] = (1, 8)
+    editing: float = 0.0
+    size: tuple[int, int] | None = None
+    segmented: bool = True
+    centre: bool = False
+    stays: bool = False
+
+    def __post_init__(self):
+        low, high = self.references
+        if not 1 <= low <= high:
+            raise ValueError(f"references={tuple(self.references)}: from at least 1 to at least as many")
+        if not 0 <= self.editing <= 1:
+            raise ValueError(f"editing={self.editing}: a share in [0, 1]")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        if "masks" not in record:
+            raise ValueError(f"the record has no masks of a subject; it has {', '.join(record)}: set `masks` of the source")
+        clip, masks = record["video"], record["masks"]
+        edits = rng.random() < self.editing
+        count = int(rng.integers(self.references[0], self.references[1] + 1))
+        chosen = rng.permutation(np.flatnonzero(masks.any(axis=(1, 2))))[:count]
+        if edits:
+            pictures, valid = np.where(masks[..., None], 0, clip).astype(np.uint8), np.ones(len(clip), bool)
+        else:
+            shown = clip[chosen] if not self.segmented else cut_out(clip[chosen], masks[chosen], self.centre)
+            pictures, valid = placed(shown, len(clip))
+        told = {"entities": pictures, "entity_valid": valid}
+        if self.size is not None:
+            clip, masks = video.resize_crop(clip, *self.size), shrunk(masks, self.size)
+        if self.stays:
+            told["stays"] = ~masks if edits else np.zeros_like(masks)
+        return {key: value for key, value in record.items() if key != "masks"} | told | {"video": clip}
+
+
+def cut_out(
+    frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"], centre: bool = False
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """The subject on black; with `centre` in the middle, as far as it then lies within the picture."""
+    shown = np.where(masks[..., None], frames, 0).astype(np.uint8)
+    if not centre:
+        return shown
+    for picture, mask in zip(shown, masks, strict=True):
+        if mask.any():
+            picture[:] = _moved(picture, [round((side - 1) / 2 - (places.min() + places.max()) / 2) for places, side in zip(np.nonzero(mask), mask.shape)])
+    return shown
+
+
+def _moved(picture: UInt8[np.ndarray, "h w 3"], by: Sequence[int]) -> UInt8[np.ndarray, "h w 3"]:
+    """By whole pixels; black comes in from outside."""
+    out = np.zeros_like(picture)
+    at = lambda d, side: (slice(max(d, 0), side + min(d, 0)), slice(max(-d, 0), side + min(-d, 0)))
+    (to_y, from_y), (to_x, from_x) = (at(d, side) for d, side in zip(by, picture.shape))
+    out[to_y, to_x] = picture[from_y, from_x]
+    return out
+
+
+def placed(pictures: UInt8[np.ndarray, "n h w 3"], frames: int) -> tuple[UInt8[np.ndarray, "t h w 3"], Bool[np.ndarray, "t"]]:
+    """Pictures at the first of `frames` places, black at the others; and where there are any. ValueError for more than places."""
+    if len(pictures) > frames:
+        raise ValueError(f"{len(pictures)} pictures of an entity: a clip of {frames} frames has a place for {frames}")
+    out = np.zeros((frames, *pictures.shape[1:]), np.uint8)
+    out[: len(pictures)] = pictures
+    return out, np.arange(frames) < len(pictures)
+
+
+def shrunk(masks: Bool[np.ndarray, "t h w"], size: Sequence[int]) -> Bool[np.ndarray, "t h w"]:
+    """As `video.resize_crop` of the frames, then what is at least half covered."""
+    grey = np.repeat(masks[..., None].astype(np.uint8) * 255, 3, axis=-1)
+    return video.resize_crop(grey, *size)[..., 0] >= 128

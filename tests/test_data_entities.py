@@ -1,0 +1,91 @@
+"""Pictures of an entity out of clips and masks, against what can be written by hand."""
+
+import numpy as np
+import pytest
+
+from magvid.data.entities import Entities, cut_out, placed, shrunk
+
+T, H, W = 5, 12, 18
+RNG = np.random.default_rng(0)
+CLIP = RNG.integers(1, 256, (T, H, W, 3)).astype(np.uint8)
+MASKS = np.zeros((T, H, W), bool)
+for t in (0, 1, 3, 4):  # no subject in frame 2
+    MASKS[t, 2 + t : 5 + t, 3 + 2 * t : 8 + 2 * t] = True
+RECORD = {"video": CLIP, "masks": MASKS, "text": "a cat"}
+draw = lambda seed=0, **options: Entities(**options)(RECORD, np.random.default_rng(seed))
+cut = lambda t: np.where(MASKS[t, ..., None], CLIP[t], 0)
+
+
+def test_subjects_of_as_many_frames_as_are_drawn_at_the_first_places():
+    counts, orders = set(), set()
+    for seed in range(60):
+        found = draw(seed, references=(1, 3))
+        pictures, valid = found["entities"], found["entity_valid"]
+        n = int(valid.sum())
+        assert valid[:n].all() and not pictures[n:].any() and pictures.dtype == np.uint8 and pictures.shape == CLIP.shape
+        frames = [next(t for t in (0, 1, 3, 4) if np.array_equal(p, cut(t))) for p in pictures[:n]]
+        assert len(set(frames)) == n
+        counts.add(n)
+        orders.add(tuple(frames))
+        assert found["video"] is CLIP and found["text"] == "a cat"
+    assert counts == {1, 2, 3} and len(orders) > 15
+
+
+def test_there_are_no_more_pictures_than_frames_with_a_subject():
+    assert draw(references=(8, 8))["entity_valid"].tolist() == [True] * 4 + [False]
+    nothing = Entities()(RECORD | {"masks": np.zeros_like(MASKS)}, np.random.default_rng(0))
+    assert not nothing["entity_valid"].any() and not nothing["entities"].any()
+
+
+def test_to_edit_everything_else_is_told():
+    found = draw(editing=1.0, stays=True)
+    np.testing.assert_array_equal(found["entities"], np.where(MASKS[..., None], 0, CLIP))
+    np.testing.assert_array_equal(found["stays"], ~MASKS)
+    assert found["entity_valid"].all()
+    shares = [draw(seed, editing=0.3, references=(1, 1))["entity_valid"].all() for seed in range(300)]
+    assert abs(np.mean(shares) - 0.3) < 0.08
+    assert not draw(references=(1, 1), stays=True)["stays"].any()
+
+
+def test_whole_frames_without_segmentation():
+    picture = draw(references=(1, 1), segmented=False)["entities"][0]
+    assert any(np.array_equal(picture, CLIP[t]) for t in (0, 1, 3, 4))
+
+
+@pytest.mark.parametrize("t", [0, 4])
+def test_a_subject_is_moved_to_the_middle(t):
+    (moved,) = cut_out(CLIP[t : t + 1], MASKS[t : t + 1], centre=True)
+    rows, columns = np.nonzero(moved.any(-1))
+    assert abs((rows.min() + rows.max()) / 2 - (H - 1) / 2) <= 0.5 and abs((columns.min() + columns.max()) / 2 - (W - 1) / 2) <= 0.5
+    inside = moved[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    np.testing.assert_array_equal(inside, CLIP[t, 2 + t : 5 + t, 3 + 2 * t : 8 + 2 * t][:, : inside.shape[1]])
+
+
+def test_pictures_may_be_larger_than_the_clip():
+    found = draw(size=(8, 12), editing=1.0, stays=True)
+    assert found["video"].shape == (T, 8, 12, 3) and found["entities"].shape == (T, H, W, 3)
+    np.testing.assert_array_equal(found["stays"], ~shrunk(MASKS, (8, 12)))
+    still = np.zeros((1, 4, 6), bool)
+    still[:, :2, 2:] = True
+    np.testing.assert_array_equal(shrunk(still, (2, 3)), still[:, ::2, ::2])
+
+
+def test_pictures_have_a_place_each():
+    pictures, valid = placed(CLIP[:2], 3)
+    np.testing.assert_array_equal(pictures[:2], CLIP[:2])
+    assert valid.tolist() == [True, True, False] and not pictures[2].any()
+    with pytest.raises(ValueError, match="5 pictures of an entity: a clip of 3 frames has a place for 3"):
+        placed(CLIP, 3)
+
+
+@pytest.mark.parametrize(
+    "options, says", [(dict(references=(0, 2)), "references"), (dict(references=(3, 2)), "references"), (dict(editing=1.5), "editing=1.5")]
+)
+def test_bad_options(options, says):
+    with pytest.raises(ValueError, match=says):
+        Entities(**options)
+
+
+def test_a_record_without_masks_is_told_so():
+    with pytest.raises(ValueError, match="no masks of a subject; it has video"):
+        Entities()({"video": CLIP}, np.random.default_rng(0))

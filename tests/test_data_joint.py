@@ -1,0 +1,69 @@
+"""Batches of pictures among batches of videos, and that a run with both goes on as if nothing had happened."""
+
+import helpers_objective as helpers
+import jax
+import numpy as np
+import pytest
+
+from magvid import train
+from magvid.checkpoints import Checkpoints
+from magvid.data.joint import Joint
+from magvid.data.pipeline import Frames, Loader
+from magvid.job import Job, check_config
+from magvid.types import UserError
+
+ONE = dict(devices=jax.devices()[:1])
+
+
+def joint(every=3):
+    pictures = Loader(helpers.Clips(), 8, seed=1, transforms=[Frames((0,))])
+    return Joint(Loader(helpers.Clips(), 4, seed=0), pictures, every)
+
+
+def test_every_third_batch_is_of_pictures():
+    loader, videos, pictures = joint(), Loader(helpers.Clips(), 4, seed=0), Loader(helpers.Clips(), 8, seed=1)
+    for i in range(1, 10):
+        batch, alone = next(loader), next(videos if i % 3 else pictures)
+        assert batch["video"].shape == ((4, 2, 4, 4, 3) if i % 3 else (8, 1, 4, 4, 3))
+        np.testing.assert_array_equal(batch["video"], alone["video"] if i % 3 else alone["video"][:, :1])
+    for one in (loader, videos, pictures):
+        one.close()
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_the_state_goes_on_at_any_batch(stop):
+    loader = joint()
+    for _ in range(stop):
+        next(loader)
+    state = loader.get_state()
+    rest = [next(loader)["index"].tolist() for _ in range(6)]
+    loader.close()
+    again = joint()
+    again.set_state(state)
+    assert [next(again)["index"].tolist() for _ in range(6)] == rest
+    again.close()
+
+
+def test_not_every_batch_is_of_pictures():
+    with pytest.raises(ValueError, match="every=1"):
+        joint(1)
+
+
+def config(**changes):
+    base = helpers.config(total=20)
+    source = dict(source=dict(target="helpers_objective:Clips", size=32), transforms=[])
+    return base | dict(data=base["data"] | dict(pictures=source | dict(batch=16, every=3) | changes))
+
+
+def test_a_run_with_both_goes_on(tmp_path):
+    train.train(config() | dict(steps=10), tmp_path / "parts", **ONE)
+    train.train(config(), tmp_path / "parts", **ONE)
+    train.train(config(), tmp_path / "whole", **ONE)
+    ours, theirs = (Checkpoints(tmp_path / name / "checkpoints").meta(20) for name in ("parts", "whole"))
+    assert ours["leaves"] == theirs["leaves"] and ours["data"] == theirs["data"]
+
+
+def test_a_batch_of_pictures_that_does_not_divide_is_refused():
+    job = Job.from_config(check_config(config(batch=15) | dict(microbatch=2)), **ONE)
+    with pytest.raises(UserError, match="data.pictures.batch is 15: a multiple of 4"):
+        job.loader()
