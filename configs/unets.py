@@ -92,6 +92,10 @@ MAVIN_VARIANTS = dict(
 # What MAVIN trains (regex over names of parameters): 496,042,176 of its 1,411,336,260
 MAVIN_TRAINED = "temp_convs/|attn[12]/to_|time_emb_proj/|time_embedding/(linear_[12]|cond_proj)/"
 
+# What MagDiff trains (590,871,392 of its 1,207,971,876), and what of it Stable Diffusion does not have
+MAGDIFF_TRAINED = "temp_|transformer_blocks_|^conv_in/"
+MAGDIFF_NEW = "temp_|_ip/|_scale$"
+
 # Over a mesh axis "model": heads and the feed-forwards' inner width are divided (Shoeybi et al., 2019); all else over the data.
 TENSOR = [
     ["to_[qkv]/kernel$", [None, "model"]],
