@@ -40,7 +40,7 @@ def test_the_record_is_complete_and_typed():
         assert tuple(record) == KEYS
         shapes = {k: (v.dtype.name, v.shape) for k, v in record.items() if isinstance(v, np.ndarray)}
         assert shapes == {"video": ("uint8", (t, h, w, 3)), "entity": ("uint8", (h, w, 3)),
-                          "entity_mask": ("bool", (h, w)), "actions": ("int32", (t,)), "track": ("float32", (t, 5)),
+                          "entity_mask": ("bool", (h, w)), "masks": ("bool", (t, h, w)), "actions": ("int32", (t,)), "track": ("float32", (t, 5)),
                           "distractors": ("float32", (2, 7))}
         shape, action = source.world.pairs[record["label"]]
         assert (SHAPES[record["shape"]], ACTIONS[record["action"]]) == (shape, action)
@@ -235,3 +235,17 @@ def test_sequences_do_not_begin_in_the_middle():
         Sprites(world="small-middle", sequence=0.5)
     with pytest.raises(ValueError, match="give at most 5"):
         World(middle=True)
+
+
+def test_a_mask_is_where_the_entity_is():
+    """Bright against a dark background, in every frame; its middle is that of the track."""
+    world = World(textures=("plain",), colours=("white", "yellow"), max_distractors=0, backgrounds=("plain",), tones=("grey",))
+    source = Sprites("train", 6, 32, 48, world=world)
+    for i in range(40):
+        record = source[i]
+        ground = record["video"][:, :1, :1, 0].astype(float)
+        share = (record["video"][..., 0] - ground) / (240 - ground)  # of the pixel, which is rounded
+        assert share[record["masks"]].min() > 0.49 and share[~record["masks"]].max() < 0.51
+        y, x = np.nonzero(record["masks"][3])
+        if record["shape"] not in (SHAPES.index("triangle"), SHAPES.index("star")):
+            np.testing.assert_allclose([y.mean() + 0.5, x.mean() + 0.5], record["track"][3, :2], atol=0.6)

@@ -189,6 +189,7 @@ class Sprites:
       video uint8 (t h w 3); label int32, index into `classes` (shape x action, chance level `chance`);
       caption, instruction str; states: four str on what is visible at the start, 1/3, 2/3 and the end;
       entity uint8 (h w 3): the entity of the first frame, moved to the middle, on black; entity_mask bool (h w);
+      masks bool (t h w): where the entity covers at least half of a pixel;
       actions int32 (t,), action of each frame; track float32 (t, 5): centre y, centre x, radius (pixels), angle
       (radians), visible (1); distractors float32 (max_distractors, 7): centre y, centre x, radius, angle, shape,
       colour, present (all 0 where absent); shape, colour, texture, background, tone, action int32.
@@ -324,6 +325,11 @@ class _Clip:
     def entity_mask(self) -> Bool[np.ndarray, "h w"]:
         return self._entity()[1]
 
+    def masks(self) -> Bool[np.ndarray, "t h w"]:
+        height, width = self.source.size
+        rows, columns = (np.broadcast_to(np.arange(side) + 0.5, (len(self.pose), side)) for side in (height, width))
+        return rasterise(self.parts["shape"], "plain", self.pose, rows, columns)[0] >= 0.5
+
     def actions(self) -> Int32[np.ndarray, "t"]:
         return np.array([ACTIONS.index(action) for action in self.moves], np.int32)[self.number]
 
@@ -355,7 +361,7 @@ class _Clip:
         return np.int32(ACTIONS.index(self.parts["action"]))
 
 
-KEYS = ("video", "label", "caption", "instruction", "states", "entity", "entity_mask", "actions", "track",
+KEYS = ("video", "label", "caption", "instruction", "states", "entity", "entity_mask", "masks", "actions", "track",
         "distractors", "shape", "colour", "texture", "background", "tone", "action")
 
 
