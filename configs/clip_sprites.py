@@ -4,7 +4,7 @@
 
 The budgets are those of vq3d_sprites.py: the small world, and the full one, where six of sixteen frames tell bouncing
 from jumping. Held-out retrieval (`eval/retrieval_at_1`) is over 64 clips of 64 different captions: in the small world
-there are only 72. smoke=1 takes two steps of a tiny model.
+there are only 72. world=NAME: another world. smoke=1 takes two steps of a tiny model.
 
 The vocabulary holds every word of the captions, instructions and states of the full world, so that all runs on sprites
 share one tokenizer.
@@ -47,7 +47,7 @@ def clip(b, smoke):
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", smoke=False)
+    args = defaults.parse_arg(arg, budget="quick", world="", smoke=False)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=0, steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
     towers = clip(b, smoke)
@@ -62,6 +62,8 @@ def get_config(arg=None):
     clips = vq3d_sprites.get_config(f"budget={args['budget']}").data.to_dict()  # the same
     sources = {split: clips[split]["source"] | dict(keys=("video", "label", "caption")) for split in ("train", "eval")}
     count = 8 if smoke else 64
+    if args["world"]:
+        sources = {split: source | dict(world=args["world"]) for split, source in sources.items()}
     sources["eval"] = dict(target="magvid.data.text:DistinctTexts", source=sources["eval"], count=count, key="caption")
     transforms = [TOKENIZER, dict(target="magvid.data.pipeline:Frames", indices=b["frames"])]
     config.data = {split: dict(source=source, transforms=transforms) for split, source in sources.items()}

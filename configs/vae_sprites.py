@@ -3,7 +3,7 @@
     magvid train --config=configs/vae_sprites.py:budget=quick --workdir=runs/sprites/vae
 
 Frames of 32x32, each by itself; `kl_weight` is such that the latents have a standard deviation near 1, so that `scaling` is 1. budget=quick:
-the "small" world, minutes on two CPU cores; budget=long: the full world. smoke=1: two steps.
+the "small" world, minutes on two CPU cores; budget=long: the full world. world=NAME: another one. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ FACTOR, SIZE = 4, 32  # pixels per latent, pixels
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", smoke=False)
+    args = defaults.parse_arg(arg, budget="quick", world="", smoke=False)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=0, steps=2 if smoke else b["steps"], batch=4))
     config.objective = dict(
@@ -33,7 +33,7 @@ def get_config(arg=None):
         ),
         kl_weight=2e-4,
     )
-    clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], frames=4, height=SIZE, width=SIZE, keys=("video",))
+    clip = dict(target="magvid.data.sprites:Sprites", world=args["world"] or b["world"], frames=4, height=SIZE, width=SIZE, keys=("video",))
     config.data = dict(
         train=dict(source=dict(clip, split="train"), transforms=[], workers=0),
         eval=dict(source=dict(clip, split="validation"), transforms=[], limit=64),

@@ -70,10 +70,21 @@ def test_only_visible_pairs_are_classes():
     assert WORLDS["full"].visible_textures("ring", "spin") == ("striped", "dotted")
 
 
+def test_combinations_that_are_held_out_are_made_of_parts_that_are_seen():
+    worlds = {some: WORLDS[f"entities-{some}"] for some in ("seen", "unseen")}
+    parts = [(s, c) for s in WORLDS["entities"].shapes for c in WORLDS["entities"].colours]
+    of = {some: {(*p, t) for p in parts for t in world.textures_of(*p)} for some, world in worlds.items()}
+    assert len(of["seen"]) == 24 and len(of["unseen"]) == 12 and not of["seen"] & of["unseen"]
+    assert len(of["seen"] | of["unseen"]) == 36 == sum(len(WORLDS["entities"].textures_of(*p)) for p in parts)
+    for k in range(3):
+        assert {combination[k] for combination in of["seen"]} == {combination[k] for combination in of["unseen"]}
+    assert [w.name for w in worlds.values()] == ["entities-seen", "entities-unseen"]
+
+
 @pytest.mark.parametrize("wrong, message", [
     (dict(shapes=("disc", "blob")), "blob"), (dict(colours=()), "colours"), (dict(actions=("up", "up")), "actions"),
     (dict(radius=(1, 2)), "radius"), (dict(max_distractors=3), "max_distractors=3"),
-    (dict(shapes=("disc",)), "at least two"),
+    (dict(shapes=("disc",)), "at least two"), (dict(combined="some"), "choose seen"), (dict(combined="seen"), "no spin"),
     (dict(shapes=("disc",), actions=("spin",), textures=("plain",), max_distractors=0), "cannot spin")])
 def test_a_world_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

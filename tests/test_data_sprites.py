@@ -249,3 +249,14 @@ def test_a_mask_is_where_the_entity_is():
         y, x = np.nonzero(record["masks"][3])
         if record["shape"] not in (SHAPES.index("triangle"), SHAPES.index("star")):
             np.testing.assert_allclose([y.mean() + 0.5, x.mean() + 0.5], record["track"][3, :2], atol=0.6)
+
+
+@pytest.mark.parametrize("some", ["seen", "unseen"])
+def test_clips_are_of_the_combinations_of_their_world(some):
+    source = Sprites(world=f"entities-{some}", keys=("shape", "colour", "texture", "motion", "caption"))
+    clips = [source[i] for i in range(300)]
+    found = {tuple(int(c[k]) for k in ("shape", "colour", "texture")) for c in clips}
+    assert len(found) == (24 if some == "seen" else 12)
+    assert all((sum(combination) % 3 == 0) == (some == "unseen") for combination in found)
+    assert {c["motion"] for c in clips} == {"moves left", "moves right", "moves up", "moves down"}
+    assert all(f" {c['motion']} on " in c["caption"] for c in clips)

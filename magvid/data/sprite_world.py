@@ -38,6 +38,8 @@ class World:
       middle: the first frame tells nothing of the action: every entity begins near the middle, and `radius` is that of the
         first frame (at most 5, so that there is room to grow). Otherwise it begins where its path has room, so that of what
         begins at the left, or large, one can guess that it moves right, or shrinks.
+      combined: "seen" leaves out a third of the combinations of shape, colour and texture, which "unseen" alone has: of every
+        shape and colour one texture; so each part is seen, in other combinations. "": all. Needs all textures, and no spin.
     """
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = tuple(COLOURS)
@@ -49,6 +51,7 @@ class World:
     radius: tuple[float, float] = (5.0, 6.5)
     tilt: float = 0.25
     middle: bool = False
+    combined: str = ""
 
     def __post_init__(self):
         tables = dict(shapes=SHAPES, colours=COLOURS, textures=TEXTURES, actions=ACTIONS, backgrounds=BACKGROUNDS,
@@ -64,6 +67,10 @@ class World:
             raise ValueError(f"World.radius={self.radius}: give (smallest, largest) within [3, 6.5].")
         if self.middle and self.radius[1] > 5:
             raise ValueError(f"World.radius={self.radius} with middle=True: give at most 5, so that there is room to grow.")
+        if self.combined not in ("", "seen", "unseen"):
+            raise ValueError(f'World.combined="{self.combined}": choose seen, unseen or "".')
+        if self.combined and (len(self.textures) < len(TEXTURES) or "spin" in self.actions):
+            raise ValueError(f'World.combined="{self.combined}" needs all textures and no spin, which a plain disc hides.')
         if not 0 <= self.max_distractors <= 2:
             raise ValueError(f"World.max_distractors={self.max_distractors}: give 0, 1 or 2.")
         if self.max_distractors and min(len(self.shapes), len(self.colours)) < 2:
@@ -83,6 +90,13 @@ class World:
         blind = action == "spin" and shape in ("disc", "ring")
         return tuple(t for t in self.textures if not (blind and t == "plain"))
 
+    def textures_of(self, shape: str, colour: str) -> tuple[str, ...]:
+        """Textures in which this shape of this colour appears, see `combined`."""
+        number = SHAPES.index(shape) + tuple(COLOURS).index(colour)
+        kept = lambda texture: {"": True, "seen": rest(texture) > 0, "unseen": rest(texture) == 0}[self.combined]
+        rest = lambda texture: (number + TEXTURES.index(texture)) % len(TEXTURES)
+        return tuple(texture for texture in self.textures if kept(texture))
+
     @property
     def name(self) -> str:
         """A preset's name, or "full-custom(...)" listing what differs from the full world."""
@@ -100,7 +114,11 @@ WORLDS = {
                    textures=("plain",), actions=("left", "right", "up", "down", "grow", "shrink"),
                    backgrounds=("plain",), tones=("grey",), max_distractors=0, radius=(6.0, 6.5), tilt=0.0),
 }
+ENTITIES = World(shapes=("disc", "square", "cross"), colours=("red", "green", "blue", "yellow"), actions=("left", "right", "up", "down"),
+                 backgrounds=("plain",), tones=("grey",), max_distractors=0, radius=(6.0, 6.5), tilt=0.0)
+ENTITY_WORLDS = {f"entities-{some}": replace(ENTITIES, combined=some) for some in ("seen", "unseen")}
 WORLDS |= {f"{name}-middle": replace(world, middle=True, radius=(4.5, 5.0)) for name, world in WORLDS.items()}
+WORLDS |= {"entities": ENTITIES, **ENTITY_WORLDS}
 
 
 def as_world(world: str | World) -> World:

@@ -187,7 +187,7 @@ class Sprites:
 
     Record:
       video uint8 (t h w 3); label int32, index into `classes` (shape x action, chance level `chance`);
-      caption, instruction str; states: four str on what is visible at the start, 1/3, 2/3 and the end;
+      caption, instruction str; motion str, of the caption what is done alone; states: four str on what is visible at the start, 1/3, 2/3 and the end;
       entity uint8 (h w 3): the entity of the first frame, moved to the middle, on black; entity_mask bool (h w);
       masks bool (t h w): where the entity covers at least half of a pixel;
       actions int32 (t,), action of each frame; track float32 (t, 5): centre y, centre x, radius (pixels), angle
@@ -290,9 +290,11 @@ class _Clip:
 
     def caption(self) -> str:
         ground = {"plain": "", "gradient": "shaded ", "checker": "checkered "}[self.parts["background"]]
-        does = ", then ".join(_VERBS[action][1] for action in self.moves)
         tone = self.parts["tone"]
-        return f"{_article(self._noun())} {does} on {_article(ground + tone)} background"
+        return f"{_article(self._noun())} {self.motion()} on {_article(ground + tone)} background"
+
+    def motion(self) -> str:
+        return ", then ".join(_VERBS[action][1] for action in self.moves)
 
     def instruction(self) -> str:
         first, *rest = (_VERBS[action][2] for action in self.moves)
@@ -361,7 +363,7 @@ class _Clip:
         return np.int32(ACTIONS.index(self.parts["action"]))
 
 
-KEYS = ("video", "label", "caption", "instruction", "states", "entity", "entity_mask", "masks", "actions", "track",
+KEYS = ("video", "label", "caption", "motion", "instruction", "states", "entity", "entity_mask", "masks", "actions", "track",
         "distractors", "shape", "colour", "texture", "background", "tone", "action")
 
 
@@ -382,7 +384,7 @@ def _draw_clip(source: Sprites, index: int) -> _Clip:
     if not world.middle:
         path[:, 2] /= path[:, 2].min()  # the drawn radius is the clip's smallest
     textures = [set(world.visible_textures(shape, move.action)) for move in moves]
-    texture = draws.choice([name for name in world.textures if all(name in t for t in textures)])
+    texture = draws.choice([name for name in world.textures_of(shape, colour) if all(name in t for t in textures)])
     pose = path * [1, 1, radius, 1] + [0, 0, 0, draws.between(-world.tilt, world.tilt)]
     margin = _margin(pose[:, 2].max())
     for k, side in enumerate(source.size):
