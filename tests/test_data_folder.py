@@ -7,9 +7,10 @@ import pickle
 import numpy as np
 import pytest
 from make_videos import damaged, encode, numbered, numbers
+from PIL import Image
 
 from magvid import video
-from magvid.data.folder import VideoFolder
+from magvid.data.folder import InstructionFolder, Told, VideoFolder
 from magvid.data.motion import Measured, Motion, save
 from magvid.data.pipeline import Loader
 from magvid.data.text import Template
@@ -336,3 +337,176 @@ def test_fingerprint_and_pickle(tmp_path):
 def test_wrong_arguments(tmp_path, wrong):
     with pytest.raises(ValueError, match="crop must be|sizes must be positive|fps must be positive"):
         VideoFolder(tmp_path, **{"frames": 2, "height": 8, "width": 8, **wrong})
+
+
+# Masks --------------------------------------------------------------------------------------------------------------
+
+
+def subject(frames, height=24, width=40):
+    """bool (t h w): a box that moves and grows, on the picture's border in the first frame."""
+    masks = np.zeros((frames, height, width), bool)
+    for k in range(frames):
+        masks[k, k : k + 9 + k, 2 * k : 2 * k + 13] = True
+    return masks
+
+
+def film(path, masks):
+    """A lossless file in which the subject is white on black."""
+    return encode(path, np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8) * 255, codec="ffv1", pixels="bgr0")
+
+
+def write_masks(folder, masks, numbers=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(len(masks)) if numbers is None else numbers:
+        Image.fromarray(masks[k].astype(np.uint8) * 255).save(folder / f"{k:05d}.png")
+
+
+def bright(record):
+    return record["video"][..., 0] >= 128
+
+
+@pytest.fixture
+def masked(tmp_path):
+    for name, frames in (("run/a.b.mkv", 7), ("run/c.mkv", 9)):
+        film(tmp_path / "videos" / name, subject(frames))
+        write_masks(tmp_path / "masks" / name.removesuffix(".mkv"), subject(frames))
+    return tmp_path
+
+
+CUTS = [{}, {"stride": 2}, {"fps": 5}, {"spread": True}, {"keep_aspect": False}, {"crop": "centre", "windows": 3}, {"fps": 5, "most_stride": 2}]
+
+
+@pytest.mark.parametrize("options", CUTS)
+def test_masks_move_with_the_picture(masked, options):
+    folder = VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "masks", **options)
+    records = [folder[i] for i in range(len(folder))] + [folder.read(i % 2, rng(i)) for i in range(12)]
+    for record in records:
+        assert record["masks"].shape == (3, 18, 14) and record["masks"].dtype == bool
+        np.testing.assert_array_equal(record["masks"], bright(record))
+    assert 0.1 < np.mean([record["masks"].mean() for record in records]) < 0.9
+    assert set(folder[0]) == {"video", "masks", "label", "action", "caption", "file", "digest"}
+    enlarged = VideoFolder(masked / "videos", 2, 48, 90, masks=masked / "masks", **options).read(0, rng())
+    np.testing.assert_array_equal(enlarged["masks"], bright(enlarged))
+
+
+def test_without_masks_nothing_changes(masked):
+    plain, folder = VideoFolder(masked / "videos", 3, 18, 14), VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "masks")
+    assert "masks" not in plain[0] and plain.files == folder.files
+    np.testing.assert_array_equal(plain.read(1, rng(4))["video"], folder.read(1, rng(4))["video"])
+
+
+def test_a_frame_without_a_mask_has_no_subject(masked):
+    for k in (0, 1, 2, 4, 5):
+        (masked / f"masks/run/c/{k:05d}.png").unlink()
+    folder = VideoFolder(masked / "videos", 3, 18, 14, crop="centre", windows=7, masks=masked / "masks")
+    clips = [folder[2 * k + 1] for k in range(7)]  # of the nine frames all windows of three
+    assert all(np.array_equal(clip["masks"].any((1, 2)), np.isin(np.arange(k, k + 3), (3, 6, 7, 8))) for k, clip in enumerate(clips))
+    np.testing.assert_array_equal(clips[3]["masks"][[0]], bright(clips[3])[[0]])
+    assert not clips[0]["masks"].any()
+
+
+def test_files_without_masks_are_left_out(masked, caplog):
+    for name in ("d", "e", "f"):
+        film(masked / f"videos/jump/{name}.mkv", subject(4))
+    write_masks(masked / "masks/jump/e", subject(4), ())
+    (masked / "masks/jump/e/2.png").touch()
+    write_masks(masked / "masks/jump/f", subject(5))
+    damaged(masked / "videos/jump/g.mkv", "text")
+    folder = VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "masks")
+    assert folder.files == ["run/a.b.mkv", "run/c.mkv"] and folder.classes == ("jump", "run") and folder[0]["label"] == 1
+    assert {name: reason.replace(str(masked), "") for name, reason in folder.bad.items()} == {
+        "jump/d.mkv": "has no masks: those of frames 0 to 3 would be /masks/jump/d/00000.png and so on",
+        "jump/e.mkv": "has no masks: those of frames 0 to 3 would be /masks/jump/e/00000.png and so on",
+        "jump/f.mkv": "has 4 frames, from 0 on, and /masks/jump/f has a mask of frame 4",
+        "jump/g.mkv": "cannot be read as a video: Invalid data found when processing input",
+    }
+    assert "4 of 6 videos are left out" in caplog.text
+    (masked / "none").mkdir()
+    with pytest.raises(UserError, match=r"none of the 6 videos in .* is usable: .*run/a.b.mkv \(has no masks: .*none/run/a.b/00000.png"):
+        VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "none")
+    with pytest.raises(UserError, match="there is no folder .*nowhere: `masks` is where the mask of frame 12 of running/a.mp4 is running/a/00012"):
+        VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "nowhere")
+
+
+def test_masks_of_parts_have_the_numbers_of_the_file(masked):
+    told = {f"c#{k}": Told("run/c.mkv", 0, "runs", part) for k, part in enumerate([(0.0, 0.25), (0.4, 0.75), (0.0, 0.15)])}
+    for k in range(3):
+        (masked / f"masks/run/c/{k:05d}.png").unlink()
+    folder = InstructionFolder(masked / "videos", 2, 18, 14, told, ("run",), spread=True, masks=masked / "masks")
+    assert list(folder.bad) == ["c#0", "c#2"] and "has no masks: those of frames 0 to 2 would be " in folder.bad["c#0"]
+    record = folder[0]
+    assert record["text"] == "runs" and record["masks"].any((1, 2)).all()
+    np.testing.assert_array_equal(record["masks"], bright(record))
+
+
+@pytest.mark.parametrize("size", [(48, 80), (12, 20), (36, 61)])
+def test_masks_of_another_size_are_scaled(masked, size):
+    for k, mask in enumerate(subject(7)):
+        image = Image.fromarray(mask.astype(np.uint8) * 255).resize(size[::-1], Image.Resampling.NEAREST)
+        image.save(masked / f"masks/run/a.b/{k:05d}.png")
+    folder = VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "masks")
+    for seed in range(5):
+        record = folder.read(0, rng(seed))
+        assert record["file"] == "run/a.b.mkv" and (record["masks"] != bright(record)).mean() < 0.05
+
+
+def test_masks_of_another_shape_are_refused(masked, caplog):
+    write_masks(masked / "masks/run/a.b", subject(7).transpose(0, 2, 1))
+    folder = VideoFolder(masked / "videos", 7, 18, 14, masks=masked / "masks")
+    assert folder[0]["file"] == "run/c.mkv"
+    assert "run/a.b/00000.png is 24x40 pixels and its picture 40x24: a mask has the shape of its picture; the next usable one" in caplog.text
+
+
+def test_masks_are_of_the_picture_as_it_is_seen(tmp_path):
+    masks = subject(4)
+    encode(tmp_path / "videos/a.mp4", np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8) * 255, rotation=90)
+    write_masks(tmp_path / "masks/a", np.rot90(masks, axes=(1, 2)))
+    record = VideoFolder(tmp_path / "videos", 4, 40, 24, masks=tmp_path / "masks")[0]
+    assert (record["masks"] != bright(record)).mean() < 0.02 and record["masks"].any()
+
+
+def test_pictures_of_every_kind_are_masks(masked):
+    """Of bits, greys, palettes and transparency."""
+    grey = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in subject(7)]
+    palette = Image.fromarray(subject(7)[2].astype(np.uint8) * 3).convert("P")
+    palette.putpalette([0, 0, 0] * 256)
+    clear = Image.new("RGBA", grey[3].size, "black")
+    clear.putalpha(grey[3])
+    both = Image.merge("LA", (Image.new("L", grey[4].size), grey[4]))
+    middle = Image.fromarray(np.where(subject(7)[6], 128, 127).astype(np.uint8))
+    kinds = [grey[0].convert("1"), grey[1], palette, clear, both, grey[5].convert("RGB"), middle]
+    for k, image in enumerate(kinds):
+        image.save(masked / f"masks/run/a.b/{k:05d}.png")
+    record = VideoFolder(masked / "videos", 7, 18, 14, masks=masked / "masks")[0]
+    np.testing.assert_array_equal(record["masks"], bright(record))
+
+
+def test_a_damaged_mask_is_replaced_by_the_next_video(masked, caplog):
+    folder = VideoFolder(masked / "videos", 7, 18, 14, masks=masked / "masks")
+    (masked / "masks/run/a.b/00003.png").write_bytes((masked / "masks/run/a.b/00003.png").read_bytes()[:60])
+    assert folder[0]["file"] == "run/c.mkv" and "run/a.b/00003.png cannot be read as a mask" in caplog.text
+    (masked / "masks/run/c/00004.png").unlink()
+    with pytest.raises(UserError, match=r"2 of 2 clips in a row cannot be read: .*a.b/00003.png cannot be read as a mask"):
+        folder[0]
+
+
+def test_the_fingerprint_changes_with_the_masks(masked):
+    of = lambda **options: VideoFolder(masked / "videos", 3, 18, 14, **options)
+    prints = [of().fingerprint, of(masks=masked / "masks").fingerprint]
+    (masked / "masks/run/c/00002.png").unlink()
+    prints.append(of(masks=masked / "masks").fingerprint)
+    Image.fromarray(rng().integers(0, 256, (24, 40), dtype=np.uint8)).save(masked / "masks/run/c/00003.png")
+    prints.append(of(masks=masked / "masks").fingerprint)
+    assert len(set(prints)) == 4 and of().fingerprint == prints[0]
+    folder = pickle.loads(pickle.dumps(of(masks=masked / "masks")))
+    assert folder.fingerprint == prints[3] and folder[0]["masks"].any()
+
+
+def test_a_clip_may_have_several_texts(masked):
+    told = {"run/c.mkv": Told("run/c.mkv", 0, ("a box", "it grows"))}
+    folder = InstructionFolder(masked / "videos", 2, 18, 14, told, ("run",))
+    assert folder[0]["text"] == "a box" and {folder.read(0, rng(seed))["text"] for seed in range(10)} == {"a box", "it grows"}
+    one = InstructionFolder(masked / "videos", 2, 18, 14, {"run/c.mkv": Told("run/c.mkv", 0, "a box")}, ("run",))
+    assert one.fingerprint != folder.fingerprint
+    with pytest.raises(UserError, match=r"run/c.mkv \(has no text\)"):
+        InstructionFolder(masked / "videos", 2, 18, 14, {"run/c.mkv": Told("run/c.mkv", 0, ())}, ("run",))

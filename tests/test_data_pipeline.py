@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from magvid.data import pipeline
-from magvid.data.pipeline import Augment, Gap, Loader, MaskedView, Resize, Window, epoch
+from magvid.data.pipeline import Augment, Frames, Gap, Loader, MaskedView, Resize, Window, epoch
 from magvid.types import UserError
 
 
@@ -274,6 +274,29 @@ def test_augment():
     np.testing.assert_array_equal(Augment()({"video": clip}, np.random.default_rng(0))["video"], clip)
     with pytest.raises(ValueError, match=r"crop of \(4, 3\) does not fit a video of \(3, 5\)"):
         Augment(crop=(4, 3))({"video": clip}, None)
+
+
+CHANGES = [Window(3, 2), Frames((4, 0, 1)), Resize(9, 7), Resize(9, 7, random=True), Resize(31, 40), Augment(flip=True, crop=(8, 15))]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_masks_change_as_the_video_does(change):
+    """The subject is white on black, so that it can be told from the picture."""
+    masks = np.zeros((6, 13, 21), bool)
+    for k in range(6):
+        masks[k, 1 + k : 6 + k, 2 * k : 2 * k + 9] = True
+    clip = np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8) * 255
+    for seed in range(20):
+        rng, alone = np.random.default_rng(seed), np.random.default_rng(seed)
+        made = change({"video": clip, "masks": masks, "label": 1}, rng)
+        assert set(made) == {"video", "masks", "label"} and made["masks"].dtype == bool and made["masks"].any()
+        np.testing.assert_array_equal(made["masks"], made["video"][..., 0] >= 128)
+        np.testing.assert_array_equal(made["video"], change({"video": clip}, alone)["video"])
+
+
+def test_masks_are_stacked():
+    batch = next(Loader([{"video": np.zeros((2, 4, 5, 3), np.uint8), "masks": np.ones((2, 4, 5), bool)}] * 3, 3, transforms=(Augment(crop=(2, 3)),)))
+    assert batch["masks"].shape == (3, 2, 2, 3) and batch["masks"].dtype == bool and batch["masks"].all()
 
 
 def test_masked_view_is_uniform():

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from make_videos import damaged, encode, numbered, numbers
+from test_data_folder import bright, film, subject, write_masks
 
 from magvid.data.ucf101 import UCF101, words
 from magvid.types import UserError
@@ -75,6 +76,20 @@ def test_the_options_of_a_folder(archive):
     source = UCF101(archive, 3, 16, 16, split="train", **options)
     assert [numbers(source[i]["video"]) for i in range(4)] == [[0, 2, 4], [0, 2, 4], [3, 5, 7], [5, 7, 9]]
     assert numbers(UCF101(archive, 3, 16, 16, split="train", fps=5)[1]["video"]) == [0, 4, 8]
+
+
+def test_masks(archive):
+    for name, frames in ((B, 6), (D, 8)):
+        film(archive / "UCF-101" / name, subject(frames))
+        write_masks(archive / "masks" / name.removesuffix(".avi"), subject(frames))
+    (archive / f"masks/{B.removesuffix('.avi')}/00005.png").unlink()
+    source = UCF101(archive, 4, 18, 14, split="train", masks=archive / "masks")
+    assert source.files == [B, D] and set(source[0]) == {"video", "masks", "label", "text", "file", "digest"}
+    for seed in range(6):
+        np.testing.assert_array_equal((record := source.read(1, np.random.default_rng(seed)))["masks"], bright(record))
+    assert source[0]["masks"].shape == (4, 18, 14) and source[0]["masks"].any((1, 2)).tolist() == [True] * 3 + [False]
+    assert UCF101(archive, 4, 18, 14, masks=archive / "masks").bad.keys() == {A, C}
+    assert source.fingerprint != UCF101(archive, 4, 18, 14, split="train").fingerprint
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
     folder/running/a.mp4 ...    one class per sub-folder, or
     folder/a.mp4 ...            one class, named like the folder
     folder/captions.jsonl       optional, with lines like {"file": "running/a.mp4", "caption": "a man runs"}
+    masks/running/a/00012.png   optional, a folder of its own: where the subject is in frame 12 of running/a.mp4, whose first one is 0
 
 Which files are usable, and what is in them, is learnt once and kept in `index.json` (see data/video_index.py).
 """
@@ -13,19 +14,23 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from magvid import video
+from magvid.data.masks import decode_mask
 from magvid.data.motion import Motion
 from magvid.data.source import Cut, Source, class_name, report_bad, split_names, warn_once
 from magvid.data.video_index import index_folder, timestamps
 from magvid.types import UserError
 
-Entry = dict[str, Any]  # of the index, of one file; with "part": (first, last + 1) of its frames, of a part of one
+# Of the index, of one file; with "part": (first, last + 1) of its frames, of a part of one; with "masks": (n 2), the frames that have
+# a mask and the sizes of these files.
+Entry = dict[str, Any]
 
 
 class Clip(NamedTuple):
@@ -57,12 +62,15 @@ class VideoFolder(Source):
     the user's cache where the folder cannot be written. motion: only windows that it allows (see `data.motion`). spread: a clip's
     frames lie evenly from the first to the last one of the file (at `fps`, where that is given): those with the numbers
     round(linspace(0, n - 1, frames)). `stride` must then be 1, there is no most_stride, and `crop` has no effect in time; a file
-    with fewer frames than a clip is too short.
+    with fewer frames than a clip is too short. masks: the folder of the masks of a subject, each named by the file and the number of the
+    frame in it (see the module). They are read as `data.masks` says, and may be of another size than the frames, not of another shape. A
+    frame without a mask has no subject, and so may all frames of a clip; a file none of whose frames has one is left out.
 
     A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str (the name of the class),
-    "caption": str, "file": str, "digest": str (the SHA-256 of the file)}. Attributes: `classes`, `files` (usable ones of this
-    split), `bad` (name -> reason). A file that fails later, because it was deleted or damaged after indexing, is replaced by the
-    next usable one, with one warning per file. Raises UserError where there is no folder, no video in it, or none that is usable.
+    "caption": str, "file": str, "digest": str (the SHA-256 of the file)}; with `masks` also "masks": bool (t h w), cut as the video
+    is. Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because it or a
+    mask was deleted or damaged after indexing, is replaced by the next usable one, with one warning per file. Raises UserError where
+    there is no folder, no video in it, or none that is usable.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class VideoFolder(Source):
         keep_aspect: bool = True,
         motion: Motion | None = None,
         spread: bool = False,
+        masks: str | os.PathLike | None = None,
     ):
         super().__init__(frames, height, width, stride, crop, windows, keep_aspect=keep_aspect, motion=motion, spread=spread)
         if fps is not None and fps <= 0:
@@ -92,9 +101,14 @@ class VideoFolder(Source):
         if most_stride is not None and spread:
             raise ValueError(f"{most_stride=}: with spread the length of a file decides which frames are taken")
         self.path, self.fps, self.most_stride = pathlib.Path(path).expanduser(), fps, most_stride
+        self.masks = None if masks is None else pathlib.Path(masks).expanduser()
+        if self.masks and not self.masks.is_dir():
+            raise UserError(f"there is no folder {self.masks}: `masks` is where the mask of frame 12 of running/a.mp4 is running/a/00012.png")
         entries = self._parts(index_folder(self.path, index, self._listed()))
         # Of all files that can be decoded, so that labels depend neither on the split nor on the length of a clip.
         self.classes, told = self._labels([name for name, entry in entries.items() if "error" not in entry], set(entries))
+        if self.masks:
+            entries = {name: self._masked(name, entry) for name, entry in entries.items()}
         starts, self.bad = self._usable(entries)
         clip = lambda name, entry: Clip(name, self._file(name), *told[name], entry["sha256"], entry, starts[name])
         self.files = self._chosen(sorted(starts), split, holdout)
@@ -139,13 +153,32 @@ class VideoFolder(Source):
         more = dict(most_stride=self.most_stride, squeezed=not self.keep_aspect, motion=self.motion and self.motion.fingerprint)
         cut += [more] if any(more.values()) else []
         cut += ["spread"] if self.spread else []
-        return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256) for c in self._clips]]).encode()).hexdigest()[:16]
+        masks = lambda clip: [hashlib.sha256(clip.entry["masks"].tobytes()).hexdigest()] if self.masks else []
+        return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256, *masks(c)) for c in self._clips]]).encode()).hexdigest()[:16]
 
     def whole(self, i: int) -> tuple[str, str, Iterator[UInt8[np.ndarray, "h w 3"]]]:
         """Name, digest of the content and all frames of clip i's file, or part of one, as they are in the file."""
         clip = self._clips[i]
         frames = itertools.islice(video.decode(self.path / clip.file), *clip.entry.get("part", (None,)))
         return clip.name, clip.sha256, (frame.rgb() for frame in frames)
+
+    def _mask_folder(self, name: str) -> pathlib.Path:
+        return self.masks / pathlib.PurePosixPath(self._file(name)).with_suffix("")
+
+    def _masked(self, name: str, entry: Entry) -> Entry:
+        """The entry with its masks, or with why there are none."""
+        if "error" in entry:
+            return entry
+        folder, frames = self._mask_folder(name), 1 + sum(entry["timeline"]["runs"][1])
+        files = [f for f in os.scandir(folder) if re.fullmatch(r"(\d{5}|[1-9]\d{5,})\.png", f.name)] if folder.is_dir() else []
+        found = np.array(sorted((int(f.name[:-4]), f.stat().st_size) for f in files), np.int64).reshape(-1, 2)
+        if len(found) and found[-1, 0] >= frames:
+            return {**entry, "error": f"has {frames} frames, from 0 on, and {folder} has a mask of frame {found[-1, 0]}"}
+        first, stop = entry.get("part") or (0, frames)
+        found = found[(found[:, 0] >= first) & (found[:, 0] < stop)]
+        if not len(found):
+            return {**entry, "error": f"has no masks: those of frames {first} to {stop - 1} would be {folder}/{first:05d}.png and so on"}
+        return {**entry, "masks": found}
 
     def _usable(self, entries: dict[str, Entry]) -> tuple[dict[str, Sequence[int]], dict[str, str]]:
         """Divides the index into {usable file: where a clip may begin} and {name: reason}; reports the latter."""
@@ -181,17 +214,26 @@ class VideoFolder(Source):
         images = _frames_at(self.path / clip.file, timestamps(timeline)[shown], shown[0] > 0 and timeline["seek"])
         text = clip.captions[int(cut.caption * len(clip.captions))] if clip.captions else ""
         told = {"label": np.int32(clip.label), "action": clip.action, "caption": text, "file": clip.name, "digest": clip.sha256}
-        return {"video": self.fit(images, cut), **told}
+        masks = {"masks": self._masks(clip, shown, images.shape[1:3], cut)} if self.masks else {}
+        return {"video": self.fit(images, cut), **masks, **told}
+
+    def _masks(self, clip: Clip, shown: np.ndarray, shape: tuple[int, int], cut: Cut) -> Bool[np.ndarray, "t h w"]:
+        """Of the frames with these numbers in the file, which have this shape."""
+        out = np.zeros((len(shown), self.height, self.width), bool)
+        for k in np.flatnonzero(np.isin(shown, clip.entry["masks"][:, 0])):
+            file = self._mask_folder(clip.name) / f"{shown[k]:05d}.png"
+            out[k] = self.fit_mask(decode_mask(file), shape, cut, file)
+        return out
 
 
 class Told(NamedTuple):
-    """What an archive says of a clip: its file, relative to the folder; its class; what is done in it, "" where nothing is said;
-    and from when to when it lasts in the file, in seconds, None: all of it.
+    """What an archive says of a clip: its file, relative to the folder; its class; what is done in it, "" where nothing is said, or several
+    such texts; and from when to when it lasts in the file, in seconds, None: all of it.
     """
 
     file: str
     label: int
-    text: str
+    text: str | tuple[str, ...]
     part: tuple[float, float] | None = None
 
 
@@ -200,8 +242,9 @@ class InstructionFolder(VideoFolder):
 
     Only their files are indexed. A clip without a text is left out, as one that cannot be read is.
 
-    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "text": str, "file": str, "digest": str}. text: in lower
-    case, without a full stop. file: the clip's name. digest: the SHA-256 of the file, or of that and of the part's bounds.
+    A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "text": str, "file": str, "digest": str}, and "masks" as
+    `VideoFolder` has them. text: in lower case, without a full stop; of several one, drawn as captions are. file: the clip's name. digest:
+    the SHA-256 of the file, or of that and of the part's bounds.
     """
 
     def __init__(
@@ -232,8 +275,9 @@ class InstructionFolder(VideoFolder):
     def _labels(
         self, names: Collection[str], present: Collection[str]
     ) -> tuple[tuple[str, ...], Mapping[str, tuple[int, str, tuple[str, ...]]]]:
-        labels = {name: self._told[name].label for name in names}
-        return self._classes, {name: (k, self._classes[k], (self._told[name].text,)) for name, k in labels.items()}
+        of = {name: self._told[name] for name in names}
+        texts = lambda told: (told.text,) if isinstance(told.text, str) else tuple(told.text)
+        return self._classes, {name: (told.label, self._classes[told.label], texts(told)) for name, told in of.items()}
 
     def _parts(self, entries: dict[str, Entry]) -> dict[str, Entry]:
         times = functools.lru_cache(1)(lambda file: _seconds(entries[file]["timeline"]))  # of a file for all its parts

@@ -7,7 +7,7 @@ processes, read ahead by threads or worker processes, and counted, so that the s
 import dataclasses
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,11 @@ AHEAD = 4  # batches held ready, so that a training step does not wait for one s
 
 
 # Transforms: (record, generator of this stream position) -> record --------------------------------------------------
+
+
+def _alike(record: Record, change: Callable[[np.ndarray], np.ndarray]) -> Record:
+    """The record with the same change of `video` (t h w 3) and, where it has them, of `masks` (t h w)."""
+    return record | {key: change(record[key]) for key in ("video", "masks") if key in record}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Window:
             have = len(record["video"])
             raise ValueError(f"a window of {self.frames} frames, stride {self.stride}, does not fit a clip of {have}")
         first = int(rng.integers(starts)) if self.random else starts // 2
-        return record | {"video": record["video"][first : first + self.frames * self.stride : self.stride]}
+        return _alike(record, lambda x: x[first : first + self.frames * self.stride : self.stride])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +54,14 @@ class Frames:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         if max(self.indices) >= len(record["video"]):
             raise ValueError(f"frames {tuple(self.indices)} of a clip of {len(record['video'])} were asked for")
-        return record | {"video": record["video"][list(self.indices)]}
+        return _alike(record, lambda x: x[list(self.indices)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Resizes (anti-aliased) so that the frame covers height x width, and crops: anywhere (`random`) or the centre."""
+    """Resizes (anti-aliased) so that the frame covers height x width, and crops: anywhere (`random`) or the centre. Of `masks` that is
+    left of which at least half is covered.
+    """
 
     height: int
     width: int
@@ -62,30 +69,31 @@ class Resize:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         y, x = rng.random(2) if self.random else (0.5, 0.5)
-        return record | {"video": video.resize_crop(record["video"], self.height, self.width, y, x)}
+        resize = lambda images: video.resize_crop(images, self.height, self.width, y, x)
+        return _alike(record, lambda a: resize(a.astype(np.uint8) * 255) >= 128 if a.dtype == bool else resize(a))
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """One view of a clip: its frames cropped alike to `crop` (height, width) and, `flip`, mirrored half of the time.
 
-    Mirroring turns "left" into "right": leave it off where labels or captions tell them apart. Only `video` is changed.
+    Mirroring turns "left" into "right": leave it off where labels or captions tell them apart. Only `video` and `masks` are changed.
     """
 
     flip: bool = False
     crop: tuple[int, int] | None = None
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        clip = record["video"]
         if self.crop:
-            spare = [have - want for have, want in zip(clip.shape[1:3], self.crop, strict=True)]
+            size = record["video"].shape[1:3]
+            spare = [have - want for have, want in zip(size, self.crop, strict=True)]
             if min(spare) < 0:
-                raise ValueError(f"a crop of {self.crop} does not fit a video of {clip.shape[1:3]}; add Resize first")
+                raise ValueError(f"a crop of {self.crop} does not fit a video of {size}; add Resize first")
             top, left = (int(rng.integers(s + 1)) for s in spare)
-            clip = clip[:, top : top + self.crop[0], left : left + self.crop[1]]
+            record = _alike(record, lambda x: x[:, top : top + self.crop[0], left : left + self.crop[1]])
         if self.flip and rng.random() < 0.5:
-            clip = clip[:, :, ::-1]
-        return record | {"video": clip}
+            record = _alike(record, lambda x: x[:, :, ::-1])
+        return record
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from magvid import video
 from magvid.data.motion import Motion
@@ -129,6 +129,16 @@ class Source:
         if self.keep_aspect:
             return video.resize_crop(images, self.height, self.width, cut.y, cut.x)
         return video.stretch(images, self.height, self.width)
+
+    def fit_mask(self, mask: Bool[np.ndarray, "p q"], shape: tuple[int, int], cut: Cut, name: Any) -> Bool[np.ndarray, "h w"]:
+        """The mask of a picture (a b 3), of which `shape` is a and b, at the size of a clip, cut as the picture is: what is at least half
+        covered. UserError naming the mask where its shape is another one, by more than a pixel.
+        """
+        (a, b), (p, q) = shape, mask.shape
+        if abs(p * b - q * a) > max(p, q, a, b):
+            raise UserError(f"{name} is {q}x{p} pixels and its picture {b}x{a}: a mask has the shape of its picture")
+        grey = mask[None].astype(np.uint8) * 255  # one channel, which Pillow resizes as it does three
+        return self.fit(grey if (p, q) == (a, b) else video.stretch(grey, a, b), cut)[0] >= 128
 
     def _readable(self, i: int, cut: Cut) -> dict[str, Any]:
         """Clip i, or that of the next record that can be read."""

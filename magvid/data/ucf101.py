@@ -31,7 +31,8 @@ class UCF101(InstructionFolder):
     `VideoFolder`.
 
     A record is that of an `InstructionFolder`; label: the number in classInd.txt less one; text: "apply eye makeup"; file:
-    "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi". UserError where the archive is not there or is laid out otherwise.
+    "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi", whose masks would be in `masks`/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01. UserError where
+    the archive is not there or is laid out otherwise.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class UCF101(InstructionFolder):
         index: str | os.PathLike | None = None,
         keep_aspect: bool = True,
         spread: bool = True,
+        masks: str | os.PathLike | None = None,
     ):
         if split not in (None, *SPLITS):
             raise ValueError(f'split must be "train", "test" or None, got {split!r}')
@@ -59,7 +61,7 @@ class UCF101(InstructionFolder):
         told, classes = read_lists(path / "ucfTrainTestlist", fold, [split] if split else SPLITS)
         if not (path / "UCF-101").is_dir():
             raise UserError(f"there is no folder {path / 'UCF-101'}: unpack UCF101.rar there")
-        reading = dict(fps=fps, stride=stride, crop=crop, windows=windows, keep_aspect=keep_aspect, spread=spread)
+        reading = dict(fps=fps, stride=stride, crop=crop, windows=windows, keep_aspect=keep_aspect, spread=spread, masks=masks)
         super().__init__(path / "UCF-101", frames, height, width, told, classes, index=index, **reading)
 
 

@@ -1,0 +1,42 @@
+"""Masks of a subject in files of pictures: transparency, or pictures of their own."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Bool
+
+from magvid import video
+from magvid.types import UserError
+
+
+def decode_mask(file: pathlib.Path) -> Bool[np.ndarray, "h w"]:
+    """Where the picture of a mask is not transparent, or, where it has no transparency, lighter than half; of a palette, as DAVIS has it,
+    all but colour number 0. UserError where the file cannot be read.
+    """
+    image = _opened(file)
+    if image.mode == "P" and not image.has_transparency_data:
+        return np.asarray(image) > 0
+    alpha = _alpha(image)
+    return np.asarray(image.convert("L")) > 127 if alpha is None else alpha
+
+
+def decode_alpha(file: pathlib.Path) -> Bool[np.ndarray, "h w"] | None:
+    """Where a picture is not transparent; None where it has no transparency."""
+    return _alpha(_opened(file))
+
+
+def _alpha(image) -> Bool[np.ndarray, "h w"] | None:
+    return np.asarray(image.convert("RGBA"))[..., 3] > 127 if image.has_transparency_data else None
+
+
+def _opened(file: pathlib.Path):
+    Image = video.import_pillow()
+    from PIL import ImageOps
+
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever comes up in a damaged file
+        raise UserError(f"{file} cannot be read as a mask: {' '.join(str(error).split()) or type(error).__name__}") from error
