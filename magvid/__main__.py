@@ -1,4 +1,4 @@
-"""The command line: `magvid train | encode | sample | connect | predict | export | evaluate`; what flags they have is in commands.py.
+"""The command line: `magvid train | encode | sample | connect | predict | compose | edit | export | evaluate`; what flags they have is in commands.py.
 
 Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
 Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
@@ -120,6 +120,27 @@ def _predict(argv: list[str]) -> None:
         print(path)
 
 
+def _compose(argv: list[str]) -> None:
+    run, flags = _open_run("compose", argv)
+    from magvid import compose
+
+    if not flags.out:
+        raise ValueError("--out is missing: say where to write, such as --out=composed.mp4")
+    options = compose.Options(**{f: getattr(flags, f) for f in compose.Options.__dataclass_fields__})
+    for path in compose.compose(run, options, weights=flags.weights, trust=flags.trust):
+        print(path)
+
+
+def _edit(argv: list[str]) -> None:
+    run, flags = _open_run("edit", argv)
+    from magvid import edit
+
+    if not flags.out:
+        raise ValueError("--out is missing: say where to write, such as --out=edited.mp4")
+    options = edit.Options(**{f: getattr(flags, f) for f in edit.Options.__dataclass_fields__})
+    print(edit.edit(run, options, weights=flags.weights, trust=flags.trust))
+
+
 def _export(argv: list[str]) -> None:
     flags = parse(COMMANDS["export"], argv, "run out")
     from magvid import adapter_files, runs
@@ -150,7 +171,9 @@ def _evaluate(argv: list[str]) -> None:
     print(out)
 
 
-RUNS = dict(train=_train, encode=_encode, sample=_sample, connect=_connect, predict=_predict, export=_export, evaluate=_evaluate)
+RUNS = dict(
+    train=_train, encode=_encode, sample=_sample, connect=_connect, predict=_predict, compose=_compose, edit=_edit, export=_export, evaluate=_evaluate
+)  # fmt: skip
 
 
 def open_config(command: str, spec: str, argv: list[str]) -> dict:

@@ -1,5 +1,6 @@
 """What a model is shown: evaluation clips, a file, a class or a prompt, as rows of a batch."""
 
+import dataclasses
 import difflib
 import pathlib
 import re
@@ -19,8 +20,51 @@ from magvid.video import fit, frame_rate, read_video
 
 NUMBER = 4
 FPS = 8.0  # of what is written, where nothing says otherwise
+VIDEOS = (".mp4", ".webm", ".gif")  # that are written
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 Rows = Mapping[str, np.ndarray]
+
+
+# Flags --------------------------------------------------------------------------------------------------------------
+
+
+def check_ranges(options: Any, **ranges: tuple[float, float]) -> None:
+    """ValueError for a field of `options` outside of its (least, most); None stands for the run's own."""
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:  # NaN fails as well
+            raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
+
+
+def check_out(out: str, *shown: str) -> None:
+    """ValueError where `out` is named as no video, or is one of the files that are `shown`."""
+    if pathlib.Path(out).suffix.lower() not in VIDEOS:
+        raise ValueError(f"--out={out}: name it *{' or *'.join(VIDEOS)}")
+    place = lambda file: pathlib.Path(file).expanduser().resolve()
+    if same := next((file for file in shown if place(file) == place(out)), None):
+        raise ValueError(f"--out={out} is {same}, which is shown: name another file")
+
+
+def numbered(out: str, number: int) -> list[pathlib.Path]:
+    """Files for so many videos: `out` itself for one."""
+    path = pathlib.Path(out).expanduser()
+    return [path] if number == 1 else [path.with_stem(f"{path.stem}_{i:02d}") for i in range(number)]
+
+
+def check_size(size: str | None) -> None:
+    """ValueError for what is no "HxW"."""
+    if size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
+        raise ValueError(f"--size={size}: give height and width in pixels, such as 64x96")
+
+
+def sized(clip: ClipFormat, size: str | None) -> ClipFormat:
+    """The format at the wanted size, "HxW"; None: as it is."""
+    height, width = map(int, size.split("x")) if size else (clip.height, clip.width)
+    return dataclasses.replace(clip, height=height, width=width)
+
+
+# What is shown ------------------------------------------------------------------------------------------------------
 
 
 class Shown(NamedTuple):
@@ -123,6 +167,15 @@ def find_tokenizer(config: Mapping[str, Any]) -> Any | None:
         for spec in (section or {}).get("transforms", ()):
             transform = build(spec)
             if hasattr(transform, "encode"):
+                return transform
+    return None
+
+
+def find_transform(config: Mapping[str, Any], kind: type) -> Any | None:
+    """The first transform of this class in the data of `config`; None where there is none."""
+    for section in config["data"].values():
+        for spec in (section or {}).get("transforms", ()):
+            if isinstance(transform := build(spec), kind):
                 return transform
     return None
 

@@ -23,7 +23,6 @@ from magvid.types import UserError
 from magvid.video import fit, frame_rate, stream_video, write_video
 
 Frame = UInt8[np.ndarray, "h w 3"]
-FORMATS = (".mp4", ".webm", ".gif")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +43,15 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
-        for name, (low, high) in dict(seed=(0, 2**32 - 1), fps=(0.01, 1000), guidance=(0, 1000), steps=(1, 1000)).items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # NaN fails as well
-                raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
-        if pathlib.Path(self.out).suffix.lower() not in FORMATS:
-            raise ValueError(f"--out={self.out}: name it *{' or *'.join(FORMATS)}")
-        if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
-            raise ValueError(f"--size={self.size}: give height and width in pixels, such as 64x96")
+        conditions.check_ranges(self, seed=(0, 2**32 - 1), fps=(0.01, 1000), guidance=(0, 1000), steps=(1, 1000))
+        conditions.check_size(self.size)
+        conditions.check_out(self.out, *self.clips)
         if (self.actions is None) != (self.image is None):
             raise ValueError("--actions and --image go together: a run that makes the clips, and what they begin with")
         if self.actions is not None and (self.clips or self.prompt is None):
             raise ValueError('--actions makes the clips: give one action each in --prompt="run|jump|eat", and no files')
         if self.count < 2:
             raise ValueError(f"there are two or more clips to join, and {self.count} {'is' if self.count == 1 else 'are'} given")
-        place = lambda file: pathlib.Path(file).expanduser().resolve()
-        if any(place(c) == place(self.out) for c in self.clips):
-            raise ValueError(f"--out={self.out} is one of the clips: name another file")
         self.pairs(2), self.texts()  # their errors
 
     @property
@@ -120,7 +111,7 @@ def connect(run: runs.Run, options: Options, *, weights: str | None = None, trus
     """
     out = pathlib.Path(options.out).expanduser()
     runs.check_writable(out.parent, "--out")
-    clip = sized(clip_format(run), options.size)
+    clip = conditions.sized(clip_format(run), options.size)
     script = ActionScript.open(options, trust) if options.actions else None
     fps = options.fps or _rate(clip, options.clips)
     clips = script.clips() if script else [file_clip(c, clip, fps) for c in options.clips]
@@ -218,11 +209,6 @@ def _check_lengths(clips: Sequence[Clip], pairs: Sequence[tuple[int, int]], star
 
 
 # Clips --------------------------------------------------------------------------------------------------------------
-
-
-def sized(clip: ClipFormat, size: str | None) -> ClipFormat:
-    height, width = map(int, size.split("x")) if size else (clip.height, clip.width)
-    return dataclasses.replace(clip, height=height, width=width)
 
 
 def _rate(clip: ClipFormat, files: Sequence[str]) -> float:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 
 class Flag(NamedTuple):
-    """`kind` is "str", "int", "float", "bool" or "files", the arguments that are no flags; `shown` the value's placeholder in the
-    help; `low` bounds numbers.
+    """`kind` is "str", "int", "float", "bool", "several", a text that may be given more than once, or "files", the arguments that are no
+    flags; `shown` the value's placeholder in the help; `low` bounds numbers.
     """
 
     name: str
@@ -136,6 +136,7 @@ def _define(flags, values, flag: Flag) -> None:
         "int": flags.DEFINE_integer,
         "float": flags.DEFINE_float,
         "bool": flags.DEFINE_boolean,
+        "several": flags.DEFINE_multi_string,
         "files": flags.DEFINE_list,
     }[flag.kind]
     define(flag.name, flag.default, flag.help, flag_values=values, **bounds)

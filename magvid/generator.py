@@ -128,13 +128,19 @@ class Generator:
         return to_uint8(self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw)))
 
     def extend(
-        self, rows: Rows, frames: int, overlap: int | None = None, seed: int = 0, draw: int = 0
+        self,
+        rows: Rows,
+        frames: int,
+        overlap: int | None = None,
+        seed: int = 0,
+        draw: int = 0,
+        window: Callable[[int], Rows] | None = None,
     ) -> UInt8[np.ndarray, "b frames h w 3"]:
         """Videos of any number of frames by frame prediction, over and over.
 
         Each next window is predicted from the last `overlap` frames of the video so far (None: the objective's own), and
         fades in over them (see `video.crossfade`). The first window is that of `generate`; of the last one only what is
-        needed is kept. UserError for a row whose task gives other pixels than first frames; ValueError for an overlap
+        needed is kept. window: what in place of `rows` is shown of the window that begins at this frame. UserError for a row whose task gives other pixels than first frames; ValueError for an overlap
         that the clips, or the model, cannot take.
         """
         objective = self.programs.objective
@@ -145,14 +151,15 @@ class Generator:
             raise ValueError(f"a video of {frames} frames was asked for: give at least 1")
         count = windows(frames, clip, overlap)
         following = self.programs.continuation(overlap) if count > 1 else None
-        done, window = [], self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw))
+        done, made = [], self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw))
         for i in range(1, count):
-            done.append(to_uint8(window[:, :-overlap]))
-            tail, given = window[:, -overlap:], np.zeros_like(rows["video"])
-            given[:, :overlap] = to_uint8(tail)
+            done.append(to_uint8(made[:, :-overlap]))
+            tail, shown = made[:, -overlap:], {"video": np.zeros_like(rows["video"])}
+            shown |= window(i * (clip - overlap)) if window else {}
+            shown["video"][:, :overlap] = to_uint8(tail)
             place = np.uint32(seed), np.uint32(draw), np.uint32(i)
-            window = crossfade(tail, self._run(following.generate, {**rows, "video": given}, *place))
-        return np.concatenate([*done, to_uint8(window)], axis=1)[:, :frames]
+            made = crossfade(tail, self._run(following.generate, {**rows, **shown}, *place))
+        return np.concatenate([*done, to_uint8(made)], axis=1)[:, :frames]
 
     def steps(self, rows: Rows, seed: int = 0, draw: int = 0) -> DecodingSteps:
         """How `generate` with the same arguments decodes, as numpy arrays. UserError where nothing is decoded in

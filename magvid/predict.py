@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,9 +13,6 @@ from magvid.generator import Generator, clip_format
 from magvid.runs import ClipFormat
 from magvid.types import UserError
 from magvid.video import upscale, write_video
-
-FORMATS = (".mp4", ".webm", ".gif")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,28 +42,20 @@ class Options:
         if not (self.instruction or "").strip():
             raise ValueError('--instruction is missing: say what shall happen, such as --instruction="open the drawer"')
         ranges = dict(seed=(0, 2**32 - 1), number=(1, 1000), frames=(2, 10000), start=(0, 1e6), fps=(0.01, 1000), steps=(1, 1000))
-        for name, (low, high) in (ranges | dict(guidance=(0, 1000), image_guidance=(0, 1000), scale=(1, 64))).items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # NaN fails as well
-                raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
-        if pathlib.Path(self.out).suffix.lower() not in FORMATS:
-            raise ValueError(f"--out={self.out}: name it *{' or *'.join(FORMATS)}")
-        if pathlib.Path(self.out).expanduser().resolve() == pathlib.Path(self.file[0]).expanduser().resolve():
-            raise ValueError(f"--out={self.out} is what is shown: name another file")
-        if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
-            raise ValueError(f"--size={self.size}: give height and width in pixels, such as 256x256")
+        conditions.check_ranges(self, **ranges, guidance=(0, 1000), image_guidance=(0, 1000), scale=(1, 64))
+        conditions.check_size(self.size)
+        conditions.check_out(self.out, *self.file)
         if self.is_picture and self.start:
             raise ValueError(f"--start={self.start:g} skips the beginning of a video, and {self.file[0]} is a picture: leave it out")
 
     @property
     def is_picture(self) -> bool:
-        return pathlib.Path(self.file[0]).suffix.lower() in PICTURES
+        return pathlib.Path(self.file[0]).suffix.lower() in conditions.PICTURES
 
     @property
     def files(self) -> list[pathlib.Path]:
         """Where the videos are written."""
-        out = pathlib.Path(self.out).expanduser()
-        return [out] if self.number == 1 else [out.with_stem(f"{out.stem}_{i:02d}") for i in range(self.number)]
+        return conditions.numbered(self.out, self.number)
 
 
 def predict(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> list[pathlib.Path]:
@@ -77,10 +65,7 @@ def predict(run: runs.Run, options: Options, *, weights: str | None = None, trus
     runs.check_writable(pathlib.Path(options.out).expanduser().parent, "--out")
     conditions.existing(options.file[0], "picture or video")  # before a model is loaded
     told = texts(run, options)
-    clip = clip_format(run)
-    if options.size:
-        height, width = map(int, options.size.split("x"))
-        clip = dataclasses.replace(clip, height=height, width=width)
+    clip = conditions.sized(clip_format(run), options.size)
     guided = None if options.image_guidance is None else (options.image_guidance, options.guidance)
     model = Generator.open(
         run,

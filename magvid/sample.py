@@ -59,28 +59,15 @@ class Options:
             raise ValueError("no task is named: give names such as FP,FI, or leave it out for all")
         if self.tasks is not None and len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"--task={','.join(self.tasks)} names a task twice; for several samples of it give --number")
-        ranges = dict(
-            seed=(0, 2**32 - 1),
-            number=(1, 1000),
-            scale=(0, 64),
-            fps=(0.01, 1000),
-            start=(0, 1e6),
-            temperature=(0, 1e6),
-            guidance=(0, 1000),
-            frames=(1, 10000),
-        )
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # NaN fails as well
-                raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
+        ranges = dict(seed=(0, 2**32 - 1), number=(1, 1000), scale=(0, 64), fps=(0.01, 1000), start=(0, 1e6), frames=(1, 10000))
+        conditions.check_ranges(self, **ranges, temperature=(0, 1e6), guidance=(0, 1000))
+        conditions.check_size(self.size)
         if self.video is not None and self.image is not None:
             raise ValueError("--video and --image both say what is shown: give one of them")
         if self.negative is not None and self.prompt is None:
             raise ValueError("--negative goes with a --prompt")
         self._check_used(("start",), self.video)
         self._check_used(("fps", "size"), self.prompt if self.file is None else self.file, " or --image, or a --prompt")
-        if self.size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.size):
-            raise ValueError(f'--size={self.size}: give height and width in pixels, such as 64x96')
         if self.overlap is not None and self.frames is None:
             raise ValueError("--overlap is of the windows of a long video: say its length with --frames")
         if self.intermediates and self.frames is not None:
@@ -114,11 +101,6 @@ class Options:
     def decoding(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("steps", "temperature", "schedule", "guidance")}
 
-    def sized(self, clip: ClipFormat) -> ClipFormat:
-        """The format at the wanted height and width."""
-        height, width = map(int, self.size.split("x")) if self.size else (clip.height, clip.width)
-        return dataclasses.replace(clip, height=height, width=width)
-
 
 def sample_run(
     run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False
@@ -146,7 +128,7 @@ def sample_run(
     told = {} if tokenizer is None else conditions.words(tokenizer, text or "", options.negative or "")
     clip = None
     if options.file is not None or options.prompt is not None:
-        clip = options.sized(clip_format(run))
+        clip = conditions.sized(clip_format(run), options.size)
     elif options.label is not None:
         clip = run.clip
     model = Generator.open(

@@ -351,6 +351,17 @@ def fit(video: UInt8[np.ndarray, "t a b 3"], height: int, width: int, keep_aspec
     return resize_crop(video, height, width) if keep_aspect else stretch(video, height, width)
 
 
+def contain(video: UInt8[np.ndarray, "t a b 3"], height: int, width: int) -> UInt8[np.ndarray, "t height width 3"]:
+    """All of the pictures at another size, in the middle, with black beside them where their shape is another."""
+    h, w = video.shape[1:3]
+    scale = min(height / h, width / w)
+    inside = stretch(video, max(round(h * scale), 1), max(round(w * scale), 1))
+    top, left = (height - inside.shape[1]) // 2, (width - inside.shape[2]) // 2
+    out = np.zeros((len(video), height, width, 3), np.uint8)
+    out[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
+    return out
+
+
 def _check(video: np.ndarray) -> None:
     if getattr(video, "dtype", None) != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
         shape, dtype = getattr(video, "shape", None), getattr(video, "dtype", type(video).__name__)

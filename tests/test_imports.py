@@ -14,7 +14,7 @@ MODULES = sorted(
     for folder in ("magvid", "configs", "experiments", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
 )
-DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "adapter_files", "evaluate", "sample", "job", "flags", "commands"}
+DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "compose", "edit", "adapter_files", "evaluate", "sample", "job", "flags", "commands"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "data.pipeline"}
 MACHINERY |= {"data.cache", "data.joint", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
@@ -51,6 +51,8 @@ ARROWS = {
     "conditions": MACHINERY | {"generator", "data.images"},
     "adapter_files": MACHINERY | {"grafts"},
     "predict": MACHINERY | {"job", "generator", "conditions", "data.states"},
+    "compose": MACHINERY | {"job", "generator", "conditions", "data.images", "data.masks", "data.entities"},
+    "edit": MACHINERY | {"job", "generator", "conditions", "compose", "data.masks", "data.entities"},
     "connect": MACHINERY | {"job", "generator", "conditions", "data.images"},
     "sample": MACHINERY | {"job", "generator", "conditions", "pictures"},
     "flags": set(),

@@ -32,8 +32,8 @@ def places(tmp_path_factory):
 
 
 BAD = {
-    "": "give a command, one of train, encode, sample, connect, predict, export, evaluate",
-    "frobnicate": 'no command "frobnicate"; choose of train, encode, sample, connect, predict, export, evaluate',
+    "": "give a command, one of train, encode, sample, connect, predict, compose, edit, export, evaluate",
+    "frobnicate": 'no command "frobnicate"; choose of train, encode, sample, connect, predict, compose, edit, export, evaluate',
     "tran": "did you mean train?",
     "train": "--config is missing",
     "train --config={tiny}": "--workdir is missing",
@@ -117,6 +117,17 @@ BAD = {
     "predict a.png --run={run} --instruction=a --out=x.mp4": "there is no picture or video a.png",
     "predict {there}/file --run={run} --instruction=a --out=x.mp4": "{run} is told no text",
     "predict a.png --instruction=a --out=x.mp4": "--run or --config is missing",
+    "compose --prompt=a --run={run} --out=x.mp4": "--entity is missing: give a picture of what shall be shown",
+    "compose --entity=a.png --run={run} --out=x.mp4": "--prompt is missing: say what shall be seen",
+    "compose --entity=a.png --prompt=a --run={run}": "--out is missing: say where to write",
+    "compose --entity=a.png --prompt=a --run={run} --out=a.png": "--out=a.png: name it *.mp4",
+    "compose --entity=a.png --prompt=a --run={run} --out=x.mp4": "{run} is not told of an entity in pictures and words",
+    "compose --entity=a.png --prompt=a --run={run} --out=x.mp4 --steps=2000": "steps must lie between 1 and 1000, got 2000",
+    "edit --mask=m.png --prompt=a --run={run} --out=x.mp4": "one video is edited, and 0 are named",
+    "edit a.mp4 --prompt=a --run={run} --out=x.mp4": "--mask is missing: say what is made anew",
+    "edit a.mp4 --mask=m.png --run={run} --out=x.mp4": "--prompt is missing: say what shall be seen",
+    "edit a.mp4 --mask=m.png --prompt=a --run={run} --out=a.mp4": "--out=a.mp4 is a.mp4, which is shown: name another file",
+    "edit a.mp4 --mask=m.png --prompt=a --run={run} --out=x.mp4": "{run} is not told of an entity in pictures and words",
     "export --run={run} --out={there}/a.npz": "should end in .safetensors",
     "export --run={vq} --out={there}/a.safetensors": "has no network that it took from elsewhere",
     "export --run={run}": "--out is missing",

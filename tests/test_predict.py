@@ -137,7 +137,7 @@ def test_bad_input_is_refused_before_anything_is_made(case, run, picture, tmp_pa
         (dict(file=[]), "one picture or video is given to go on from, and 0 are named"),
         (dict(instruction=" "), "--instruction is missing"),
         (dict(out="x.txt"), r"name it \*.mp4 or \*.webm or \*.gif"),
-        (dict(out="a.mp4", file=["a.mp4"]), "is what is shown"),
+        (dict(out="a.mp4", file=["a.mp4"]), "which is shown"),
         (dict(start=1.0), "--start=1 skips the beginning of a video"),
         (dict(size="3"), "give height and width"),
         (dict(guidance=float("nan")), "guidance must lie between"),
