@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from magvid.models.attention import Attention
-from magvid.models.layers import gelu
+from magvid.models.layers import Dense, gelu
 from magvid.types import Condition
 
 
@@ -33,8 +33,8 @@ class Adapter(nn.Module):
         width = int(x.shape[-1] * self.ratio)
         if width < 1:
             raise ValueError(f"an adapter of ratio={self.ratio} has no channels beside {x.shape[-1]}: take a larger ratio")
-        y = nn.Dense(width, dtype=self.dtype, name="down")(self.placed(x, position))
-        return nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype, name="up")(self.inside(y))
+        y = Dense(width, dtype=self.dtype, name="down")(self.placed(x, position))
+        return Dense(x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype, name="up")(self.inside(y))
 
     def placed(self, x: Array, position: Array | None) -> Array:
         """What is read of x."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from magvid.models.attention import FeedForward, attention
 from magvid.models.conditioners import Keep, first_frames, kept
-from magvid.models.layers import sinusoid
+from magvid.models.layers import Dense, sinusoid
 from magvid.types import Condition
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
@@ -33,7 +33,7 @@ class Read(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
-        dense = partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        dense = partial(Dense, x.shape[-1], dtype=self.dtype)
         heads = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
         k, v = (heads(dense(use_bias=False, name=f"to_{name}")(context)) for name in "kv")
         y = attention(heads(dense(use_bias=False, name="to_q")(x)), k, v)
@@ -88,7 +88,7 @@ class DQFormer(nn.Module):
         if states.shape[1] > self.states:
             raise ValueError(f"{states.shape[1]} states are given, and this DQFormer tells {self.states} apart: set states")
         b, make = len(instruction), partial(Branch, self.heads, self.depth, self.dtype)
-        project = lambda name, x: x if x.shape[-1] == self.width else nn.Dense(self.width, dtype=self.dtype, name=name)(x)
+        project = lambda name, x: x if x.shape[-1] == self.width else Dense(self.width, dtype=self.dtype, name=name)(x)
         instruction = project("text_in", instruction)
         told = []
         if "upper" in self.branches:

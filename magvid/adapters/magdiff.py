@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from magvid.models.attention import Attention, attention
 from magvid.models.conditioners import Keep, kept
-from magvid.models.layers import Conv, gelu
+from magvid.models.layers import Conv, Dense, gelu
 from magvid.types import Condition
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
@@ -72,7 +72,7 @@ class Resampler(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b q e"]:
-        dense, norm = partial(nn.Dense, dtype=self.dtype), partial(LayerNorm, dtype=self.dtype)
+        dense, norm = partial(Dense, dtype=self.dtype), partial(LayerNorm, dtype=self.dtype)
         plain = partial(dense, use_bias=False)
         heads = lambda y: y.reshape(*y.shape[:2], self.heads, self.head_dim)
         x = dense(self.width, name="proj_in")(x)

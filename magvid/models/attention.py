@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from magvid.models.layers import gelu
+from magvid.models.layers import Dense, gelu
 from magvid.models.platform import per_platform
 from magvid.sharding import DATA_AXES
 from magvid.types import Condition
@@ -185,7 +185,7 @@ class Attention(nn.Module):
             raise ValueError(f"{x.shape[-1]} channels cannot be divided between {self.heads} heads")
         y = self.mix(sequences(x, self.over), condition)
         kernel_init = nn.initializers.zeros if self.zero else nn.linear.default_kernel_init
-        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=kernel_init, name="to_out")(y)
+        y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=kernel_init, name="to_out")(y)
         return (y if self.over == "space" else y.swapaxes(1, 2)).reshape(x.shape)
 
     def mix(self, x: Float[Array, "b s n c"], condition: Condition | None) -> Float[Array, "b s n c"]:
@@ -199,7 +199,7 @@ class Attention(nn.Module):
         return (tokens[:, :1] if self.over == "time" else tokens), mask
 
     def split(self, name: str, x: Float[Array, "b s m d"], width: int) -> Float[Array, "b s m heads e"]:
-        y = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(x)
+        y = Dense(width, use_bias=False, dtype=self.dtype, name=name)(x)
         return y.reshape(*y.shape[:-1], self.heads, -1)
 
     def attend(
@@ -227,5 +227,5 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         c = x.shape[-1]
-        value, gate = jnp.split(nn.Dense(8 * c, dtype=self.dtype, name="proj")(x), 2, axis=-1)
-        return nn.Dense(c, dtype=self.dtype, name="out")(value * gelu(gate))
+        value, gate = jnp.split(Dense(8 * c, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        return Dense(c, dtype=self.dtype, name="out")(value * gelu(gate))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from magvid.models.attention import attention
-from magvid.models.layers import check_sizes
+from magvid.models.layers import Dense, check_sizes
 from magvid.models.resize import resize_antialiased, resize_bicubic
 
 # Of pixels in [0, 1]; the towers read (x - MEAN) / STD.
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], allowed: Bool[Array, "1 1 n n"] | None) -> Float[Array, "b n d"]:
         b, n, d = x.shape
-        dense = lambda name, std: nn.Dense(d, kernel_init=normal(std), dtype=self.dtype, name=f"{name}_proj")
+        dense = lambda name, std: Dense(d, kernel_init=normal(std), dtype=self.dtype, name=f"{name}_proj")
         q, k, v = (dense(name, d**-0.5)(x).reshape(b, n, self.heads, -1) for name in "qkv")
         return dense("out", self.out_std)(attention(q, k, v, allowed=allowed).reshape(b, n, d))
 
@@ -101,8 +101,8 @@ class Layer(nn.Module):
         y = norm(name="layer_norm1")(x)
         x = x + SelfAttention(self.heads, out_std, self.dtype, name="self_attn")(y, allowed)
         y = norm(name="layer_norm2")(x)
-        y = nn.Dense(self.mlp, kernel_init=normal((2 * d) ** -0.5), dtype=self.dtype, name="fc1")(y)
-        return x + nn.Dense(d, kernel_init=normal(out_std), dtype=self.dtype, name="fc2")(self.activation(y))
+        y = Dense(self.mlp, kernel_init=normal((2 * d) ** -0.5), dtype=self.dtype, name="fc1")(y)
+        return x + Dense(d, kernel_init=normal(out_std), dtype=self.dtype, name="fc2")(self.activation(y))
 
 
 class Encoder(nn.Module):
@@ -240,7 +240,7 @@ def _project(tower: TextTower | VisionTower, pooled: Float[Array, "b d"]) -> Flo
     if tower.projection is None:
         return None
     init = normal(pooled.shape[-1] ** -0.5)
-    return nn.Dense(tower.projection, use_bias=False, kernel_init=init, dtype=tower.dtype, name="projection")(pooled)
+    return Dense(tower.projection, use_bias=False, kernel_init=init, dtype=tower.dtype, name="projection")(pooled)
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

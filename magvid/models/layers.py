@@ -27,6 +27,31 @@ CHUNK_BYTES = 2**22
 PRODUCT_BYTES, PRODUCT_CHANNELS = 5 * 2**20, 64
 
 
+@jax.custom_vjp
+def product(x: Float[Array, "*n c"], kernel: Float[Array, "c o"]) -> Float[Array, "*n o"]:
+    """x @ kernel, whose gradient is fast on CPU as well: there XLA takes 3.5 times as long to sum over several axes as over one."""
+    return x @ kernel
+
+
+def _product_backward(arguments, g):
+    x, kernel = arguments
+    flat = lambda x, g: x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+    axes = tuple(range(x.ndim - 1))
+    as_it_is = lambda x, g: lax.dot_general(x, g, ((axes, axes), ((), ())))
+    return g @ kernel.T, per_platform(as_it_is, cpu=flat)(x, g)
+
+
+product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
+
+
+def _dot_general(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
+    """As `nn.Dense` calls it: over the last axis of x and the first of the kernel."""
+    return product(x, kernel)
+
+
+Dense = partial(nn.Dense, dot_general=_dot_general)
+
+
 def _conv(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
     """XLA's convolution, channels last, for any number of spatial axes."""
     space = "DHW"[-(x.ndim - 2) :]
@@ -55,7 +80,7 @@ def _conv_taps(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> A
 def _conv_frames(x: Array, kernel: Array, strides: tuple, pads: Pads) -> Array:
     """A 2-D convolution (n h w c); a product where the kernel is one pixel."""
     if kernel.shape[:2] == (1, 1) and strides == (1, 1) and not np.any(pads):
-        return x @ kernel[0, 0]
+        return product(x, kernel[0, 0])
     return _conv(x, kernel, strides, pads)
 
 
@@ -209,7 +234,7 @@ class Conv(nn.Module):
         else:
             x, pads = pad_mode(x, [((k - 1) // 2, k // 2) for k in window], self.padding), [(0, 0)] * 3
         if window == (1, 1, 1) and self.strides == (1, 1, 1) and not np.any(pads):
-            return x @ kernel[0, 0, 0]
+            return product(x, kernel[0, 0, 0])
         return conv3d(x, kernel, self.strides, tuple((int(lo), int(hi)) for lo, hi in pads))
 
 
@@ -357,8 +382,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n o"]:
-        x = nn.silu(nn.Dense(self.hidden, dtype=self.dtype, name="linear_1")(x))
-        return nn.Dense(self.features or self.hidden, dtype=self.dtype, name="linear_2")(x)
+        x = nn.silu(Dense(self.hidden, dtype=self.dtype, name="linear_1")(x))
+        return Dense(self.features or self.hidden, dtype=self.dtype, name="linear_2")(x)
 
 
 def check_sizes(n: int, length: int, width: int, heads: int, dropout: float) -> None:

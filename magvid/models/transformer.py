@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from magvid.models.attention import attention
-from magvid.models.layers import check_sizes
+from magvid.models.layers import Dense, check_sizes
 
 
 def weights_init(key, shape, dtype=jnp.float32) -> Array:
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
-        dense = partial(nn.Dense, kernel_init=weights_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=weights_init, dtype=self.dtype)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         y = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")(x, train=train)
         x = LayerNorm(dtype=self.dtype, name="attention_norm")(x + drop()(y))
@@ -89,7 +89,7 @@ class Transformer(nn.Module):
         block: Callable = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.depth):
             x = block(self.heads, self.mlp, self.dropout, self.dtype, name=f"block_{i}")(x, train)
-        x = gelu(nn.Dense(self.width, kernel_init=weights_init, dtype=self.dtype, name="head")(x))
+        x = gelu(Dense(self.width, kernel_init=weights_init, dtype=self.dtype, name="head")(x))
         x = LayerNorm(dtype=self.dtype, name="head_norm")(x)
         bias = self.param("head_bias", nn.initializers.zeros, (self.vocab,))
         logits = jnp.matmul(x, words.embedding.T.astype(x.dtype), preferred_element_type=jnp.float32)

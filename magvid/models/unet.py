@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from magvid.models.attention import Attention, FeedForward, read_scalars
-from magvid.models.layers import MLP, Conv, Dtype, GroupNorm, nearest_upsample, sinusoid
+from magvid.models.layers import MLP, Conv, Dense, Dtype, GroupNorm, nearest_upsample, sinusoid
 from magvid.types import Condition, Params
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
@@ -69,7 +69,7 @@ class ResBlock(nn.Module):
         norm = partial(GroupNorm, self.groups, self.epsilon, per_frame=not self.clip_norm, dtype=self.dtype)
         y = conv(**window, name="conv1")(nn.silu(norm(name="norm1")(x)))
         if embedding is not None:
-            bias = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(embedding))
+            bias = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(embedding))
             y = y + bias[:, None, None, None]
         y = conv(**window, name="conv2")(nn.silu(norm(name="norm2")(y)))
         if x.shape[-1] != self.features:
@@ -155,11 +155,11 @@ class Transformer(nn.Module):
         check_sites(self.adapters, self.SITES)
         width = self.head_dim * self.heads if self.head_dim else x.shape[-1]
         norm = GroupNorm(self.groups, 1e-6, per_frame=self.over == "space", dtype=self.dtype, name="norm")
-        y = nn.Dense(width, dtype=self.dtype, name="proj_in")(norm(x))
+        y = Dense(width, dtype=self.dtype, name="proj_in")(norm(x))
         position = self.position(y)
         for i in range(self.depth):
             y = self.block(i, y, condition, position)
-        return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="proj_out")(y)
+        return x + Dense(x.shape[-1], dtype=self.dtype, name="proj_out")(y)
 
     def position(self, x: Array) -> Array | None:
         """Embedding of the frames (t c), where the family has one."""
@@ -190,7 +190,7 @@ class TimeEmbedding(MLP):
         x = sinusoid(time, self.width)
         if self.before:
             kernel_init = nn.initializers.zeros if self.before_zero else nn.linear.default_kernel_init
-            linear = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="cond_proj")
+            linear = Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="cond_proj")
             x = x + linear(sinusoid(read_scalars(condition, [self.before])[:, 0], self.width, "sin cos"))
         x = super().__call__(x)
         if self.after:

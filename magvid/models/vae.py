@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from magvid.models.attention import attention
-from magvid.models.layers import Conv, Dtype, GroupNorm
+from magvid.models.layers import Conv, Dense, Dtype, GroupNorm
 from magvid.models.unet import ResBlock
 
 FrameConv = partial(Conv, planar=True)  # 3x3 in every frame
@@ -86,7 +86,7 @@ class FrameAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape
-        dense = partial(nn.Dense, c, dtype=self.dtype)
+        dense = partial(Dense, c, dtype=self.dtype)
         y = FrameNorm(self.groups, dtype=self.dtype, name="group_norm")(x).reshape(b * t, h * w, c)
         q, k, v = (dense(name=name)(y)[:, :, None] for name in ("to_q", "to_k", "to_v"))
         y = dense(name="to_out")(attention(q, k, v)[:, :, 0])
