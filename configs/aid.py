@@ -11,8 +11,8 @@ keys and values of their own beside it, all of SVD stays). The run holds these a
 Our choices where the paper is silent are the defaults (docs/aid.md names them). Its ablations are arguments: branches=upper or lower,
 mcond=none (no multimodal condition), states=instruction (no predictions: the instruction repeated), and spatial=0, short=0, long=0,
 each of which leaves an adapter out. states=FILE: of tools/predict_states.py (default: states.json in the data's folder). given: how
-many frames are given; learned=after: these do not count in the loss; mask=1: a channel that says which they are. ratio, queries, depth: sizes
-of adapters and DQFormer. smoke=1: two steps on sprites; all weights are those of `base` and `text`.
+many frames are given; learned=after: these do not count in the loss; grey=0: the last of them stands still in place of the grey frames that the paper's
+figure shows, as SVD was trained; mask=1: a channel that says which they are. ratio, queries, depth: sizes of adapters and DQFormer. smoke=1: two steps on sprites; all weights are those of `base` and `text`.
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ def conditioners(args, vae, vision, text, prepare, frames, scalars, dqformer, au
     seen = dict(vision=vision, prepare=prepare)
     told = [
         dict(target="magvid.models.conditioners:ImageTokens", **seen),
-        dict(target="magvid.models.conditioners:GivenLatents", vae=vae, frames=frames, given=args["given"], mask=args["mask"], **aug),
+        dict(target="magvid.models.conditioners:GivenLatents", vae=vae, frames=frames, given=args["given"], grey=args["grey"], mask=args["mask"], **aug),
         *([dict(target="magvid.models.conditioners:Scalars", values=scalars)] if scalars else []),
     ]
     if args["mcond"] != "none":
@@ -123,7 +123,7 @@ def parse(arg, given, data):
     """The arguments, checked."""
     args = latent.parse(
         arg, base="weights/svd", text="weights/sd21/text", frames=0, height=256, width=256, given=given, fps=7, motion=127, states="", ratio=0.25,
-        queries=77, depth=1, learned="all", mask=False, chunk=0, **ARMS,
+        queries=77, depth=1, learned="all", grey=True, mask=False, chunk=0, **ARMS,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "data" in explicit else dict(data=data)

@@ -5,7 +5,7 @@
 
 Base, autoencoder and towers are frozen and taken from runs/sprites; the predicted states are the true ones. The paper's ablations are
 arguments, see aid.py: mcond=none|decoupled, branches=upper|lower, states=instruction, spatial=0, short=0, long=0, given=2, learned=after,
-mask=1. tune=full trains the whole network, which then begins as the base, beside the same condition and without adapters: what
+mask=1, grey=1 (the base has seen no grey frames: it was trained as SVD was). tune=full trains the whole network, which then begins as the base, beside the same condition and without adapters: what
 adapters are compared with. Worlds and sizes are those of i2v_sprites.py. smoke=1: two steps.
 """
 
@@ -22,7 +22,7 @@ WIDTH = clip_sprites.BUDGETS["quick"]["projection"]  # of the image's token, bes
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, tune="adapters", given=1, states="", ratio=0.5, queries=8, learned="all", mask=False,
+        arg, budget="quick", smoke=False, seed=0, clips=0, tune="adapters", given=1, states="", ratio=0.5, queries=8, learned="all", grey=False, mask=False,
         **aid.ARMS,
     )  # fmt: skip
     aid.checked(args)

@@ -137,6 +137,18 @@ def test_given_frames_then_grey(given):
     assert not some[1].any()
 
 
+@pytest.mark.parametrize("given", [1, 2])
+def test_the_last_given_frame_in_place_of_grey_ones(given):
+    """Of one given frame what `ImageLatent` says: a frozen SVD then sees what it was trained on."""
+    said, variables = run(given_latents(given=given, grey=False))
+    with_grey = run(given_latents(given=given))[0].concat
+    np.testing.assert_array_equal(said.concat[:, :given], with_grey[:, :given])
+    np.testing.assert_array_equal(said.concat[:, given:], np.repeat(said.concat[:, given - 1 : given], 5 - given, axis=1))
+    if given == 1:
+        first = ImageLatent(tiny.VAE(), aug=0.0).apply(variables, BATCH, {}, rngs={"condition": KEY}).concat
+        np.testing.assert_allclose(said.concat, np.broadcast_to(first, said.concat.shape), atol=1e-6)
+
+
 def test_a_mask_says_which_frames_are_given():
     said, _ = run(given_latents(given=2, mask=True))
     assert said.concat.shape == (2, 5, 2, 3, 3)

@@ -167,8 +167,9 @@ class ImageLatent(nn.Module):
 class GivenLatents(nn.Module):
     """The latents of the first `given` frames and then of grey ones, joined to the noisy ones of a clip of `frames` (AID); the null is zeros.
 
-    As `ImageLatent`: through `vae`, unscaled mode, with noise of strength batch["aug"] (b,) or `aug` on what is given. `mask`: one
-    channel more, 1 where a frame is given.
+    As `ImageLatent`: through `vae`, unscaled mode, with noise of strength batch["aug"] (b,) or `aug` on what is given. `grey` False: the
+    last given frame stands still in place of grey ones, which is what SVD was trained on. `mask`: one channel more, 1 where a frame
+    is given.
     """
 
     vae: nn.Module
@@ -176,6 +177,7 @@ class GivenLatents(nn.Module):
     given: int = 1
     aug: float = 0.02
     tell: bool = True
+    grey: bool = True
     mask: bool = False
     obeys: str = "image"
 
@@ -194,8 +196,10 @@ class GivenLatents(nn.Module):
         aug = jnp.asarray(batch.get("aug", jnp.full(len(frames), self.aug)), jnp.float32)
         noise = jax.random.normal(self.make_rng("condition"), frames.shape)
         frames = frames + aug[:, None, None, None, None] * noise
-        shown = jnp.concatenate([frames, jnp.zeros_like(frames[:, :1])], axis=1)  # one grey frame stands for all
-        latent = self.vae.encode(shown).mode().astype(jnp.float32)[:, jnp.minimum(jnp.arange(self.frames), self.given)]
+        if self.grey:
+            frames = jnp.concatenate([frames, jnp.zeros_like(frames[:, :1])], axis=1)  # one stands for all
+        latent = self.vae.encode(frames).mode().astype(jnp.float32)
+        latent = latent[:, jnp.minimum(jnp.arange(self.frames), frames.shape[1] - 1)]
         if self.mask:
             known = (jnp.arange(self.frames) < self.given).astype(jnp.float32)[:, None, None, None]
             latent = jnp.concatenate([latent, jnp.broadcast_to(known, (*latent.shape[:-1], 1))], axis=-1)
