@@ -15,6 +15,7 @@ from magvid.data.states import Predicted, StateFile, States, digest_of, state_ke
 from magvid.flags import guarded
 from magvid.types import UserError
 from tools import predict_states
+from tools.hub import out_of_memory
 from tools.predict_states import PROMPT, Batches, bare, moments, names, parse_states, question, read_prompt, word_f1
 
 GOOD = "1. the cup is left\n2. the cup moves\n3. the cup is near\n4. the cup is right"
@@ -815,7 +816,7 @@ def test_memory_that_does_not_suffice_for_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", large)
     with pytest.raises(UserError, match=r"memory does not suffice for .*llava \(CUDA out of memory.*\): give --dtype=bfloat16"):
         predict_states.load_model(path, "cpu", "auto", 24)
-    assert predict_states.out_of_memory(torch.OutOfMemoryError("x")) and not predict_states.out_of_memory(RuntimeError("shape"))
+    assert out_of_memory(torch.OutOfMemoryError("x")) and not out_of_memory(RuntimeError("shape"))
 
 
 def test_the_prompt_names_what_it_must():

@@ -42,6 +42,7 @@ from magvid.flags import Flag, Program, guarded, leave, load_config, parse, prog
 from magvid.runs import check_writable
 from magvid.types import UserError
 from magvid.video import SUFFIXES, read_video
+from tools.hub import Batches, check_dtype, check_settings, device_of, dtype_of, imported, loading, place_of
 
 PROMPT = (
     "You see the first frame of a short video and an instruction. Describe in exactly {count} short sentences, one per line, the "
@@ -127,8 +128,7 @@ def check_values(values: Any) -> None:
         raise UserError("--out is missing: say where to write, such as --out=states.json")
     if values.split not in (None, "train", "eval"):
         raise UserError(f'--split must be train or eval, got "{values.split}"')
-    if values.dtype not in ("auto", "float32", "float16", "bfloat16"):
-        raise UserError(f'--dtype must be auto, float32, float16 or bfloat16, got "{values.dtype}"')
+    check_dtype(values.dtype)
     if values.out:
         out = pathlib.Path(values.out).expanduser()
         if out.is_dir() or out.suffix != ".json":  # a video that is named here by mistake would be lost
@@ -141,9 +141,7 @@ def open_states(out: str, settings: Mapping[str, Any]) -> StateFile:
     if not pathlib.Path(out).expanduser().exists():
         return StateFile(dict(settings))
     found = StateFile.load(out)
-    if other := [key for key in {**found.settings, **settings} if found.settings.get(key) != settings.get(key)]:
-        before, now = ({key: of.get(key) for key in other} for of in (found.settings, settings))
-        raise UserError(f"{out} was predicted with {before}, now it is {now}: give another --out, or delete it")
+    check_settings(out, "predicted", found.settings, settings)
     return found
 
 
@@ -384,44 +382,6 @@ def instruction_of(record: Mapping[str, Any], keys: Sequence[str], name: str) ->
 # Asking -------------------------------------------------------------------------------------------------------------
 
 
-class Batches:
-    """Asks a model, which is made when it is first needed, about at most `size` pictures at a time, and about fewer from then
-    on where memory does not suffice. UserError where it does not suffice for one.
-    """
-
-    def __init__(self, make: Callable[[], Ask], size: int):
-        self.make, self.size, self.model = make, size, None
-
-    def __call__(self, frames: Sequence[Frame], texts: Sequence[str], seed: int | None) -> list[str]:
-        self.model = self.model or self.make()
-        answers: list[str] = []
-        while len(answers) < len(texts):
-            part = slice(len(answers), len(answers) + self.size)
-            try:
-                answers += self.model(frames[part], texts[part], seed)
-            except Exception as error:  # each kind of device has its own
-                if not out_of_memory(error):
-                    raise
-                self._halve(len(texts[part]), error)
-        return answers
-
-    def _halve(self, size: int, error: Exception) -> None:
-        if size == 1:
-            what = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"memory does not suffice for one picture ({what}): give --dtype=bfloat16, another --device or a smaller --model"
-            ) from error
-        self.size = size // 2
-        print(f"memory does not suffice for {size} pictures at a time: going on with {self.size}", file=sys.stderr)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """torch.OutOfMemoryError of a GPU; of a CPU, and of other devices, only the words say so."""
-    words = str(error).lower()
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and any(w in words for w in ("out of memory", "not enough memory", "allocate memory")))
-
-
 def predict(records: Records, ask: Batches, found: StateFile, out: str | None, retries: int) -> None:
     """Asks about the records that `found` lacks, and saves it to `out` every SAVE seconds and at the end, whatever ends it."""
     before, saved = set(found.states), time.monotonic()
@@ -487,29 +447,13 @@ def load_model(name: str, device: str | None, dtype: str, tokens: int) -> Ask:
     """A model of the hub or of a folder, which answers in at most so many tokens. UserError where there is none, or none that
     answers to pictures in words.
     """
-    try:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-    except (ImportError, RuntimeError) as error:  # the latter where torch and torchvision do not fit each other
-        raise UserError(
-            f"--model needs torch, torchvision and transformers, which cannot be imported ({_first_line(error)}): "
-            'pip install -e ".[parity]"'
-        ) from error
-    folder = pathlib.Path(name).expanduser()
-    where = _place(name, folder)
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except Exception as error:  # torch raises whatever comes up
-        raise UserError(f"--device={device} cannot be used ({_first_line(error)}): give cuda, mps or cpu") from error
-    try:
-        processor = AutoProcessor.from_pretrained(where)
-        model = AutoModelForImageTextToText.from_pretrained(where, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-        model = model.eval().to(device)
+    torch, auto_model, auto_processor = imported("AutoModelForImageTextToText", "AutoProcessor")
+    where, device = place_of(name), device_of(torch, device)
+    with loading(name, "answers to pictures and words", "llava-hf/llava-1.5-7b-hf"):
+        processor = auto_processor.from_pretrained(where)
+        model = auto_model.from_pretrained(where, dtype=dtype_of(torch, dtype)).eval().to(device)
         processor.tokenizer.padding_side = "left"  # all answers of a batch begin at one place
         processor.tokenizer.pad_token = processor.tokenizer.pad_token or processor.tokenizer.eos_token
-    except Exception as error:  # as above, and what the hub, the tokenizer and the weights' reader raise
-        raise UserError(_no_model(name, folder, error)) from error
 
     @torch.inference_mode()
     def ask(frames: Sequence[Frame], texts: Sequence[str], seed: int | None) -> list[str]:
@@ -542,31 +486,6 @@ def inputs_of(processor: Any, frames: Sequence[Frame], texts: Sequence[str]) -> 
     once = dict(add_special_tokens=False) if begin and texts[0].startswith(begin) else {}
     images = [[Image.fromarray(np.ascontiguousarray(frame))] for frame in frames]
     return processor(text=texts, images=images, padding=True, return_tensors="pt", **once)
-
-
-def _place(name: str, folder: pathlib.Path) -> str:
-    """What transformers is told: a folder, which must be there if `name` can be nothing else, or a name of the hub."""
-    if folder.is_dir():
-        return str(folder)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
-        raise UserError(f"there is no folder {folder}: give that of a model's snapshot (with config.json), or its name on the hub")
-    return name
-
-
-def _no_model(name: str, folder: pathlib.Path, error: Exception) -> str:
-    if out_of_memory(error):
-        return f"memory does not suffice for {name} ({_first_line(error)}): give --dtype=bfloat16, --device=cpu or a smaller model"
-    if folder.is_dir():
-        what = f"{name} holds no model that answers to pictures and words, or not all of it ({_first_line(error)})"
-        return f"{what}: give the folder of a whole snapshot, such as that of llava-hf/llava-1.5-7b-hf"
-    return (
-        f"the model {name} cannot be had ({_first_line(error)}): check its name; without a network, download its snapshot "
-        f"elsewhere (hf download {name} --local-dir=FOLDER) and give --model=FOLDER"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # Rating -------------------------------------------------------------------------------------------------------------
