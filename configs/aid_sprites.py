@@ -5,8 +5,9 @@
 
 Base, autoencoder and towers are frozen and taken from runs/sprites; the predicted states are the true ones. The paper's ablations are
 arguments, see aid.py: mcond=none|decoupled, branches=upper|lower, states=instruction, spatial=0, short=0, long=0, given=2, learned=after,
-mask=1, grey=1 (the base has seen no grey frames: it was trained as SVD was). tune=full trains the whole network, which then begins as the base, beside the same condition and without adapters: what
-adapters are compared with. Worlds and sizes are those of i2v_sprites.py. smoke=1: two steps.
+mask=1, grey=1 (the base has seen no grey frames: it was trained as SVD was). tune=full trains the whole network, which then begins as the
+base, beside the same condition and without adapters: what adapters are compared with. Adapters are twice as wide as these narrow layers
+(`ratio`). Worlds and sizes are those of i2v_sprites.py. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -14,15 +15,16 @@ from ml_collections import ConfigDict
 from configs import aid, clip_sprites, defaults, i2v_sprites, vae_sprites
 
 BUDGETS = {
-    "quick": dict(i2v_sprites.BUDGETS["quick"], steps=700, peak=4e-3),
+    "quick": dict(i2v_sprites.BUDGETS["quick"], steps=1000, peak=8e-3),
     "long": dict(i2v_sprites.BUDGETS["long"], steps=2000, peak=3e-3),
 }
+NOISE = dict(i2v_sprites.NOISE, mean=1.5)  # more of it than for the base: what happens in a clip is decided there
 WIDTH = clip_sprites.BUDGETS["quick"]["projection"]  # of the image's token, beside which the multimodal condition stands
 
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, tune="adapters", given=1, states="", ratio=0.5, queries=8, learned="all", grey=False, mask=False,
+        arg, budget="quick", smoke=False, seed=0, clips=0, tune="adapters", given=1, states="", ratio=2.0, queries=8, learned="all", grey=False, mask=False,
         **aid.ARMS,
     )  # fmt: skip
     aid.checked(args)
@@ -46,7 +48,7 @@ def get_config(arg=None):
         ),
         schedule=i2v_sprites.EDM,
         prediction=i2v_sprites.V,
-        times=i2v_sprites.NOISE,
+        times=NOISE,
         **(aid.trained_parts(args) | (dict(adapters=None, trained=("network", "dqformer")) if full else {})),
         sampling=i2v_sprites.sampling(b, smoke, aid.guidance(args, 1.0, 5.0)),
     )

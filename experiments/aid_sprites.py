@@ -48,6 +48,7 @@ ROWS = {  # row of the table: argument of the config
     "no short-term adapter": "short=0",
     "no long-term adapter": "long=0",
     "decoupled": "mcond=decoupled",
+    "grey frames": "grey=1",
     "whole network": "tune=full",
     "untrained": "",
 }
