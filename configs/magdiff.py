@@ -88,7 +88,7 @@ def noise(args):
 def entities(args, size, editing=None, **options):
     """The transform that makes an entity's pictures of clips and masks, and the clips `size` (h, w)."""
     larger = dict(size=size) if levels(args)[:1] not in ([], [1.0]) else {}
-    references = (min(args["least"], args["refs"]), args["refs"])
+    references = [min(args["least"], args["refs"]), args["refs"]]
     own = dict(references=references, editing=args["editing"] if editing is None else editing, segmented=args["segmented"])
     return dict(target="magvid.data.entities:Entities", **own, **larger, **options)
 
@@ -106,14 +106,14 @@ def checked(args):
     return args
 
 
-def published(arg, train, test, data, metrics=()):
-    """The config of one evaluation. `train`(split, t, h, w) makes clips with masks out of the folder `data`; `test`(t, h, w, folder): the clips to
-    evaluate on, and what they are edited by (the share `editing`).
+def published(arg, test=None, folder="", key="text", editing=0.0):
+    """The config of one evaluation: training is the same for all, on a folder of videos with masks beside them (`folder_of`). `test`(t, h, w, folder)
+    makes the clips to evaluate on, of which `key` is the text, out of `folder`; editing: which share of them is edited. None: held-out videos
+    of the training's.
     """
-    args = parse(arg, data)
+    args = parse(arg, folder)
     clip = [args["frames"], args["height"], args["width"]]
-    config = ConfigDict(dict(seed=0, objective=objective(args, clip), data=dataset(args, clip, train, test)))
-    config.metrics = list(metrics)
+    config = ConfigDict(dict(seed=0, objective=objective(args, clip), data=dataset(args, clip, test, key, editing)))
     config = latent.tune(config, args, ways=("", "subset", "full"), subset=unets.MAGDIFF_TRAINED)
     if args["tune"]:
         adamw = lambda: defaults.adamw(5e-5, 1 if args["smoke"] else 100, b2=0.999, weight_decay=0.01)
@@ -133,15 +133,16 @@ def begins(args):
     return [dict(run=f"{args['base']}/unet", groups=["network"], weights="params", **widen)]
 
 
-def parse(arg, data):
+def parse(arg, folder):
     """The arguments, checked, with what release=1 says."""
     args = latent.parse(
         arg, base="weights/sd21v", text="weights/sd21/text", vision="weights/svd/vision", weights="weights/magdiff", frames=16, height=256,
-        width=256, prediction="v", release=False, pictures=4, test="", **ARMS,
+        width=256, prediction="v", release=False, pictures=0, test="", **ARMS,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "tune" in explicit else dict(tune="subset")
-    args |= {} if "data" in explicit else dict(data=data)
+    args |= {} if "data" in explicit else dict(data="data/pexels")
+    args |= {} if "test" in explicit else dict(test=folder)
     return checked(args | (RELEASED if args["release"] else {}))
 
 
@@ -177,21 +178,28 @@ def objective(args, clip):
     )
 
 
-def dataset(args, clip, train, test):
+def dataset(args, clip, test, key, editing):
     """Clips with pictures of an entity, and the ids of their texts; and batches of single frames of them."""
     smoke, (t, *size) = args["smoke"], clip
     tokenizer = clip_sprites.TOKENIZER if smoke else dict(target="magvid.data.text:HFTokenizer", folder=f"{args['text']}/tokenizer")
     larger = [round(side * max(levels(args), default=1)) for side in size]
-    clips = lambda split, t: sprites(t, *larger) if smoke else train(split, t, *larger) | dict(path=args["data"])
-    learned = [entities(args, size), tokenizer]
+    clips = lambda split, t: sprites(t, *larger) if smoke else folder_of(split, t, *larger, args["data"])
+    learned = [entities(args, size), dict(tokenizer, key="caption")]
     data = dict(train=dict(source=clips("train", t), transforms=learned, workers=0))
     if args["pictures"]:
         one = [dict(target="magvid.data.pipeline:Frames", indices=[0])] if smoke else []
         several = dict(batch=2 * t if smoke else 16 * t, every=args["pictures"])
         data["pictures"] = dict(source=clips("train", t if smoke else 1), transforms=[*one, *learned], workers=0, **several)
-    source, editing = (sprites(t, *larger), 0.0) if smoke else test(t, *larger, args["test"])
-    shown = [entities(args, size, editing, **({"stays": True} if editing else {})), tokenizer]
+    own = smoke or test is None
+    source = clips("validation", t) if own else test(t, *larger, args["test"])
+    shown = [entities(args, size, editing, **({"stays": True} if editing else {})), dict(tokenizer, key="caption" if own else key)]
     return data | dict(eval=dict(source=source, transforms=shown, limit=64))
+
+
+def folder_of(split, frames, height, width, path):
+    """Videos, their texts in captions.jsonl beside them, their masks in `masks`, as tools/segment.py writes them."""
+    size = dict(frames=frames, height=height, width=width, fps=8)
+    return dict(target="magvid.data.folder:VideoFolder", path=path, masks=f"{path}/masks", split=split, **size)
 
 
 def sprites(frames, height, width):

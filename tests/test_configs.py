@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import latent
+from configs import latent, unets
 from helpers import GOLDEN, Golden, flatten
 from make_tfds import Pictures
 from PIL import Image
@@ -21,12 +21,14 @@ from magvid.__main__ import open_config
 from magvid.build import build, resolve
 from magvid.checkpoints import merge
 from magvid.job import Job, check_config
+from magvid.models.unet import widened
 from magvid.models.vq3d import inflate_average, inflate_central
 from magvid.train import train
+from magvid.types import Condition
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
-SHARED = ("__init__", "aid", "clips", "defaults", "latent", "magvit", "mavin", "tables", "unets", "vaes")
+SHARED = ("__init__", "aid", "clips", "defaults", "latent", "magdiff", "magvit", "mavin", "tables", "unets", "vaes")
 EVERY = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
 EVERY = [name for name in EVERY if not name.startswith(("table", "ablation"))]  # test_configs_tables.py
 CONFIGS = [name for name in EVERY if name.endswith("_sprites")]
@@ -34,7 +36,8 @@ MASKGIT = ["maskgit_imagenet", "vqgan_imagenet"]  # in test_maskgit.py
 PIPELINES = ["modelscope", "sd", "svd"]
 MAVIN = ["mavin_horse", "mavin_tiger"]
 AID = ["aid_bridge", "aid_epic", "aid_ssv2", "aid_ucf101"]
-PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES, *MAVIN, *AID)]
+MAGDIFF = ["magdiff_davis", "magdiff_msrvtt", "magdiff_pexels", "magdiff_ucf101"]
+PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES, *MAVIN, *AID, *MAGDIFF)]
 BUDGETS = ("quick", "long")
 READ = ("video", "label", "task", "ratio", "text_ids", "null_ids", "state_ids", "loss_mask")
 
@@ -662,3 +665,126 @@ def test_the_sprites_of_aid_change_a_frozen_base():
     assert own["attention"].pop("tokens") == ("image", "mcondition") and own["attention"].pop("frame_tokens") == ("image",)
     assert base["attention"].pop("tokens") == ("image",) and own == base
     assert full.objective.adapters is None and set(full.optim) == {"network", "dqformer"}
+
+
+# MagDiff ------------------------------------------------------------------------------------------------------------
+
+
+def magdiff_objective(arg: str):
+    """(config as checked, objective at full size, a batch of one clip)."""
+    checked = check_config(with_own_tokenizer("magdiff_pexels", arg))
+    assert json.loads(json.dumps(checked)) == checked
+    objective, ids = build(checked["objective"]), np.zeros((1, 77), np.int32)
+    t, h, w = objective.clip
+    largest = max((level for c in checked["objective"]["conditioners"] for level in c.get("levels", ())), default=1)
+    pictures = np.zeros((1, t, round(h * largest), round(w * largest), 3), np.uint8)
+    batch = {"video": np.zeros((1, t, h, w, 3), np.uint8), "text_ids": ids, "null_ids": ids}
+    return checked, objective, batch | {"entities": pictures, "entity_valid": np.ones((1, t), bool)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "arg, network, groups",
+    [
+        ("", 1_207_971_876, {"network", "resampler", "pyramid"}),
+        ("release=1", 1_207_971_876, {"network", "resampler"}),
+        ("apa=none,rep=320+256", 1_207_971_876 - 25_559_040 - 32, {"network", "pyramid"}),
+        ("apa=joint,rep=none", 1_207_971_876 - 25_559_040 - 32 - 11_520, {"network", "resampler"}),
+    ],
+)
+def test_magdiff_trains_the_released_subset_at_full_size(arg, network, groups):
+    """And begins with Stable Diffusion, of which nothing is left over, or with the released weights."""
+    checked, objective, batch = magdiff_objective(arg)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(objective.init, key, batch)
+    count = lambda names: sum(flatten(shapes["network"])[name].size for name in names)
+    assert count(flatten(shapes["network"])) == network and set(checked["optim"]) == groups == set(objective.trained)
+    optimisers = {g: optim.make(spec, shapes[g], 10**5, g) for g, spec in checked["optim"].items()}
+    if arg in ("", "release=1"):
+        assert count(optimisers["network"].trained) == 590_871_392
+        assert sum(x.size for x in jax.tree.leaves(shapes["resampler"])) == 48_541_696
+    if "pyramid" in groups:
+        assert sum(x.size for x in jax.tree.leaves(shapes["pyramid"])) == (296 if arg == "" else 148)
+    losses, _ = jax.eval_shape(lambda p: objective.loss(p, {}, batch, key, 0, True), shapes)
+    assert set(losses) == groups
+
+
+def test_magdiff_begins_as_stable_diffusion():
+    """At a small size: all of the base is taken, and what reads the entity's latents, or moves, counts for nothing at first."""
+    sizes = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(2, 4))
+    ours = build(get("magdiff_pexels", "dtype=float32").objective.network.to_dict() | sizes)
+    base = build(dict(target="magvid.models.unet:UNet", **unets.sd21) | sizes)
+    told = Condition(tokens={name: np.ones((1, 1, 3, 24), np.float32) for name in ("text", "image")})
+    shapes = lambda unet, c: jax.eval_shape(lambda: unet.init(jax.random.key(0), np.zeros((1, 2, 8, 8, c)), np.zeros(1), told))["params"]
+    mine, theirs = shapes(ours, 8), shapes(base, 4)
+    loaded = jax.tree.map(lambda x: np.ones(x.shape, np.float32), theirs)
+    (init,) = get("magdiff_pexels", "").init
+    assert (init["run"], init["map"], init["groups"]) == ("weights/sd21v/unet", "magvid.models.unet:widened", ["network"])
+    merged = merge(widened(loaded, mine), mine, init["skip"], say=lambda text: None)
+    taken = {name for name, x in flatten(merged).items() if isinstance(x, np.ndarray)}
+    assert taken == set(flatten(theirs))
+    assert not merged["conv_in"]["kernel"][:, :, 4:].any() and merged["conv_in"]["kernel"][:, :, :4].all()
+
+
+def test_settings_of_magdiff():
+    config = get("magdiff_pexels", "").to_dict()
+    objective = config["objective"]
+    assert objective["clip"] == [16, 256, 256] and objective["carried"] == 4 and objective["schedule"]["zero_snr"]
+    assert objective["drop"] == [[["text"], 0.1], [["image"], 0.1], [["text", "image"], 0.05]]
+    assert objective["sampling"]["guidance"] == [[["text", "image"], 1.5], [["text"], 7.5]]
+    assert objective["conditioners"][2]["levels"] == [1.5, 1.25, 1.0]
+    pictures, words = config["data"]["train"]["transforms"]
+    assert pictures["references"] == [1, 8] and pictures["size"] == [256, 256] and words["key"] == "caption"
+    assert config["data"]["train"]["source"]["height"] == 384 and config["optim"]["network"]["rules"][1] == [".*", None]
+    joint = get("magdiff_pexels", "pictures=4").data.to_dict()["pictures"]
+    assert (joint["every"], joint["batch"], joint["source"]["frames"]) == (4, 256, 1)
+    davis = get("magdiff_davis", "").data.to_dict()
+    assert davis["train"] == config["data"]["train"] and davis["eval"]["transforms"][0]["editing"] == 1.0 and davis["eval"]["transforms"][0]["stays"]
+
+
+@pytest.mark.parametrize(
+    "arg, path, value",
+    [
+        ("release=1", "prediction.target", "magvid.diffusion.predictions:Eps"),
+        ("release=1", "sampling.guidance", [[["text"], 7.5]]),
+        ("release=1", "conditioners.1.bgr", True),
+        ("release=1", "conditioners.2.levels", [1.0]),
+        ("release=1", "network.clip_norm", True),
+        ("release=1,tune=", "network", dict(run="weights/magdiff/unet", weights="params", fields=dict(dtype="bfloat16"))),
+        ("", "network.attention.position_stays", False),
+        ("", "network.attention.cross_attention.scales", (1.0, 0.0)),
+        ("apa=joint", "network.attention.tokens", ("text", "image")),
+        ("apa=none", "network.attention.tokens", ("text",)),
+        ("rep=512+256", "conditioners.2.levels", [2.0, 1.0]),
+        ("prediction=eps", "schedule.clean_end", False),
+    ],
+)
+def test_ablations_of_magdiff_are_arguments(arg, path, value):
+    found = get("magdiff_pexels", arg).objective.to_dict()
+    for name in path.split("."):
+        found = found[int(name)] if name.isdigit() else found[name]
+    assert found == value
+
+
+def test_wrong_arguments_of_magdiff_are_named():
+    for arg, message in {
+        "apa=some": 'apa="some" is unknown; choose of epaf, joint, none',
+        "rep=big": 'rep="big": sizes in pixels such as 384+320+256, or none',
+        "apa=none,rep=none": "tells nothing of an entity",
+        "pictures=1": "at least 2; 0: none",
+        "editing=2": "editing=2.0 lies outside of 0 to 1",
+        "tune=lora": 'tune="lora" is unknown; choose of subset, full',
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            get("magdiff_pexels", arg)
+
+
+def test_data_of_magdiff_fit_their_sources():
+    for name in MAGDIFF:
+        for arg in ("data=somewhere,test=elsewhere", "rep=256", "segmented=0,refs=4,least=4"):
+            config = get(name, arg).data.to_dict()
+            for part in config.values():
+                source = dict(part["source"])
+                inspect.signature(resolve(source.pop("target"))).bind(**source)
+                build(part["transforms"][0])
+            assert arg != "rep=256" or config["train"]["source"]["height"] == 256

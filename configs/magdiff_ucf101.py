@@ -1,0 +1,16 @@
+"""MagDiff (Zhao et al., ECCV 2024), evaluated on UCF-101 (Soomro et al., 2012) without training on it: class names as texts.
+
+    magvid train --config=configs/magdiff_ucf101.py --workdir=runs/magdiff
+
+test=FOLDER is the archive, with masks/ beside it; data=FOLDER what is trained on. All other arguments: configs/magdiff.py.
+"""
+
+from configs import magdiff
+
+
+def clips(t, h, w, path):
+    return dict(target="magvid.data.ucf101:UCF101", path=path, masks=f"{path}/masks", split="test", frames=t, height=h, width=w, crop="centre")
+
+
+def get_config(arg=None):
+    return magdiff.published(arg, clips, "data/ucf101")
