@@ -266,9 +266,10 @@ def _quantize(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image).reshape(t, h, w), palette
 
 
+X264 = "sync-lookahead=0:rc-lookahead=0:mbtree=0"
 _FORMATS = {  # suffix -> codec, pixel format, the codec's options, the container's options
-    # x264's own look-ahead thread makes what small frames look like depend on when they come
-    ".mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium", "x264-params": "sync-lookahead=0"}, {"movflags": "+faststart"}),
+    # without looking ahead, which makes what small frames look like depend on when they come, and on the machine's load
+    ".mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium", "x264-params": X264}, {"movflags": "+faststart"}),
     # bitexact: without a random number in the header
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4"}, {"fflags": "+bitexact"}),
     ".gif": ("gif", "pal8", {}, {"loop": "0"}),  # not by Pillow, which drops a frame that equals the one before
