@@ -6,7 +6,7 @@
 
 This module is what the configs of all data share. Converted weights of Stable Diffusion 2.1 are expected in weights/sd21v/{unet,vae} (`base`; the
 768-pixel model, which predicts v) and weights/sd21/text (`text`), OpenCLIP ViT-H/14's image tower in weights/svd/vision (`vision`);
-docs/magdiff.md says how. Trained are, as released, the layers between frames, all transformer blocks and the first convolution (591 million
+docs/diffusion.md says how, and tools/convert_resampler.py. Trained are, as released, the layers between frames, all transformer blocks and the first convolution (591 million
 parameters), the resampler of the image's tokens and the pyramid's convolutions; tune=full: the whole U-Net.
 
 Its choices and the paper's ablations are arguments: segmented=0 (whole frames in place of subjects: no subject-driven alignment); apa=joint (text
@@ -116,13 +116,17 @@ def published(arg, test=None, folder="", key="text", editing=0.0):
     config = ConfigDict(dict(seed=0, objective=objective(args, clip), data=dataset(args, clip, test, key, editing)))
     config = latent.tune(config, args, ways=("", "subset", "full"), subset=unets.MAGDIFF_TRAINED)
     if args["tune"]:
-        adamw = lambda: defaults.adamw(5e-5, 1 if args["smoke"] else 100, b2=0.999, weight_decay=0.01)
-        rules = [[unets.MAGDIFF_TRAINED, adamw()["rules"][0][1]], [".*", None]]
-        config.optim = {name: adamw() for name in trained(args)}
-        if args["tune"] == "subset":
-            config.optim["network"]["rules"] = rules
+        config.optim = {name: optimiser(args, name) for name in trained(args)}
         config.init = [] if args["smoke"] else begins(args)
     return config
+
+
+def optimiser(args, group):
+    """As released: the same rate from the 100th step on."""
+    schedule = dict(peak=5e-5, warmup=1 if args["smoke"] else 100, decay="constant")
+    some = group == "network" and args["tune"] == "subset"
+    rules = [[unets.MAGDIFF_TRAINED, schedule], [".*", None]] if some else [[".*", schedule]]
+    return defaults.adamw(5e-5, 0, b2=0.999, weight_decay=0.01) | dict(rules=rules)
 
 
 def begins(args):

@@ -3,7 +3,7 @@
     magvid train --config=configs/magdiff_pexels.py --workdir=runs/magdiff
     magvid evaluate --run=runs/magdiff
 
-data=FOLDER holds the videos, captions.jsonl and masks/ (docs/magdiff.md); the authors' are of Pexels, and were not published. All other arguments: configs/magdiff.py.
+data=FOLDER holds the videos, captions.jsonl and masks/ (see magvid/data/folder.py); the authors' are of Pexels, and were not published. All other arguments: configs/magdiff.py.
 """
 
 from configs import magdiff

@@ -7,6 +7,8 @@ the flags are known to be right.
 
 import dataclasses
 import difflib
+import functools
+import importlib
 import os
 import pathlib
 import signal
@@ -99,46 +101,15 @@ def _sample(argv: list[str]) -> None:
         print(path)
 
 
-def _connect(argv: list[str]) -> None:
-    run, flags = _open_run("connect", argv)
-    from magvid import connect
-
+def _makes_videos(command: str, argv: list[str]) -> None:
+    """connect, predict, compose, edit: each a module with Options, and a function of its name that writes videos and returns where."""
+    run, flags = _open_run(command, argv)
+    module = importlib.import_module(f"magvid.{command}")
     if not flags.out:
-        raise ValueError("--out is missing: say where to write, such as --out=connected.mp4")
-    options = connect.Options(**{f: getattr(flags, f) for f in connect.Options.__dataclass_fields__})
-    print(connect.connect(run, options, weights=flags.weights, trust=flags.trust))
-
-
-def _predict(argv: list[str]) -> None:
-    run, flags = _open_run("predict", argv)
-    from magvid import predict
-
-    if not flags.out:
-        raise ValueError("--out is missing: say where to write, such as --out=predicted.mp4")
-    options = predict.Options(**{f: getattr(flags, f) for f in predict.Options.__dataclass_fields__})
-    for path in predict.predict(run, options, weights=flags.weights, trust=flags.trust):
+        raise ValueError("--out is missing: say where to write, such as --out=made.mp4")
+    options = module.Options(**{f: getattr(flags, f) for f in module.Options.__dataclass_fields__})
+    for path in getattr(module, command)(run, options, weights=flags.weights, trust=flags.trust):
         print(path)
-
-
-def _compose(argv: list[str]) -> None:
-    run, flags = _open_run("compose", argv)
-    from magvid import compose
-
-    if not flags.out:
-        raise ValueError("--out is missing: say where to write, such as --out=composed.mp4")
-    options = compose.Options(**{f: getattr(flags, f) for f in compose.Options.__dataclass_fields__})
-    for path in compose.compose(run, options, weights=flags.weights, trust=flags.trust):
-        print(path)
-
-
-def _edit(argv: list[str]) -> None:
-    run, flags = _open_run("edit", argv)
-    from magvid import edit
-
-    if not flags.out:
-        raise ValueError("--out is missing: say where to write, such as --out=edited.mp4")
-    options = edit.Options(**{f: getattr(flags, f) for f in edit.Options.__dataclass_fields__})
-    print(edit.edit(run, options, weights=flags.weights, trust=flags.trust))
 
 
 def _export(argv: list[str]) -> None:
@@ -171,9 +142,8 @@ def _evaluate(argv: list[str]) -> None:
     print(out)
 
 
-RUNS = dict(
-    train=_train, encode=_encode, sample=_sample, connect=_connect, predict=_predict, compose=_compose, edit=_edit, export=_export, evaluate=_evaluate
-)  # fmt: skip
+RUNS = dict(train=_train, encode=_encode, sample=_sample, export=_export, evaluate=_evaluate)
+RUNS |= {command: functools.partial(_makes_videos, command) for command in ("connect", "predict", "compose", "edit")}
 
 
 def open_config(command: str, spec: str, argv: list[str]) -> dict:

@@ -11,6 +11,16 @@ TRUST = Flag("trust", "bool", False, "", "let the config of a run name code outs
 
 CONFIG = Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config")
 
+# Of several commands that make videos
+NEGATIVE = Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text")
+VIDEO_OUT = Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif")
+STEPS = Flag("steps", "int", None, "N", "denoising steps; default: as the run's config", 1)
+BY_TEXT = Flag("guidance", "float", None, "G", "by the text; default: as the run's config", 0)
+NUMBER = Flag("number", "int", 1, "N", "of videos", 1)
+FRAMES = Flag("frames", "int", None, "N", "length of the result; beyond a clip window by window; default: a clip", 2)
+SCALE = Flag("scale", "int", 1, "N", "enlarge N times", 1)
+CONVERTED = CONFIG._replace(help="in place of --run: a config that trains nothing, with converted weights")
+
 COMMANDS = {
     "train": Program(
         "magvid train",
@@ -60,7 +70,7 @@ COMMANDS = {
                 "the run",
             ),
             Flag("prompt", "str", None, "TEXT", "what to show, in words"),
-            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
+            NEGATIVE,
             Flag("image", "str", None, "FILE", "the first frame"),
             Flag("video", "str", None, "FILE", "take the condition from this video; default: evaluation clips"),
             Flag("start", "float", 0.0, "SECONDS", "skip so much of the video", 0),
@@ -111,20 +121,20 @@ COMMANDS = {
         [
             Flag("clips", "files", (), "FILE FILE [FILE ...]", "two or more videos of any size and rate"),
             *RUN,
-            CONFIG._replace(help="in place of --run: a config that trains nothing, with converted weights"),
-            Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif"),
+            CONVERTED,
+            VIDEO_OUT,
             Flag(
                 "refine", "str", None, "N,N",
                 "frames at the end of a clip and the beginning of the next that are made anew, or a pair per join; default: half of the run's usual "
                 "gap each, of the paper's 6,6"
             ),
             Flag("prompt", "str", None, "TEXT[|TEXT]", "what happens, in words: one text, one per join, or one per clip; default: as trained"),
-            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
+            NEGATIVE,
             Flag("actions", "str", None, "FOLDER", "a run that makes the clips itself, one for each action in --prompt, from --image"),
             Flag("image", "str", None, "FILE[,FILE]", "the first frame of all actions, or one for each"),
             Flag("fps", "float", None, "RATE", "read all clips at this rate, and write it; default: as the run's data, or 8"),
             Flag("size", "str", None, "HxW", "of the result; default: as the run's clips"),
-            Flag("steps", "int", None, "N", "denoising steps; default: as the run's config", 1),
+            STEPS,
             Flag("guidance", "float", None, "G", "classifier-free; default: as the run's config", 0),
             SEED,
             TRUST,
@@ -146,17 +156,17 @@ COMMANDS = {
             Flag("instruction", "str", None, "TEXT", "what shall happen"),
             Flag("states", "str", None, "TEXT|TEXT...|FILE.json", "predicted states of the scene, as many as the run reads; or a file of tools/predict_states.py"),
             Flag("adapters", "str", None, "FILE[:N][,FILE[:N]]", "of `magvid export`, in place of what the run trained; of several the mean, weighted"),
-            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
-            Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif"),
-            Flag("frames", "int", None, "N", "length of the result; beyond a clip window by window; default: a clip", 2),
-            Flag("number", "int", 1, "N", "of videos", 1),
+            NEGATIVE,
+            VIDEO_OUT,
+            FRAMES,
+            NUMBER,
             Flag("start", "float", 0.0, "SECONDS", "skip so much of a video", 0),
             Flag("fps", "float", None, "RATE", "read a video, or write what comes of a picture, at this rate; default: as the run's data"),
             Flag("size", "str", None, "HxW", "cut and resized to; default: as the run's clips"),
-            Flag("steps", "int", None, "N", "denoising steps; default: as the run's config", 1),
-            Flag("guidance", "float", None, "G", "by the text; default: as the run's config", 0),
+            STEPS,
+            BY_TEXT,
             Flag("image_guidance", "float", None, "G", "by what is shown (of the last frame, where it rises); default: as the run's config", 0),
-            Flag("scale", "int", 1, "N", "enlarge N times", 1),
+            SCALE,
             SEED,
             TRUST,
         ],
@@ -174,17 +184,17 @@ COMMANDS = {
             Flag("entity", "several", (), "FILE[,MASK]", "a picture with transparency around the subject, or with a mask, white on it; once for each picture"),
             Flag("prompt", "str", None, "TEXT", "what shall be seen"),
             *RUN,
-            CONFIG._replace(help="in place of --run: a config that trains nothing, with converted weights"),
-            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
-            Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif"),
-            Flag("frames", "int", None, "N", "length of the result; beyond a clip window by window; default: a clip", 2),
-            Flag("number", "int", 1, "N", "of videos", 1),
+            CONVERTED,
+            NEGATIVE,
+            VIDEO_OUT,
+            FRAMES,
+            NUMBER,
             Flag("fps", "float", None, "RATE", "at which it is written; default: as the run's data"),
             Flag("size", "str", None, "HxW", "of the result; default: as the run's clips"),
-            Flag("steps", "int", None, "N", "denoising steps; default: as the run's config", 1),
-            Flag("guidance", "float", None, "G", "by the text; default: as the run's config", 0),
+            STEPS,
+            BY_TEXT,
             Flag("image_guidance", "float", None, "G", "by the pictures; default: as the run's config", 0),
-            Flag("scale", "int", 1, "N", "enlarge N times", 1),
+            SCALE,
             SEED,
             TRUST,
         ],
@@ -202,17 +212,17 @@ COMMANDS = {
             Flag("mask", "str", None, "FILE|FOLDER", "white is made anew: a picture for all frames, a folder with 00000.png, 00001.png, ..., or a video"),
             Flag("prompt", "str", None, "TEXT", "what shall be seen"),
             *RUN,
-            CONFIG._replace(help="in place of --run: a config that trains nothing, with converted weights"),
-            Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text"),
-            Flag("out", "str", None, "FILE", "where to write: *.mp4, *.webm or *.gif"),
+            CONVERTED,
+            NEGATIVE,
+            VIDEO_OUT,
             Flag("start", "float", 0.0, "SECONDS", "skip so much of the video", 0),
             Flag("frames", "int", None, "N", "at most so many; default: all", 1),
             Flag("size", "str", None, "HxW", "cut and resized to; default: as the run's clips"),
-            Flag("steps", "int", None, "N", "denoising steps; default: as the run's config", 1),
-            Flag("guidance", "float", None, "G", "by the text; default: as the run's config", 0),
+            STEPS,
+            BY_TEXT,
             Flag("image_guidance", "float", None, "G", "by what stays; default: as the run's config", 0),
             Flag("paste", "bool", False, "", "copy the video's own pixels outside of the mask; default: as they come out of the autoencoder"),
-            Flag("scale", "int", 1, "N", "enlarge N times", 1),
+            SCALE,
             SEED,
             TRUST,
         ],

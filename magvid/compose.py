@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from magvid import conditions, runs
 from magvid.data.entities import Entities, cut_out, placed
 from magvid.data.images import decode_image
-from magvid.data.masks import decode_alpha, decode_mask
+from magvid.data.masks import decode_alpha, decode_mask, resized
 from magvid.generator import Generator, clip_format
 from magvid.runs import ClipFormat
 from magvid.types import UserError
@@ -59,7 +59,7 @@ def compose(run: runs.Run, options: Options, *, weights: str | None = None, trus
     words = conditions.words(told.tokenizer, options.prompt, options.negative or "")
     row = conditions.blank(clip) | words | {"entities": shown[None], "entity_valid": valid[None]}
     model = Generator.open(
-        run, decoding=told.decoding(options), batch=min(options.number, conditions.NUMBER), weights=weights, like=row, trust=trust
+        run, decoding=conditions.decoding(options), batch=min(options.number, conditions.NUMBER), weights=weights, like=row, trust=trust
     )
     numbers = {"index": np.arange(options.number), "task": np.zeros(options.number, np.int32)}
     rows = {name: np.repeat(value, options.number, axis=0) for name, value in row.items()} | numbers
@@ -94,11 +94,6 @@ class Told:
             print(f"{len(pictures)} pictures of an entity: the run was trained on at most {self.entities.references[1]}")
         return placed(pictures, frames)
 
-    def decoding(self, options: Any) -> dict[str, Any]:
-        """As `Generator.open` wants it: a weight of the text alone, or with that of the pictures."""
-        guided = options.guidance if options.image_guidance is None else (options.image_guidance, options.guidance)
-        return dict(steps=options.steps, guidance=guided)
-
 
 def told_of(run: runs.Run) -> Told:
     """UserError for a run that is told no entity, or no text."""
@@ -125,5 +120,5 @@ def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.nda
         raise UserError(f"{mask_file} is {sizes[1]} pixels and {file} is {sizes[0]}: a mask has the size of its picture")
     if not mask.any():
         raise UserError(f"{mask_file or file} shows no subject: all of it is {'black' if mask_file else 'transparent'}")
-    grey = np.repeat(mask[None, ..., None].astype(np.uint8) * 255, 3, axis=-1)
-    return cut_out(contain(picture[None], *size), contain(grey, *size)[..., 0] >= 128, centre)
+    within = lambda images: contain(images, *size)
+    return cut_out(within(picture[None]), resized(mask[None], within), centre)

@@ -5,7 +5,7 @@ import difflib
 import pathlib
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,12 @@ def check_size(size: str | None) -> None:
     """ValueError for what is no "HxW"."""
     if size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
         raise ValueError(f"--size={size}: give height and width in pixels, such as 64x96")
+
+
+def decoding(options: Any) -> dict[str, Any]:
+    """As `Generator.open` wants it: steps, and a weight of the text alone, or with that of what is shown."""
+    guidance = options.guidance if options.image_guidance is None else (options.image_guidance, options.guidance)
+    return dict(steps=options.steps, guidance=guidance)
 
 
 def sized(clip: ClipFormat, size: str | None) -> ClipFormat:
@@ -163,31 +169,23 @@ def _cut(path: pathlib.Path, video: np.ndarray, clip: ClipFormat, t: int, count:
 
 def find_tokenizer(config: Mapping[str, Any]) -> Any | None:
     """What makes token ids of texts in the data of `config`: the transform that has `encode`; None where there is none."""
-    for section in config["data"].values():
-        for spec in (section or {}).get("transforms", ()):
-            transform = build(spec)
-            if hasattr(transform, "encode"):
-                return transform
-    return None
+    return next((t for t in _transforms(config) if hasattr(t, "encode")), None)
 
 
 def find_transform(config: Mapping[str, Any], kind: type) -> Any | None:
     """The first transform of this class in the data of `config`; None where there is none."""
-    for section in config["data"].values():
-        for spec in (section or {}).get("transforms", ()):
-            if isinstance(transform := build(spec), kind):
-                return transform
-    return None
+    return next((t for t in _transforms(config) if isinstance(t, kind)), None)
 
 
 def find_text(config: Mapping[str, Any]) -> str | None:
     """The text that the data of `config` say of every clip; None where each has its own."""
+    return next((t.template for t in _transforms(config) if getattr(t, "template", None) and not t.names), None)
+
+
+def _transforms(config: Mapping[str, Any]) -> Iterator[Any]:
+    """All of the data of `config`."""
     for section in config["data"].values():
-        for spec in (section or {}).get("transforms", ()):
-            transform = build(spec)
-            if getattr(transform, "template", None) and not transform.names:
-                return transform.template
-    return None
+        yield from map(build, (section or {}).get("transforms", ()))
 
 
 def words(tokenizer: Any, prompt: str, negative: str = "", prompt_flag: str = "--prompt") -> dict[str, np.ndarray]:

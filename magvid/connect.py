@@ -105,8 +105,8 @@ class Window(NamedTuple):
     after: list
 
 
-def connect(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> pathlib.Path:
-    """Writes the joined video and returns where. UserError or ValueError, before anything is generated, for a run that fills no
+def connect(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> list[pathlib.Path]:
+    """Writes the joined video and returns where, in a list as the other commands do. UserError or ValueError, before anything is generated, for a run that fills no
     gaps, a gap it was not trained for (with the range), a clip that cannot be read or is too short, texts that do not fit.
     """
     out = pathlib.Path(options.out).expanduser()
@@ -139,7 +139,7 @@ def connect(run: runs.Run, options: Options, *, weights: str | None = None, trus
         return list(made)
 
     write_video(out, joined(clips, pairs, starts, clip.frames, fill, fps), fps)
-    return out
+    return [out]
 
 
 def joined(

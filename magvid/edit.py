@@ -10,8 +10,7 @@ from jaxtyping import Bool
 
 from magvid import conditions, runs
 from magvid.compose import told_of
-from magvid.data.entities import shrunk
-from magvid.data.masks import decode_mask
+from magvid.data.masks import decode_mask, resized
 from magvid.generator import Generator, clip_format
 from magvid.types import UserError
 from magvid.video import fit, read_video, upscale, write_video
@@ -49,8 +48,8 @@ class Options:
         conditions.check_out(self.out, *self.video, self.mask)
 
 
-def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> pathlib.Path:
-    """Writes the video and returns where. UserError or ValueError, before anything is generated, for a run that is told no entity, a video
+def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> list[pathlib.Path]:
+    """Writes the video and returns where, in a list as the other commands do. UserError or ValueError, before anything is generated, for a run that is told no entity, a video
     or mask that cannot be read, a mask that covers nothing.
     """
     runs.check_writable(pathlib.Path(options.out).expanduser().parent, "--out")
@@ -63,21 +62,22 @@ def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: 
     if abs(h * mask_w - w * mask_h) > max(h, w):  # a pixel more or less
         raise UserError(f"{options.mask} is {mask_w}x{mask_h} pixels and {options.video[0]} is {w}x{h}: a mask has the shape of its video")
     large, size = told.size(clip), (clip.height, clip.width)
-    pictures, anew = fit(shown, *large), shrunk(masks, large)
-    video, stays = fit(shown, *size), ~shrunk(masks, size)
+    pictures, anew = fit(shown, *large), resized(masks, lambda x: fit(x, *large))
+    video, stays = fit(shown, *size), ~resized(masks, lambda x: fit(x, *size))
     if stays.all():
         raise UserError(f"{options.mask} covers nothing of {options.video[0]} as it is cut to {clip.width}x{clip.height}: white is what is made anew")
     print(f"{path.name}: {len(video)} frames at {fps:g} per second, of each {1 - stays.mean():.0%} is made anew")
-    whole = {"video": video, "entities": np.where(anew[..., None], 0, pictures).astype(np.uint8), "stays": stays, "entity_valid": np.ones(len(video), bool)}
+    entities = np.where(anew[..., None], 0, pictures).astype(np.uint8)
+    whole = {"video": video, "entities": entities, "entity_valid": np.ones(len(video), bool), "stays": stays}
     words = conditions.words(told.tokenizer, options.prompt, options.negative or "")
     row = conditions.blank(clip) | words | _window(whole, 0, clip.frames)
-    model = Generator.open(run, decoding=told.decoding(options), batch=1, weights=weights, like=row, trust=trust)
+    model = Generator.open(run, decoding=conditions.decoding(options), batch=1, weights=weights, like=row, trust=trust)
     rows = row | {"index": np.zeros(1, np.int64), "task": np.zeros(1, np.int32)}
     (made,) = model.extend(rows, len(video), None, options.seed, window=lambda first: _window(whole, first, clip.frames))
     made = np.where(stays[..., None], video, made).astype(np.uint8) if options.paste else made
     out = pathlib.Path(options.out).expanduser()
     write_video(out, upscale(made, options.scale), fps)
-    return out
+    return [out]
 
 
 def _window(whole: Mapping[str, np.ndarray], first: int, frames: int) -> dict[str, np.ndarray]:

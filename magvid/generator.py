@@ -140,8 +140,9 @@ class Generator:
 
         Each next window is predicted from the last `overlap` frames of the video so far (None: the objective's own), and
         fades in over them (see `video.crossfade`). The first window is that of `generate`; of the last one only what is
-        needed is kept. window: what in place of `rows` is shown of the window that begins at this frame. UserError for a row whose task gives other pixels than first frames; ValueError for an overlap
-        that the clips, or the model, cannot take.
+        needed is kept. window: what in place of `rows` is shown of the window that begins at this frame; its "video" is then what the
+        last frames so far are put into. UserError for a row whose task gives other pixels than first frames; ValueError for
+        an overlap that the clips, or the model, cannot take.
         """
         objective = self.programs.objective
         if others := sorted({self.tasks[i] for i in np.unique(rows["task"]) if not objective.predicts[i]}):

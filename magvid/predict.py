@@ -66,10 +66,9 @@ def predict(run: runs.Run, options: Options, *, weights: str | None = None, trus
     conditions.existing(options.file[0], "picture or video")  # before a model is loaded
     told = texts(run, options)
     clip = conditions.sized(clip_format(run), options.size)
-    guided = None if options.image_guidance is None else (options.image_guidance, options.guidance)
     model = Generator.open(
         run,
-        decoding=dict(steps=options.steps, guidance=options.guidance if guided is None else guided),
+        decoding=conditions.decoding(options),
         batch=min(options.number, conditions.NUMBER),
         weights=weights,
         like=conditions.blank(clip) | told,

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from magvid import conditions, runs
 from magvid.conditions import NUMBER, Shown, find_class
+from magvid.data.entities import Entities
 from magvid.generator import Clips, Generator, check, clip_format
 from magvid.pictures import labelled_grid, steps_picture
 from magvid.runs import ClipFormat
@@ -121,6 +122,8 @@ def sample_run(
     check(run)
     if isinstance(run, runs.Recipe) and options.file is None and options.prompt is None:
         raise UserError(f"say what {run.path} shall show: give --prompt, --image or --video")
+    if (options.file or options.prompt is not None) and conditions.find_transform(run.config, Entities):
+        raise UserError(f"{run.path} is told of an entity in pictures: `magvid compose` and `magvid edit` show them to it")
     tokenizer = conditions.find_tokenizer(run.config)
     if options.prompt is not None and tokenizer is None:
         raise UserError(f"--prompt: {run.path} is told no text; leave it out")

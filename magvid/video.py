@@ -358,7 +358,7 @@ def contain(video: UInt8[np.ndarray, "t a b 3"], height: int, width: int) -> UIn
     scale = min(height / h, width / w)
     inside = stretch(video, max(round(h * scale), 1), max(round(w * scale), 1))
     top, left = (height - inside.shape[1]) // 2, (width - inside.shape[2]) // 2
-    out = np.zeros((len(video), height, width, 3), np.uint8)
+    out = np.zeros((len(video), height, width, *video.shape[3:]), np.uint8)
     out[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
     return out
 

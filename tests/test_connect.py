@@ -196,7 +196,7 @@ def test_files_of_all_kinds_are_joined(recipe, clips, tmp_path, capsys):
     write = lambda path, frames, fps: written.update(path=path, frames=np.stack(list(frames)), fps=fps)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connect, "write_video", write)
-        assert connect.connect(recipe, chosen, trust=True) == tmp_path / "out.webm"
+        assert connect.connect(recipe, chosen, trust=True) == [tmp_path / "out.webm"]
     read = [np.stack(list(connect.file_clip(f, recipe.clip, 5.0).frames())) for f in files]
     assert [len(r) for r in read] == [12, 10, 7] and written["fps"] == 5
     frames = written["frames"]

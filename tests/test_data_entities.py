@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from magvid.data.entities import Entities, cut_out, placed, shrunk
+from magvid.data.entities import Entities, cut_out, placed
+from magvid.data.masks import resized
+from magvid.video import resize_crop
 
 T, H, W = 5, 12, 18
 RNG = np.random.default_rng(0)
@@ -64,10 +66,11 @@ def test_a_subject_is_moved_to_the_middle(t):
 def test_pictures_may_be_larger_than_the_clip():
     found = draw(size=(8, 12), editing=1.0, stays=True)
     assert found["video"].shape == (T, 8, 12, 3) and found["entities"].shape == (T, H, W, 3)
-    np.testing.assert_array_equal(found["stays"], ~shrunk(MASKS, (8, 12)))
+    smaller = lambda masks, *size: resized(masks, lambda images: resize_crop(images, *size))
+    np.testing.assert_array_equal(found["stays"], ~smaller(MASKS, 8, 12))
     still = np.zeros((1, 4, 6), bool)
     still[:, :2, 2:] = True
-    np.testing.assert_array_equal(shrunk(still, (2, 3)), still[:, ::2, ::2])
+    np.testing.assert_array_equal(smaller(still, 2, 3), still[:, ::2, ::2])
 
 
 def test_pictures_have_a_place_each():

@@ -54,7 +54,7 @@ ARROWS = {
     "compose": MACHINERY | {"job", "generator", "conditions", "data.images", "data.masks", "data.entities"},
     "edit": MACHINERY | {"job", "generator", "conditions", "compose", "data.masks", "data.entities"},
     "connect": MACHINERY | {"job", "generator", "conditions", "data.images"},
-    "sample": MACHINERY | {"job", "generator", "conditions", "pictures"},
+    "sample": MACHINERY | {"job", "generator", "conditions", "pictures", "data.entities"},
     "flags": set(),
     "commands": {"flags"},
     "__main__": MACHINERY | DRIVERS | {"report"},

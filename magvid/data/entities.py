@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from magvid import video
+from magvid.data.masks import resized
 from magvid.data.stream import Record
 
 
@@ -55,7 +56,8 @@ class Entities:
             pictures, valid = placed(shown, len(clip))
         told = {"entities": pictures, "entity_valid": valid}
         if self.size is not None:
-            clip, masks = video.resize_crop(clip, *self.size), shrunk(masks, self.size)
+            smaller = lambda images: video.resize_crop(images, *self.size)
+            clip, masks = smaller(clip), resized(masks, smaller)
         if self.stays:
             told["stays"] = ~masks if edits else np.zeros_like(masks)
         return {key: value for key, value in record.items() if key != "masks"} | told | {"video": clip}
@@ -70,7 +72,8 @@ def cut_out(
         return shown
     for picture, mask in zip(shown, masks, strict=True):
         if mask.any():
-            picture[:] = _moved(picture, [round((side - 1) / 2 - (places.min() + places.max()) / 2) for places, side in zip(np.nonzero(mask), mask.shape)])
+            middles = [(places.min() + places.max()) / 2 for places in np.nonzero(mask)]
+            picture[:] = _moved(picture, [round((side - 1) / 2 - middle) for side, middle in zip(mask.shape, middles, strict=True)])
     return shown
 
 
@@ -78,7 +81,7 @@ def _moved(picture: UInt8[np.ndarray, "h w 3"], by: Sequence[int]) -> UInt8[np.n
     """By whole pixels; black comes in from outside."""
     out = np.zeros_like(picture)
     at = lambda d, side: (slice(max(d, 0), side + min(d, 0)), slice(max(-d, 0), side + min(-d, 0)))
-    (to_y, from_y), (to_x, from_x) = (at(d, side) for d, side in zip(by, picture.shape))
+    (to_y, from_y), (to_x, from_x) = (at(d, side) for d, side in zip(by, picture.shape[:2], strict=True))
     out[to_y, to_x] = picture[from_y, from_x]
     return out
 
@@ -91,8 +94,3 @@ def placed(pictures: UInt8[np.ndarray, "n h w 3"], frames: int) -> tuple[UInt8[n
     out[: len(pictures)] = pictures
     return out, np.arange(frames) < len(pictures)
 
-
-def shrunk(masks: Bool[np.ndarray, "t h w"], size: Sequence[int]) -> Bool[np.ndarray, "t h w"]:
-    """As `video.resize_crop` of the frames, then what is at least half covered."""
-    grey = np.repeat(masks[..., None].astype(np.uint8) * 255, 3, axis=-1)
-    return video.resize_crop(grey, *size)[..., 0] >= 128

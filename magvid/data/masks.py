@@ -1,12 +1,20 @@
-"""Masks of a subject in files of pictures: transparency, or pictures of their own."""
+"""Masks of a subject: out of files, where they are transparency or pictures of their own; and resized as pictures are."""
 
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from magvid import video
 from magvid.types import UserError
+
+
+def resized(masks: Bool[np.ndarray, "t a b"], resize: Callable[[UInt8[np.ndarray, "t a b"]], np.ndarray]) -> Bool[np.ndarray, "t h w"]:
+    """What of masks is at least half covered after `resize`, of pictures (t a b) -> (t h w), in one channel, which Pillow resizes as it
+    does three.
+    """
+    return resize(masks.astype(np.uint8) * 255) >= 128
 
 
 def decode_mask(file: pathlib.Path) -> Bool[np.ndarray, "h w"]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from magvid import video
+from magvid.data.masks import resized
 from magvid.data.stream import Local, Record, Stream, Transform, choose_keys, import_grain
 from magvid.types import UserError
 
@@ -70,7 +71,7 @@ class Resize:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         y, x = rng.random(2) if self.random else (0.5, 0.5)
         resize = lambda images: video.resize_crop(images, self.height, self.width, y, x)
-        return _alike(record, lambda a: resize(a.astype(np.uint8) * 255) >= 128 if a.dtype == bool else resize(a))
+        return _alike(record, lambda x: resized(x, resize) if x.dtype == bool else resize(x))
 
 
 @dataclasses.dataclass(frozen=True)

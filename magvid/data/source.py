@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from magvid import video
+from magvid.data.masks import resized
 from magvid.data.motion import Motion
 from magvid.types import UserError
 
@@ -137,8 +138,7 @@ class Source:
         (a, b), (p, q) = shape, mask.shape
         if abs(p * b - q * a) > max(p, q, a, b):
             raise UserError(f"{name} is {q}x{p} pixels and its picture {b}x{a}: a mask has the shape of its picture")
-        grey = mask[None].astype(np.uint8) * 255  # one channel, which Pillow resizes as it does three
-        return self.fit(grey if (p, q) == (a, b) else video.stretch(grey, a, b), cut)[0] >= 128
+        return resized(mask[None], lambda grey: self.fit(grey if (p, q) == (a, b) else video.stretch(grey, a, b), cut))[0]
 
     def _readable(self, i: int, cut: Cut) -> dict[str, Any]:
         """Clip i, or that of the next record that can be read."""

@@ -93,9 +93,8 @@ class World:
     def textures_of(self, shape: str, colour: str) -> tuple[str, ...]:
         """Textures in which this shape of this colour appears, see `combined`."""
         number = SHAPES.index(shape) + tuple(COLOURS).index(colour)
-        kept = lambda texture: {"": True, "seen": rest(texture) > 0, "unseen": rest(texture) == 0}[self.combined]
-        rest = lambda texture: (number + TEXTURES.index(texture)) % len(TEXTURES)
-        return tuple(texture for texture in self.textures if kept(texture))
+        unseen = lambda texture: (number + TEXTURES.index(texture)) % len(TEXTURES) == 0
+        return tuple(t for t in self.textures if not self.combined or unseen(t) == (self.combined == "unseen"))
 
     @property
     def name(self) -> str:

@@ -44,11 +44,13 @@ def _product_backward(arguments, g):
 product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
 
 
-def _dot_general(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
-    """As `nn.Dense` calls it: over the last axis of x and the first of the kernel."""
+def _dot_general(x: Array, kernel: Array, dimensions: Any, precision: None = None) -> Array:
+    """As `nn.Dense` calls it: over the last axis of x and the first of the kernel, at the precision that JAX is told."""
+    assert precision is None, "no layer here asks for one of its own"
     return product(x, kernel)
 
 
+# `nn.Dense` of any number of leading axes, whose gradient is that of `product`
 Dense = partial(nn.Dense, dot_general=_dot_general)
 
 

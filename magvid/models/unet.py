@@ -311,8 +311,8 @@ class UNet(nn.Module):
 
 
 def widened(loaded: Params, shapes: Params) -> Params:
-    """For `config.init`: the weights of a network whose first convolution reads fewer channels; what it does not read counts for nothing
-    at first.
+    """For `config.init`: the weights of a network whose first convolution (kh kw c o) reads fewer channels than `shapes` wants. Those that
+    it does not read come last, and count for nothing at first.
     """
     kernel, wanted = loaded["conv_in"]["kernel"], shapes["conv_in"]["kernel"].shape
     more = wanted[-2] - kernel.shape[-2]
