@@ -121,4 +121,5 @@ def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.nda
     if not mask.any():
         raise UserError(f"{mask_file or file} shows no subject: all of it is {'black' if mask_file else 'transparent'}")
     within = lambda images: contain(images, *size)
-    return cut_out(within(picture[None]), resized(mask[None], within), centre)
+    subject = cut_out(picture[None], mask[None])  # before it is resized: no colour from around it, nor white for transparency, comes in
+    return cut_out(within(subject), resized(mask[None], within), centre)

@@ -157,7 +157,9 @@ class Generator:
             done.append(to_uint8(made[:, :-overlap]))
             tail, shown = made[:, -overlap:], {"video": np.zeros_like(rows["video"])}
             shown |= window(i * (clip - overlap)) if window else {}
-            shown["video"][:, :overlap] = to_uint8(tail)
+            shared = shown["video"][:, :overlap]
+            stays = shown["stays"][:, :overlap, ..., None] if "stays" in shown else False  # what is as it was is not encoded twice
+            shared[:] = np.where(stays, shared, to_uint8(tail))
             place = np.uint32(seed), np.uint32(draw), np.uint32(i)
             made = crossfade(tail, self._run(following.generate, {**rows, **shown}, *place))
         return np.concatenate([*done, to_uint8(made)], axis=1)[:, :frames]

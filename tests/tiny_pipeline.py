@@ -68,6 +68,8 @@ def networks(folder: pathlib.Path, parts: dict, like, seed: int = 0) -> dict:
     """
     made = build(objective(parts, **like(parts)))
     batch = tiny.batch(2, *made.clip) | {"null_ids": np.ones((2, 5), np.int32), "state_ids": np.ones((2, 2, 5), np.int32)}
+    t, h, w = made.clip
+    batch |= {"entities": np.zeros((2, t, 3 * h // 2, 3 * w // 2, 3), np.uint8), "entity_valid": np.ones((2, t), bool)}
     params = tiny.fill(made, batch)
     for name, spec in parts.items():
         arrays = {n: Stored.of(np.asarray(x) * (1 + seed)) for n, x in flatten(params[name]).items()}
