@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.aid_sprites import BASE, ROWS, table
-from experiments.arms import interval, slug
+from experiments.aid_sprites import BASE, COLUMNS, ROWS, rows_of
+from experiments.arms import slug, table, tile
 from experiments.chain import finish, plural
-from magvid.report import Number, Report
+from magvid.report import Report
 
 FIRST = f"{slug('AID')}-0"
 TITLES = {"vae": "Autoencoder", "clip": "CLIP", "i2v": "Base", FIRST: "AID, first seed"}
@@ -27,9 +27,9 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
     )
     page.tiles(
         [
-            ("Instruction", share(ours, "told_accuracy"), "action, shape and colour as told, read back from pixels by a judge"),
-            ("Base", share([fixed[BASE]], "told_accuracy"), "the same of the frozen base, which is told nothing: chance"),
-            ("Action", share(ours, "action_accuracy"), "the action alone"),
+            ("Instruction", tile(ours, "told_accuracy"), "action, shape and colour as told, read back from pixels by a judge"),
+            ("Base", tile([fixed[BASE]], "told_accuracy"), "the same of the frozen base, which is told nothing: chance"),
+            ("Action", tile(ours, "action_accuracy"), "the action alone"),
         ]
     )
     page.section("Videos", "The first test clips, not chosen. All rows of the table for the first seed.")
@@ -39,15 +39,10 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
             if some:
                 page.videos(f"Clip {i + 1}, part {part}", [name for name, _ in some], [dict(label="", clips=[clip for _, clip in some])])
     page.section("Numbers", f"Means over {plural(seeds, 'seed')} with 95 % intervals (Student's t over the seeds). The judge knows nothing of the instructions.")
-    page.table("Table", *table(scores, fixed, seeds))
+    page.table("Table", *table(COLUMNS, rows_of(scores, fixed, seeds)))
     page.section("Training", "The base is trained once; every arm on the same base, latents and texts, with the same number of steps.")
     notes = [
         f"The numbers are of the world {result['world']} and this budget alone; they do not compare with other worlds or published results.",
         f"Rows: {'; '.join(ROWS)}.",
     ]
     finish(page, workdir, result, "aid_sprites", TITLES, PLOTS, notes)
-
-
-def share(found: Sequence[Mapping], key: str) -> Number:
-    mean, half = interval([100 * f[key] for f in found])
-    return Number(mean, None if np.isnan(half) else (mean - half, mean + half), unit=" %", digits=0)

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the configs live beside this folder
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import aid_sprites, clip_sprites, defaults, i2v_sprites, vae_sprites
-from experiments.arms import cell, film_strip, markdown, moved, run_stages, score, slug, train_once, untrained
+from experiments.arms import film_strip, films, markdown, moved, run_stages, score, slug, table, train_once, untrained
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
 
 PROGRAM = Program(
@@ -129,15 +129,9 @@ def references(workdir: pathlib.Path, clips: int) -> tuple[dict[str, dict], dict
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
-def table(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int) -> tuple[list, list]:
-    """(header, rows): the arms, means over seeds; then what has no seed."""
-
-    def line(row: str, found: Sequence[Mapping]) -> list[str]:
-        scaled = lambda key, factor: [None if f.get(key) is None else factor * f[key] for f in found]
-        return [row, *(cell(scaled(key, factor), digits) for key, digits, factor in COLUMNS.values())]
-
-    rows = [line(row, [scores[f"{slug(row)}-{seed}"] for seed in range(seeds)]) for row in ROWS]
-    return ["row", *COLUMNS], rows + [line(row, [found]) for row, found in fixed.items()]
+def rows_of(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int) -> dict[str, list[Mapping]]:
+    """{row of the table: numbers of each seed}: the arms, then what has no seed."""
+    return {row: [scores[f"{slug(row)}-{seed}"] for seed in range(seeds)] for row in ROWS} | {row: [found] for row, found in fixed.items()}
 
 
 # All -----------------------------------------------------------------------------------------------------------------
@@ -170,24 +164,12 @@ def main(argv: list[str]) -> None:
         config={part: json.loads((workdir / part / "config.json").read_text()) for part in (*PARTS, f"{slug('AID')}-0")},
     )  # fmt: skip
     write_json(workdir / "scores.json", result)
-    text = markdown(*table(scores, fixed, options.seeds))
+    text = markdown(*table(COLUMNS, rows_of(scores, fixed, options.seeds)))
     (workdir / "table.md").write_text(text + "\n")
-    films = strips(workdir, shown)
-    film_strip({f"{row} {i + 1}": film[row] for i, film in enumerate(films[:5]) for row in SHOWN if row in film}, workdir / "predictions.png")
-    write_report(workdir, result, films)
+    examples = films({row: workdir / f"{slug(row)}-0" / f"{slug(row)}.npz" for row in ROWS}, shown)
+    film_strip({f"{row} {i + 1}": film[row] for i, film in enumerate(examples[:5]) for row in SHOWN if row in film}, workdir / "predictions.png")
+    write_report(workdir, result, examples)
     print(f"{text}\n\nwrote {workdir / 'report.html'}, table.md, scores.json and pictures")
-
-
-def strips(workdir: pathlib.Path, shown: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Of each example {row: clip}: the real one, what every row of the first seed made, the references."""
-    films: list[dict[str, np.ndarray]] = []
-    for row in ROWS:
-        with np.load(workdir / f"{slug(row)}-0" / f"{slug(row)}.npz") as arrays:
-            for i, clip in enumerate(arrays["generated"]):
-                if len(films) <= i:
-                    films.append({"real": arrays["real"][i]})
-                films[i][row] = clip
-    return [film | {row: clips[i] for row, clips in shown.items()} for i, film in enumerate(films)]
 
 
 if __name__ == "__main__":

@@ -128,12 +128,42 @@ def cell(values: Sequence[float] | None, digits: int = 2) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
+def table(columns: Mapping[str, tuple[str, int, float]], found: Mapping[str, Sequence[Mapping]]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of {row: numbers of each of its runs}; `columns`: {title: (name of the number, digits, factor)}."""
+    scaled = lambda runs, key, factor: [None if numbers.get(key) is None else factor * numbers[key] for numbers in runs]
+    rows = [[row, *(cell(scaled(runs, key, factor), digits) for key, digits, factor in columns.values())] for row, runs in found.items()]
+    return ["row", *columns], rows
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
+def tile(numbers: Sequence[Mapping], key: str, digits: int = 0, unit: str = " %"):
+    """A number at the top of a page: the mean over runs, of shares in percent, with its interval."""
+    from magvid.report import Number
+
+    mean, half = interval([(100 if unit else 1) * n[key] for n in numbers])
+    return Number(mean, None if math.isnan(half) else (mean - half, mean + half), unit=unit, digits=digits)
+
+
 # Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def films(files: Mapping[str, pathlib.Path], others: Mapping[str, np.ndarray], given: Sequence[str] = ("real",)) -> list[dict[str, np.ndarray]]:
+    """Of each example {row: clip}: what was `given` ("real", "condition"), what `score` kept of every row, then the `others`."""
+    found: list[dict[str, np.ndarray]] = []
+    for row, file in files.items():
+        with np.load(file) as arrays:
+            for i, clip in enumerate(arrays["generated"]):
+                if len(found) <= i:
+                    found.append({GIVEN.get(name, name): arrays[name][i] for name in given})
+                found[i][row] = clip
+    return [film | {row: clips[i] for row, clips in others.items()} for i, film in enumerate(found)]
+
+
+GIVEN = dict(condition="given")  # its name in pictures
 
 
 def film_strip(rows: Mapping[str, np.ndarray], out: pathlib.Path) -> None:

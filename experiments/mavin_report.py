@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.arms import interval
+from experiments.arms import table, tile
 from experiments.chain import finish, plural
-from experiments.mavin_sprites import COLUMNS, ROWS, lengths, table
+from experiments.mavin_sprites import COLUMNS, ROWS, lengths, rows_of
 from magvid.report import Number, Report
 
 TITLES = {"vae": "Autoencoder", "clip": "CLIP", "full-0": "Transition model, first seed"}
@@ -36,7 +36,7 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
         ("Speed", "velocity", "the same of the step beside the boundary, pixels per frame", 2, ""),
         ("Identity", "identity", "shape and colour read right from the gap alone", 0, " %"),
     ]
-    page.tiles([(title, _mean(numbers, key, digits, unit), text) for title, key, text, digits, unit in tiles])
+    page.tiles([(title, tile(numbers, key, digits, unit), text) for title, key, text, digits, unit in tiles])
     page.section(
         "Videos",
         "The first test clips, not chosen. Given: what the model saw, black where it saw nothing. All rows of the table for the first seed.",
@@ -51,8 +51,8 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
         f"Means over {plural(seeds, 'seed')} with 95 % intervals (Student's t over the seeds). The sprite's place is fitted in every frame; "
         "the fit knows which sprite it is and nothing of where it should be.",
     )
-    page.table("Table", *table(scores, fixed, seeds))
-    page.table("Track by length of the gap, px", *lengths(scores, fixed, seeds))
+    page.table("Table", *table(COLUMNS, rows_of(scores, fixed, seeds)))
+    page.table("Track by length of the gap, px", *table(lengths(), rows_of(scores, fixed, seeds)))
     page.section("CLIP-RS itself", "Real clips, damaged: 1 is as smooth as the real one. Motion should count, looks should not.")
     header = ["damage", "CLIP-RS", "CLIP-RS as released", "CLIP similarity to the real frames"]
     names = ("clip_rs", "clip_rs_released", "clip_outer")
@@ -68,10 +68,3 @@ def write_report(workdir: pathlib.Path, result: Mapping, films: Sequence[Mapping
         f"Rows: {'; '.join(ROWS)}. The actions are read from given and made frames together, half of which are given: rows differ little there.",
     ]
     finish(page, workdir, result, "mavin_sprites", TITLES, PLOTS, notes)
-
-
-def _mean(numbers: Sequence[Mapping], key: str, digits: int, unit: str) -> Number:
-    scale = 100 if unit else 1
-    mean, half = interval([scale * n[key] for n in numbers])
-    bounds = None if np.isnan(half) else (mean - half, mean + half)
-    return Number(mean, bounds, unit=unit, digits=digits)

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the configs live beside this folder
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import clip_sprites, defaults, mavin_sprites, vae_sprites
-from experiments.arms import cell, film_strip, markdown, moved, run_stages, score, slug, train_once, untrained
+from experiments.arms import film_strip, films, markdown, moved, run_stages, score, slug, table, train_once, untrained
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
 
 PROGRAM = Program(
@@ -204,21 +204,16 @@ def sweep(name: str, arm: str, workdir: str, clips: int) -> tuple[str, dict]:
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
-def table(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int, columns: Mapping = COLUMNS) -> tuple[list, list]:
-    """(header, rows): the arms, means over seeds; then what has no seed."""
-
-    def line(row: str, found: Sequence[Mapping]) -> list[str]:
-        scaled = lambda key, factor: [None if f.get(key) is None else factor * f[key] for f in found]
-        return [row, *(cell(scaled(key, factor), digits) for key, digits, factor in columns.values())]
-
-    rows = [line(row, [scores[f"{trained}-{seed}"][row] for seed in range(seeds)]) for row, (trained, _) in ROWS.items()]
-    return ["row", *columns], rows + [line(row, [found]) for row, found in fixed.items()]
+def rows_of(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int) -> dict[str, list[Mapping]]:
+    """{row of the table: numbers of each seed}: the arms, then what has no seed."""
+    found = {row: [scores[f"{trained}-{seed}"][row] for seed in range(seeds)] for row, (trained, _) in ROWS.items()}
+    return found | {row: [numbers] for row, numbers in fixed.items()}
 
 
-def lengths(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int) -> tuple[list, list]:
-    """The track's distance by the length of the gap."""
+def lengths() -> dict[str, tuple[str, int, float]]:
+    """Columns: the track's distance by the length of the gap."""
     low, high = mavin_sprites.GAP["end"][0] - mavin_sprites.GAP["start"][1], mavin_sprites.GAP["end"][1] - mavin_sprites.GAP["start"][0]
-    return table(scores, fixed, seeds, {f"{n} frames": (f"track_{n}", 2, 1) for n in range(low, high + 1, 2)})
+    return {f"{n} frames": (f"track_{n}", 2, 1) for n in range(low, high + 1, 2)}
 
 
 # All -----------------------------------------------------------------------------------------------------------------
@@ -259,24 +254,14 @@ def main(argv: list[str]) -> None:
         config={part: json.loads((workdir / part / "config.json").read_text()) for part in ("vae", "clip", "full-0")},
     )  # fmt: skip
     write_json(workdir / "scores.json", result)
-    texts = [markdown(*table(scores, fixed, options.seeds)), markdown(*lengths(scores, fixed, options.seeds))]
+    found = rows_of(scores, fixed, options.seeds)
+    texts = [markdown(*table(columns, found)) for columns in (COLUMNS, lengths())]
     (workdir / "table.md").write_text("\n\n".join(texts) + "\n")
-    films = strips(workdir, shown)
-    film_strip({f"{row} {i + 1}": film[row] for i, film in enumerate(films[:5]) for row in SHOWN if row in film}, workdir / "transitions.png")
-    write_report(workdir, result, films)
+    files = {row: workdir / f"{trained}-0" / f"{slug(row)}.npz" for row, (trained, _) in ROWS.items()}
+    examples = films(files, {row: video for row, video in shown.items() if row != LIMIT}, ("real", "condition"))
+    film_strip({f"{row} {i + 1}": film[row] for i, film in enumerate(examples[:5]) for row in SHOWN if row in film}, workdir / "transitions.png")
+    write_report(workdir, result, examples)
     print("\n\n".join(texts) + f"\n\nwrote {workdir / 'report.html'}, table.md, scores.json and pictures")
-
-
-def strips(workdir: pathlib.Path, shown: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Of each example {row: clip}: real, given, what every row of the first seed made, the baselines."""
-    films: list[dict[str, np.ndarray]] = []
-    for row, (trained, _) in ROWS.items():
-        with np.load(workdir / f"{trained}-0" / f"{slug(row)}.npz") as arrays:
-            for i, clip in enumerate(arrays["generated"]):
-                if len(films) <= i:
-                    films.append({"real": arrays["real"][i], "given": arrays["condition"][i]})
-                films[i][row] = clip
-    return [film | {row: clips[i] for row, clips in shown.items() if row != LIMIT} for i, film in enumerate(films)]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ AID = ["aid_bridge", "aid_epic", "aid_ssv2", "aid_ucf101"]
 MAGDIFF = ["magdiff_davis", "magdiff_msrvtt", "magdiff_pexels", "magdiff_ucf101"]
 PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES, *MAVIN, *AID, *MAGDIFF)]
 BUDGETS = ("quick", "long")
-READ = ("video", "label", "task", "ratio", "text_ids", "null_ids", "state_ids", "loss_mask")
+READ = ("video", "label", "task", "ratio", "text_ids", "null_ids", "state_ids", "loss_mask", "entities", "entity_valid")
 
 
 def get(name: str, arg: str):
@@ -47,7 +47,8 @@ def get(name: str, arg: str):
 
 
 # {folder of a reference: (config that makes it)}
-MAKERS = {"runs/sprites/vae": "vae_sprites", "runs/sprites/clip": "clip_sprites", "runs/sprites/i2v": "i2v_sprites"}
+MAKERS = {f"runs/sprites/{name}": f"{name}_sprites" for name in ("vae", "clip", "i2v")}
+MAKERS |= {f"runs/sprites/entities-{name}": f"{name}_sprites" for name in ("vae", "clip")}
 
 
 def spec_of(reference: dict, field: str, arg: str) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magvid.data.sprite_world import ACTIONS, COLOURS, SHAPES, TEXTURES, World
-from magvid.data.sprites import KEYS, SPLITS, Sprites
+from magvid.data.sprites import KEYS, SPLITS, Recolour, Sprites
 
 GOLDEN = Path(__file__).parent / "golden" / "sprites_sha256.json"
 SOURCES = {  # name: (source, clips); 200 clips in all
@@ -260,3 +260,15 @@ def test_clips_are_of_the_combinations_of_their_world(some):
     assert all((sum(combination) % 3 == 0) == (some == "unseen") for combination in found)
     assert {c["motion"] for c in clips} == {"moves left", "moves right", "moves up", "moves down"}
     assert all(f" {c['motion']} on " in c["caption"] for c in clips)
+
+
+def test_another_colour_is_asked_for():
+    source = Sprites("train", 8, 32, 32, world="entities-seen", keys=("video", "caption", "colour", "label"))
+    for i in range(12):
+        record = source[i]
+        asked = Recolour("entities-seen")(record, np.random.default_rng(i))
+        before, after = (list(COLOURS)[r["colour"]] for r in (record, asked))
+        assert after != before and after in source.world.colours
+        assert asked["caption"].split()[1:] == [after, *record["caption"].split()[2:]] and record["caption"].split()[1] == before
+        assert asked["caption"].split()[0] == ("an" if after[0] in "aeiou" else "a")
+        assert all(asked[key] is record[key] for key in ("video", "label"))

@@ -12,7 +12,7 @@ from magvid.build import build
 from magvid.data import pipeline
 from magvid.data.sprites import Sprites
 from magvid.data import folder
-from magvid.data.text import Captions, DistinctTexts, HFTokenizer, Template, WordTokenizer, split_words, words_of
+from magvid.data.text import Captions, DistinctTexts, HFTokenizer, OneOf, Template, WordTokenizer, split_words, words_of
 from magvid.types import UserError
 
 RNG = np.random.default_rng(0)
@@ -114,6 +114,18 @@ def test_captions_of_files(tmp_path):
         Captions(str(path)).texts
     with pytest.raises(UserError, match="there are no captions"):
         Captions(str(tmp_path / "none.jsonl")).texts
+
+
+def test_one_of_several_texts():
+    record = {"caption": "a red disc moves left", "motion": "moves left", "label": 3}
+    drawn = [OneOf(("caption", "motion"))(record, np.random.default_rng(i)) for i in range(9)]
+    assert {r["text"] for r in drawn} == {"a red disc moves left", "moves left"} and all(record.items() <= r.items() for r in drawn)
+    assert OneOf(["motion"])(record, RNG)["text"] == "moves left"
+    for key in ("title", "label"):
+        with pytest.raises(UserError, match=f'no text "{key}"; it has caption, motion, label'):
+            OneOf(("caption", key))(record, RNG)
+    with pytest.raises(ValueError, match="name the texts"):
+        OneOf(())
 
 
 def test_texts_by_a_template():

@@ -94,3 +94,27 @@ def test_predictions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
     aid_sprites.main(argv)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     assert (tmp_path / "table.md").read_text() == table
+
+
+@pytest.mark.full
+def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
+    """Three rows of the table, in two processes; a second call trains nothing and writes the same."""
+    from experiments import magdiff_sprites
+
+    kept = (magdiff_sprites.OURS, "no latents joined", "untrained")
+    monkeypatch.setattr(magdiff_sprites, "ROWS", {row: magdiff_sprites.ROWS[row] for row in kept})
+    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
+    magdiff_sprites.main(argv)
+    table = (tmp_path / "table.md").read_text()
+    more = (*magdiff_sprites.PICTURES, *magdiff_sprites.SEEN, *magdiff_sprites.EDITS)
+    assert all(f"| {row} |" in table for row in (*kept, *more, magdiff_sprites.HELD, magdiff_sprites.LIMIT))
+    result = json.loads((tmp_path / "scores.json").read_text())
+    ours = result["scores"]["magdiff-0"]
+    assert ours["as it was"]["given_gap"] < 0.01  # what stays is the autoencoder's copy
+    assert result["fixed"][magdiff_sprites.HELD]["colour_accuracy"] > 0.5  # the pictures show the sprite
+    assert all((tmp_path / f"{name}.png").stat().st_size for name in ("compositions", "edits"))
+    assert "<video" in (tmp_path / "report.html").read_text()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    magdiff_sprites.main(argv)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    assert (tmp_path / "table.md").read_text() == table

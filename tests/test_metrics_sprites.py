@@ -21,11 +21,13 @@ def _judge(source, clips, change=lambda video: video):
 
 @pytest.mark.parametrize("world, size, clips", [
     ("full", (16, 32, 32), 300), ("small", (16, 32, 32), 200), ("full", (16, 48, 64), 200),
-    ("full", (12, 32, 40), 200), ("small-middle", (8, 32, 32), 200), ("full-middle", (8, 32, 32), 200)])
+    ("full", (12, 32, 40), 200), ("small-middle", (8, 32, 32), 200), ("full-middle", (8, 32, 32), 200),
+    ("entities-unseen", (8, 32, 32), 200)])
 def test_ground_truth_is_read_right(world, size, clips):
     result = _judge(Sprites("validation", *size, world=world, keys=FIELDS), clips)
     assert result["accuracy"] >= 0.99 and result["colour_accuracy"] >= 0.99 and result["identity_accuracy"] >= 0.99
-    assert (result.get("texture_accuracy", 1) >= 0.97) and ("texture_accuracy" in result) == world.startswith("full")
+    assert (result.get("texture_accuracy", 1) >= 0.97) and ("texture_accuracy" in result) != world.startswith("small")
+    assert ("entity_accuracy" in result) == ("texture_accuracy" in result) and result.get("entity_accuracy", 1) >= 0.96
     assert result["n"] == clips and result["confidence"] > 0.9
 
 

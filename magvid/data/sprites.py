@@ -367,6 +367,19 @@ KEYS = ("video", "label", "caption", "motion", "instruction", "states", "entity"
         "distractors", "shape", "colour", "texture", "background", "tone", "action")
 
 
+@dataclass(frozen=True)
+class Recolour:
+    """Transform: the entity is asked for in another colour of the world. `caption` and `colour` say so, `video` is as it was; for editing."""
+    world: str | World = "full"
+
+    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        names = list(COLOURS)
+        old = names[int(record["colour"])]
+        new = rng.choice([name for name in as_world(self.world).colours if name != old])
+        caption = record["caption"].replace(f"{_article(old)} ", f"{_article(new)} ", 1)
+        return {**record, "caption": caption, "colour": np.int32(names.index(new))}
+
+
 def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 

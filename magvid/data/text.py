@@ -11,7 +11,7 @@ import json
 import pathlib
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -186,6 +186,22 @@ class Captions:
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f'{self.path} line {number} is not {{"file": "...", "caption": "..."}} ({error})') from None
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Sets `text`: one of several texts of the record, such as a long and a short one, each as likely. UserError where it lacks one."""
+
+    keys: Sequence[str]
+
+    def __post_init__(self):
+        if not self.keys:
+            raise ValueError("keys=(): name the texts, one of which is drawn")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        if missing := [key for key in self.keys if not isinstance(record.get(key), str)]:
+            raise UserError(f'the record has no text "{missing[0]}"; it has {", ".join(record)}')
+        return record | {"text": record[self.keys[int(rng.integers(len(self.keys)))]]}
 
 
 @dataclasses.dataclass(frozen=True)

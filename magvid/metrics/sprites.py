@@ -332,7 +332,7 @@ class SpriteJudge:
     def result(self, features: dict[str, np.ndarray]) -> dict[str, float]:
         """Shares of all clips in [0, 1]: `accuracy` (shape and action both right) with its 95 % Wilson interval
         [`accuracy_low`, `accuracy_high`] and `chance`; each part's accuracy; `identity_accuracy` (shape and colour);
-        `told_accuracy` (shape, colour and action), with its interval."""
+        `entity_accuracy` (and texture); `told_accuracy` (shape, colour and action), with its interval."""
         parts = {name: np.asarray(values) for name, values in features.items() if name != "confidence"}
         right = parts["shape"] & parts["action"]
         if not len(right):
@@ -347,6 +347,8 @@ class SpriteJudge:
         out.update({f"{name}_accuracy": float(values.mean()) for name, values in parts.items()})
         if "colour" in parts:
             out["identity_accuracy"] = float((parts["shape"] & parts["colour"]).mean())
+            if "texture" in parts:
+                out["entity_accuracy"] = float((parts["shape"] & parts["colour"] & parts["texture"]).mean())
             told = parts["shape"] & parts["colour"] & np.asarray(features["action"])
             low, high = wilson(int(told.sum()), len(told))
             out |= {"told_accuracy": float(told.mean()), "told_accuracy_low": low, "told_accuracy_high": high}

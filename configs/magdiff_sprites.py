@@ -1,0 +1,96 @@
+"""MagDiff on the embedded sprites: pictures of a sprite that was never seen so, and a text that says what it does -> a video of it; and edits.
+
+    magvid train --config=configs/magdiff_sprites.py:budget=quick --workdir=runs/sprites/magdiff
+    magvid compose --entity=square.png --prompt="moves left" --run=runs/sprites/magdiff --out=a.mp4
+
+Of every shape and colour training leaves out one texture; the clips to evaluate on have these alone (worlds "entities-seen" and "-unseen" of
+magvid.data.sprite_world; unseen=0: as seen in training). Half of the texts say the motion alone, so that who moves is told by the pictures,
+which show it in their middle; all do where a model is evaluated. edits=same evaluates on clips of which the sprite is to be made anew in its
+place, as the whole caption says, edits=colour in another colour. Stable Diffusion's layers with MagDiff's between frames, at a small size and from nothing, on the latents of an autoencoder, told
+by CLIP's towers, which saw the same world: vae_sprites.py and clip_sprites.py with world=entities-seen, taken from
+runs/sprites/entities-vae and runs/sprites/entities-clip.
+
+The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
+pictures at evaluation (0: as many as in training). prediction=eps: with the plain schedule. smoke=1: two steps.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import clip_sprites, defaults, magdiff, vae_sprites
+
+BUDGETS = {
+    "quick": dict(channels=(32, 64), batch=8, steps=1200, peak=4e-3, sampling=16),
+    "long": dict(channels=(48, 96), batch=8, steps=3000, peak=3e-3, sampling=24),
+}
+WORLD = "entities-seen"
+FRAMES = 8
+RUNS = dict(vae="runs/sprites/entities-vae", clip="runs/sprites/entities-clip")
+
+
+def network(b, args):
+    channels = (8, 16) if args["smoke"] else b["channels"]
+    sizes = dict(channels=channels, layers=1, attention_levels=(False, True), heads=[max(c // 32, 1) for c in channels], groups=8)
+    return dict(target="magvid.models.unet:UNet", **magdiff.layers(args) | sizes)
+
+
+def get_config(arg=None):
+    args = defaults.parse_arg(
+        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", unseen=True, edits="", shown=0,
+        **(magdiff.ARMS | dict(rep="48+40+32", editing=0.25)),
+    )  # fmt: skip
+    args = magdiff.checked(args | dict(pictures=0, release=False))
+    defaults.choose({"": 0, "same": 1, "colour": 1}, args["edits"], "edits")
+    b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
+    config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
+    tower = lambda part: dict(run=RUNS["clip"], part=f"clip.{part}", weights="ema")
+    vae, size = dict(run=RUNS["vae"], weights="ema"), [vae_sprites.SIZE] * 2
+    width = 16 if smoke else clip_sprites.BUDGETS["quick"]["projection"]
+    resampler = dict(target="magvid.adapters.magdiff:Resampler", width=width, queries=4, depth=1 if smoke else 2, heads=4, head_dim=width // 4, out=width)
+    resized = dict(factory="magvid.models.clip:shortest_side", size=size)
+    config.objective = dict(
+        target="magvid.objectives.denoise:Denoise",
+        network=network(b, args),
+        vae=vae,
+        conditioners=magdiff.conditioners(args, vae, tower("vision"), tower("text"), resized, resampler),
+        **magdiff.noise(args),
+        drop=magdiff.dropped(args),
+        trained=magdiff.trained(args),
+        tasks=dict(S2V=()),
+        sampling=dict(
+            target="magvid.objectives.denoise:Sampling",
+            sampler=dict(target="magvid.diffusion.samplers:DDIM"),
+            steps=2 if smoke else b["sampling"],
+            guidance=magdiff.guidance(args, 1.5, 3.0),
+        ),
+        carried=2,
+    )
+    config.data = data(args, size)
+    config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world="entities")]
+    optim = defaults.muon(b["peak"], 1 if smoke else 50)
+    config.optim = {group: optim for group in magdiff.trained(args)}
+    config.ema = 0.995
+    config.log_every = 1 if smoke else 20
+    config.eval_every = 0 if smoke else b["steps"] // 4
+    config.save_every = 500
+    config.keep = 2
+    return config
+
+
+def data(args, size):
+    """Clips, larger than they are learned where pictures are told larger; their texts; and pictures of their sprites."""
+    side = round(vae_sprites.SIZE * max(magdiff.levels(args), default=1))
+    clip = dict(target="magvid.data.sprites:Sprites", frames=FRAMES, height=side, width=side)
+    keys = ("video", "label", "caption", "motion", "masks")
+    text = lambda *keys: [dict(target="magvid.data.text:OneOf", keys=keys), dict(clip_sprites.TOKENIZER, key="text")]
+    train = dict(clip, world=WORLD, split="train", keys=keys)
+    if args["clips"]:
+        train = defaults.views(train, clips=args["clips"])
+    held = dict(clip, world="entities-unseen" if args["unseen"] else WORLD, split="validation", keys=(*keys, "colour", "texture"))
+    shown, edits = args["shown"] or args["refs"], bool(args["edits"])
+    asked = [magdiff.entities(args | dict(refs=shown, least=shown), size, float(edits), centre=True, stays=edits)]
+    if args["edits"] == "colour":
+        asked.append(dict(target="magvid.data.sprites:Recolour", world=WORLD))
+    return dict(
+        train=dict(source=train, transforms=[magdiff.entities(args, size, centre=True), *text("caption", "motion")], workers=0),
+        eval=dict(source=held, transforms=[*asked, *text("caption" if edits else "motion")], limit=128),
+    )

@@ -1,0 +1,192 @@
+"""MagDiff on sprites: pictures of a sprite as it was never seen, and a text that says what it does -> a video of it; parts of videos made anew.
+
+    python experiments/magdiff_sprites.py [--budget=quick|long] [--seeds=3] [--clips=200] [--jobs=N] [--workdir=FOLDER]
+
+Every arm has the same budget (configs/magdiff_sprites.py), and all share an autoencoder and CLIP. Scores are means over seeds with 95 % intervals
+(Student's t), of test clips with combinations of shape, colour and texture that training left out, whose text tells the motion alone: whether a judge that knows
+nothing of pictures and texts reads the sprite that the pictures show, and the motion. The first row's runs are also scored with fewer pictures, on combinations that were
+seen, and on edits. An interrupted experiment goes on when the same command is given again. Results: WORKDIR/report.html, table.md, scores.json and *.png.
+"""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the configs live beside this folder
+
+import numpy as np
+
+from configs import clip_sprites, defaults, magdiff_sprites, vae_sprites
+from experiments.arms import film_strip, films, markdown, moved, run_stages, score, slug, table, train_once, untrained
+from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
+
+PROGRAM = Program(
+    "python experiments/magdiff_sprites.py",
+    "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.",
+    [
+        Flag("budget", "str", "quick", "quick|long", "how much to train"),
+        Flag("seeds", "int", 3, "N", "runs of every arm", 1),
+        Flag("clips", "int", 200, "N", "held-out clips to score on", 1),
+        Flag("jobs", "int", 0, "N", "arms at the same time; default: one for each core, or 1 on an accelerator", 0),
+        Flag("workdir", "str", None, "FOLDER", "where everything is written; default: runs/magdiff_sprites-BUDGET"),
+        Flag("smoke", "bool", False, "", "two steps of tiny models: for tests"),
+    ],
+    ["", "--seeds=1 --clips=64"],
+)
+OURS = "MagDiff"
+ROWS = {  # row of the table: argument of the config
+    OURS: "",
+    "whole frames, no subjects": "segmented=0",
+    "one softmax for text and pictures": "apa=joint",
+    "no pictures in attention": "apa=none",
+    "no pyramid, one size": "rep=32",
+    "no latents joined": "rep=none",
+    "trained on one picture": "refs=1",
+    "no edits in training": "editing=0",
+    "untrained": "",
+}
+PICTURES = {f"{n} pictures" if n > 1 else "1 picture": f"shown={n}" for n in (1, 2, 4, 8)}  # row: argument to evaluate with
+SEEN = {"combinations that were seen": "unseen=0"}
+EDITS = {"as it was": "edits=same", "in another colour": "edits=colour"}
+HELD, LIMIT = "picture held still", "autoencoder alone"
+SHOWN = ("real", OURS, "no pictures in attention", "no latents joined", HELD)  # in the picture
+COLUMNS = {  # of the table: (name of the number, digits, factor)
+    "shape, colour and texture, %": ("entity_accuracy", 0, 100),
+    "shape, %": ("shape_accuracy", 0, 100),
+    "colour, %": ("colour_accuracy", 0, 100),
+    "texture, %": ("texture_accuracy", 0, 100),
+    "motion, %": ("action_accuracy", 0, 100),
+    "trained, thousands": ("trained", 0, 1e-3),
+    "steps per second": ("speed", 2, 1),
+}
+EDIT_COLUMNS = {
+    "shape, colour and motion, %": ("told_accuracy", 0, 100),
+    "colour, %": ("colour_accuracy", 0, 100),
+    "texture, %": ("texture_accuracy", 0, 100),
+    "what stays, dB": ("given_psnr", 1, 1),
+    "dB below the autoencoder": ("given_gap", 2, 1),
+}
+PARTS = {"entities-vae": vae_sprites, "entities-clip": clip_sprites}
+
+
+# One arm, in a process of its own ------------------------------------------------------------------------------------
+
+
+def config_of(arg: str, workdir: pathlib.Path) -> dict:
+    """With the runs of `workdir` in place of those in runs/sprites, scored on test clips: budgets were tuned on validation clips."""
+    config = magdiff_sprites.get_config(arg)
+    config.eval_every = 0
+    config.data.eval.source["split"] = "test"
+    return moved(config.to_dict(), workdir)
+
+
+def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
+    """The autoencoder or CLIP, in a process of its own."""
+    train_once(PARTS[name].get_config(f"{arg},world={magdiff_sprites.WORLD}"), pathlib.Path(workdir) / name)
+    return name, None
+
+
+def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -> tuple[str, dict]:
+    """(name, {row: numbers}) of one run, that of the table and for MagDiff those of the other tables; what is done already is not done again.
+    `arm`: its row, the config's argument.
+    """
+    import jax
+
+    from magvid import runs
+    from magvid.curves import read_curves
+
+    (row, arg), workdir = arm, pathlib.Path(workdir)
+    folder, config = workdir / name, config_of(arg, workdir)
+    train_once(untrained(config) if row == "untrained" else config, folder)
+    run, found = runs.open_run(folder), {}
+    for other, change in ({row: ""} | (PICTURES | SEEN | EDITS if row == OURS else {})).items():
+        run.config["data"]["eval"] = config_of(f"{arg},{change}".strip(","), workdir)["data"]["eval"]
+        found[other] = score(run, clips, folder, other, "S2V")
+    _, speed = read_curves(folder).get("perf/steps_per_sec", ((), (np.nan,)))
+    trained = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
+    found[row] |= dict(trained=trained, speed=float(np.median(speed)))
+    return name, found
+
+
+# Without a network ---------------------------------------------------------------------------------------------------
+
+
+def references(workdir: pathlib.Path, clips: int) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """({row: numbers}, {row: the first clips}) of the first picture held still, and of the autoencoder's copy of the real clips."""
+    from magvid import runs, video
+    from magvid.evaluate import Scores, open_metrics
+    from magvid.generator import Clips, Generator
+
+    model = Generator.open(runs.open_run(workdir / f"{slug(OURS)}-0"), batch=min(clips, 40))
+    metrics, _ = open_metrics(model.config["metrics"])
+    scores, shown = {HELD: Scores(metrics), LIMIT: Scores(metrics)}, {}
+    for rows in Clips.of(model.config).batches(0, clips, model.batch):
+        held = np.stack([video.resize_crop(first[None], *rows["video"].shape[2:4]) for first in rows["entities"][:, 0]])
+        for row, made in ((HELD, np.repeat(held, rows["video"].shape[1], axis=1)), (LIMIT, model.reconstruct(rows))):
+            scores[row].add({**rows, "video": made, "target": rows["video"]})
+            shown.setdefault(row, made[:8])
+    return {row: s.result() for row, s in scores.items()}, shown
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def tables(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: int) -> dict[str, tuple[list, list]]:
+    """{title: (header, rows)}."""
+    runs_of = lambda row, arm=OURS: [scores[f"{slug(arm)}-{seed}"][row] for seed in range(seeds)]
+    arms = {row: runs_of(row, row) for row in ROWS} | {row: [found] for row, found in fixed.items()}
+    judged = dict(list(COLUMNS.items())[:5])
+    return {
+        "Never seen in training": table(COLUMNS, arms),
+        "How many pictures": table(judged, {row: runs_of(row) for row in (*PICTURES, *SEEN)}),
+        "Edits": table(EDIT_COLUMNS, {row: runs_of(row) for row in EDITS}),
+    }
+
+
+# All -----------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    if {"--help", "-h"} & set(argv):
+        print(program_help(PROGRAM))
+        return
+    options = parse(PROGRAM, argv, need="")
+    defaults.choose(magdiff_sprites.BUDGETS, options.budget, "budget")
+    name = f"magdiff_sprites-{options.budget}" + ("-smoke" if options.smoke else "")
+    workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))  # the seeds of an arm share its programs
+    from experiments.chain import Stages, versions, write_json
+    from experiments.magdiff_report import write_report
+    from magvid import runs
+
+    runs.make_folder(workdir, "--workdir")
+    stages, say = Stages(workdir / "seconds.json"), lambda text: print(text, flush=True)
+    common = f"budget={options.budget},smoke={int(options.smoke)}"
+    towers = [{name: common for name in PARTS}]
+    stages.run("towers", lambda: list(run_stages(towers, train_part, (str(workdir),), options.jobs, say)))
+    arms = [{f"{slug(row)}-{seed}": (row, f"{common},seed={seed},{arg}".strip(",")) for seed in range(options.seeds) for row, arg in ROWS.items()}]
+    scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), options.clips), options.jobs, say)))
+    fixed, shown = stages.run("references", references, workdir, options.clips)
+    first = f"{slug(OURS)}-0"
+    result = dict(
+        world=magdiff_sprites.WORLD, budget=options.budget, clips=options.clips, seeds=options.seeds, scores=scores, fixed=fixed,
+        seconds=stages.seconds, versions=versions(),
+        config={part: json.loads((workdir / part / "config.json").read_text()) for part in (*PARTS, first)},
+    )  # fmt: skip
+    write_json(workdir / "scores.json", result)
+    texts = [f"{title}\n\n{markdown(*cells)}" for title, cells in tables(scores, fixed, options.seeds).items()]
+    (workdir / "table.md").write_text("\n\n".join(texts) + "\n")
+    made = films({row: workdir / f"{slug(row)}-0" / f"{slug(row)}.npz" for row in ROWS}, shown)
+    edits = films({row: workdir / first / f"{slug(row)}.npz" for row in EDITS}, {})
+    for file, examples, rows in (("compositions.png", made, SHOWN), ("edits.png", edits, ("real", *EDITS))):
+        film_strip({f"{row} {i + 1}": film[row] for i, film in enumerate(examples[:5]) for row in rows if row in film}, workdir / file)
+    write_report(workdir, result, made, edits)
+    print("\n\n".join(texts) + f"\n\nwrote {workdir / 'report.html'}, table.md, scores.json and pictures")
+
+
+if __name__ == "__main__":
+    use_huge_pages()
+    leave(guarded("magdiff_sprites", sys.argv[1:], main))
