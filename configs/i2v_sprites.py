@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from configs import defaults, diffusion_sprites, vae_sprites
 
 BUDGETS = {
-    "quick": dict(world="small-middle", frames=8, channels=(32, 64), layers=1, batch=8, steps=1400, peak=4e-3, sampling=12),
-    "long": dict(world="full-middle", frames=8, channels=(48, 96), layers=1, batch=8, steps=2400, peak=3e-3, sampling=16),
+    "quick": dict(world="small-middle", frames=8, channels=(32, 64), layers=1, batch=8, steps=2400, peak=4e-3, sampling=12),
+    "long": dict(world="full-middle", frames=8, channels=(48, 96), layers=1, batch=8, steps=4000, peak=3e-3, sampling=16),
 }
 EDM = dict(target="magvid.diffusion.schedules:EDM", least=0.01, most=50.0)
 NOISE = dict(factory="magvid.diffusion.schedules:log_normal", mean=0.5, std=1.5)
@@ -28,9 +28,9 @@ def resized():
 
 
 def network(b, smoke):
-    """That of diffusion_sprites.py, which reads the image's token in place of a text's."""
+    """That of diffusion_sprites.py, with attention on the finest level as well, as SVD's; it reads the image's token in place of a text's."""
     spec = diffusion_sprites.network(b, smoke)
-    return spec | dict(attention=dict(spec["attention"], tokens=("image",)))
+    return spec | dict(attention_levels=(True, True), attention=dict(spec["attention"], tokens=("image",)))
 
 
 def sampling(b, smoke, guidance):

@@ -30,7 +30,9 @@ RUNS = dict(vae="runs/sprites/entities-vae", clip="runs/sprites/entities-clip")
 def network(b, args):
     channels = (8, 16) if args["smoke"] else b["channels"]
     sizes = dict(channels=channels, layers=1, attention_levels=(False, True), heads=[max(c // 32, 1) for c in channels], groups=8)
-    return dict(target="magvid.models.unet:UNet", **magdiff.layers(args) | sizes)
+    spec = magdiff.layers(args)
+    spec["res"] = dict(spec["res"], dropout=[0.0] * 4)  # no clip is seen twice
+    return dict(target="magvid.models.unet:UNet", **spec | sizes)
 
 
 def get_config(arg=None):

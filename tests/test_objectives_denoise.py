@@ -84,6 +84,24 @@ def loss_of(objective, batch, params=None, key=KEY, train=True):
 # The loss -----------------------------------------------------------------------------------------------------------
 
 
+class Dropping(nn.Module):
+    """Says 1, or in training 0 or 2."""
+
+    @nn.compact
+    def __call__(self, x, time, condition):
+        return nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(jnp.ones_like(x))
+
+
+def test_dropout_acts_in_training_alone():
+    objective = seeing(network=Dropping())
+    loss = lambda key, train: float(loss_of(objective, {"latents": Z}, {"network": {}}, key, train)[0]["network"])
+    assert loss(KEY, False) == pytest.approx(np.square(1 - Z).mean(), rel=1e-5)
+    kept = loss(KEY, True)
+    assert abs(kept - np.square(1 - Z).mean()) > 1e-3 and kept == loss(KEY, True) != loss(jax.random.key(1), True)
+    seen = objective.raw({"network": {}}, KEY)(Z, None, None)
+    assert set(np.unique(seen)) == {0.0, 2.0} and float(objective.raw({"network": {}})(Z, None, None).min()) == 1
+
+
 def test_the_loss_is_the_error_of_the_output():
     """A network that says 0 has the mean square of its target, clip by clip, times the clip's weight."""
     per_clip = np.square(Z).mean((1, 2, 3, 4))

@@ -163,18 +163,19 @@ class Denoise:
         """(x, level, condition) -> x0."""
         return predictions.denoiser(self.raw(params), self.prediction)
 
-    def raw(self, params: Groups) -> Callable[[Array, Array, Condition], Array]:
-        """The network (x, time, condition) -> its output, with adapters and LoRA merged in."""
+    def raw(self, params: Groups, dropout: Array | None = None) -> Callable[[Array, Array, Condition], Array]:
+        """The network (x, time, condition) -> its output, with adapters and LoRA merged in; `dropout`: a key, to train with it."""
         weights = params["network"]
         for name, merged in self._merged():
             weights = merged.merge(weights, params[name])
-        return lambda x, time, condition: self.network.apply({"params": weights}, x, time, condition)
+        rngs = None if dropout is None else {"dropout": dropout}
+        return lambda x, time, condition: self.network.apply({"params": weights}, x, time, condition, rngs=rngs)
 
     # Training -----------------------------------------------------------------------------------------------------
 
     def loss(self, params: Groups, extra: dict, batch: dict, key: Array, step: Array | int, train: bool):
         """Squared error of the network's output, mean over the pixels and frames of a clip, weighted by its level, mean
-        over clips. Conditions are dropped in training only; levels and noise are drawn always.
+        over clips. Conditions are dropped, and the network's dropout acts, in training only; levels and noise are drawn always.
         """
         keys = dict(zip(("latents", "level", "noise", "drop", "aug", "condition"), jax.random.split(key, 6), strict=True))
         x0 = self.latents(params, batch, keys["latents"])
@@ -194,7 +195,7 @@ class Denoise:
         keep = self.keep(keys["drop"], b) if train else {}
         condition = self.condition(params, batch, keep, keys["condition"], t)
         scaled = self.prediction.coefficients(s.like(xt)).scale * xt
-        output = self.raw(params)(scaled, s.time, condition).astype(jnp.float32)
+        output = self.raw(params, jax.random.fold_in(key, 7) if train else None)(scaled, s.time, condition).astype(jnp.float32)
         error = jnp.mean(jnp.square(output - self.prediction.target(x0, noise, s)), axis=(2, 3, 4))
         valid = jnp.asarray(batch.get("valid", jnp.ones(b)), jnp.float32)
         mean = lambda per_clip: jnp.sum(per_clip * valid) / jnp.maximum(jnp.sum(valid), 1)
