@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from configs import aid, clip_sprites, defaults, i2v_sprites, vae_sprites
 
 BUDGETS = {
-    "quick": dict(i2v_sprites.BUDGETS["quick"], steps=1000, peak=8e-3),
+    "quick": dict(i2v_sprites.BUDGETS["quick"], steps=800, peak=8e-3),
     "long": dict(i2v_sprites.BUDGETS["long"], steps=2000, peak=3e-3),
 }
-NOISE = dict(i2v_sprites.NOISE, mean=1.5)  # more of it than for the base: what happens in a clip is decided there
+NOISE = dict(i2v_sprites.NOISE, mean=2.0)  # more of it than for the base: what happens in a clip is decided there
 WIDTH = clip_sprites.BUDGETS["quick"]["projection"]  # of the image's token, beside which the multimodal condition stands
 
 
@@ -50,7 +50,7 @@ def get_config(arg=None):
         prediction=i2v_sprites.V,
         times=NOISE,
         **(aid.trained_parts(args) | (dict(adapters=None, trained=("network", "dqformer")) if full else {})),
-        sampling=i2v_sprites.sampling(b, smoke, aid.guidance(args, 1.0, 5.0)),
+        sampling=i2v_sprites.sampling(b, smoke, aid.guidance(args, 1.5, 2.0)),
     )
     size = dict(frames=b["frames"], height=vae_sprites.SIZE, width=vae_sprites.SIZE)
     clip = dict(target="magvid.data.sprites:Sprites", world=b["world"], **size)

@@ -44,7 +44,6 @@ ROWS = {  # row of the table: argument of the config
     "no predicted states": "states=instruction",
     "no adapters": "spatial=0,short=0,long=0",
     "no spatial adapter": "spatial=0",
-    "no temporal adapters": "short=0,long=0",
     "no short-term adapter": "short=0",
     "no long-term adapter": "long=0",
     "decoupled": "mcond=decoupled",
