@@ -188,8 +188,11 @@ def dataset(args, clip, test, key, editing):
     tokenizer = clip_sprites.TOKENIZER if smoke else dict(target="magvid.data.text:HFTokenizer", folder=f"{args['text']}/tokenizer")
     larger = [round(side * max(levels(args), default=1)) for side in size]
     clips = lambda split, t: sprites(t, *larger) if smoke else folder_of(split, t, *larger, args["data"])
-    learned = [entities(args, size), dict(tokenizer, key="caption")]
-    data = dict(train=dict(source=clips("train", t), transforms=learned, workers=0))
+    told, text = [entities(args, size)], [dict(tokenizer, key="caption")]
+    learned = [*told, *text]
+    # what changes a video belongs to its views
+    source, after = (latent.viewed(args, clips("train", t), args["views"], told), text) if args["views"] else (clips("train", t), learned)
+    data = dict(train=dict(source=source, transforms=after, workers=0))
     if args["pictures"]:
         one = [dict(target="magvid.data.pipeline:Frames", indices=[0])] if smoke else []
         several = dict(batch=2 * t if smoke else 16 * t, every=args["pictures"])

@@ -84,15 +84,16 @@ def data(args, size):
     clip = dict(target="magvid.data.sprites:Sprites", frames=FRAMES, height=side, width=side)
     keys = ("video", "label", "caption", "motion", "masks")
     text = lambda *keys: [dict(target="magvid.data.text:OneOf", keys=keys), dict(clip_sprites.TOKENIZER, key="text")]
-    train = dict(clip, world=WORLD, split="train", keys=keys)
-    if args["clips"]:
-        train = defaults.views(train, clips=args["clips"])
+    told, words = [magdiff.entities(args, size, centre=True)], text("caption", "motion")
+    train, after = dict(clip, world=WORLD, split="train", keys=keys), [*told, *words]
+    if args["clips"]:  # what changes a video belongs to its views
+        train, after = defaults.views(train, clips=args["clips"], transforms=told), words
     held = dict(clip, world="entities-unseen" if args["unseen"] else WORLD, split="validation", keys=(*keys, "colour", "texture"))
     shown, edits = args["shown"] or args["refs"], bool(args["edits"])
     asked = [magdiff.entities(args | dict(refs=shown, least=shown), size, float(edits), centre=True, stays=edits)]
     if args["edits"] == "colour":
         asked.append(dict(target="magvid.data.sprites:Recolour", world=WORLD))
     return dict(
-        train=dict(source=train, transforms=[magdiff.entities(args, size, centre=True), *text("caption", "motion")], workers=0),
+        train=dict(source=train, transforms=after, workers=0),
         eval=dict(source=held, transforms=[*asked, *text("caption" if edits else "motion")], limit=128),
     )

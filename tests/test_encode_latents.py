@@ -93,6 +93,32 @@ def test_eight_devices_write_what_one_writes(latents, tmp_path):
     assert read(tmp_path) == read(latents)
 
 
+def with_entities(cache=None):
+    """Told an entity's pictures, larger than the clip, which are drawn with the view."""
+    conf = config(cache, shown=False)
+    pyramid = dict(target="magvid.adapters.magdiff:Pyramid")
+    told = dict(target="magvid.adapters.magdiff:EntityLatents", vae=dict(run=str(vae_run())), pyramid=pyramid, levels=[1.5, 1.0])
+    conf["objective"] |= dict(conditioners=[told], drop=[[["image"], 0.3]], trained=["network", "pyramid"])
+    source = conf["data"]["train"]["source"]
+    source["source"] |= dict(height=24, width=36, keys=("video", "label", "caption", "masks"))
+    source["transforms"] = [dict(target="magvid.data.entities:Entities", references=[1, 3], editing=0.5, size=[16, 24])]
+    conf["optim"]["pyramid"] = conf["optim"]["network"]
+    del conf["data"]["eval"]
+    return conf
+
+
+def test_pictures_of_an_entity_are_kept_beside_latents(tmp_path):
+    encode.encode(with_entities(), tmp_path, rows=5, batch=4, devices=ONE, trust=True)
+    record = LatentRecord.read(tmp_path)
+    assert tuple(record.clip) == CLIP and {"entities", "entity_valid"} <= set(record.entries)
+    (b1, p1, m1), (b2, p2, m2) = update(job_of(with_entities())), update(job_of(with_entities(str(tmp_path))))
+    assert b1["entities"].shape == (4, 5, 24, 36, 3) and 0 < b1["entity_valid"].sum() < 20
+    for name in ("entities", "entity_valid", "index", "text_ids"):
+        np.testing.assert_array_equal(b1[name], b2[name])
+    assert "video" not in b2 and set(p1) == {"network", "pyramid"}
+    chex.assert_trees_all_close((p1, m1), (p2, m2), rtol=2e-3, atol=2e-4)
+
+
 def test_without_pictures_none_are_kept(latents, tmp_path):
     record = encode.encode(config(shown=False), tmp_path, devices=ONE, trust=True)
     assert not record.image

@@ -5,8 +5,10 @@ it, or the whole video (t, h, w, 3) where it is shown any of its frames, and the
 labels, names of files.
 """
 
+import base64
 import dataclasses
 import json
+import zlib
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from magvid.data.stream import Record
 from magvid.types import UserError
 
 DTYPE = np.dtype("<f2")
+LARGE = 1024  # bytes of an array from which on it is compressed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,7 @@ class LatentCache(Cache):
 
 
 def pack_entries(entries: Record) -> str:
-    """JSON of texts, lists of texts, numbers and arrays, which keep their type; UserError for anything else."""
+    """JSON of texts, lists of texts, numbers and arrays, which keep their type, large ones (pictures, masks) compressed; UserError for anything else."""
 
     def packed(name: str, value: Any) -> Any:
         if isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
@@ -111,6 +114,8 @@ def pack_entries(entries: Record) -> str:
             raise UserError(
                 f"{name} is a {type(value).__name__}, which cannot be kept beside latents: leave it out (the source's `keys`)"
             )
+        if array.nbytes > LARGE:
+            return {"dtype": array.dtype.str, "shape": array.shape, "zlib": base64.b64encode(zlib.compress(array.tobytes(), 1)).decode()}
         return {"dtype": array.dtype.str, "value": array.tolist()}
 
     return json.dumps({name: packed(name, value) for name, value in entries.items()})
@@ -121,4 +126,16 @@ def unpack_entries(text: str) -> Record:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("the entries are not an object")
-    return {k: np.asarray(v["value"], v["dtype"])[()] if isinstance(v, dict) else v for k, v in found.items()}
+
+
+    def unpacked(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "zlib" not in value:
+            return np.asarray(value["value"], value["dtype"])[()]
+        try:
+            return np.frombuffer(zlib.decompress(base64.b64decode(value["zlib"])), value["dtype"]).reshape(value["shape"])
+        except zlib.error as error:
+            raise ValueError(f"an array cannot be decompressed ({error})") from None
+
+    return {name: unpacked(value) for name, value in found.items()}
