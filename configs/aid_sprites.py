@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import aid, clip_sprites, defaults, i2v_sprites, vae_sprites
 
 BUDGETS = {
-    "quick": dict(i2v_sprites.BUDGETS["quick"], steps=800, peak=8e-3),
+    "quick": dict(i2v_sprites.BUDGETS["quick"], steps=1000, peak=8e-3),
     "long": dict(i2v_sprites.BUDGETS["long"], steps=2000, peak=3e-3),
 }
 NOISE = dict(i2v_sprites.NOISE, mean=2.0)  # more of it than for the base: what happens in a clip is decided there

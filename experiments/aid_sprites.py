@@ -42,12 +42,10 @@ ROWS = {  # row of the table: argument of the config
     "upper branch alone": "branches=upper",
     "lower branch alone": "branches=lower",
     "no predicted states": "states=instruction",
-    "no adapters": "spatial=0,short=0,long=0",
     "no spatial adapter": "spatial=0",
     "no short-term adapter": "short=0",
     "no long-term adapter": "long=0",
     "decoupled": "mcond=decoupled",
-    "grey frames": "grey=1",
     "whole network": "tune=full",
     "untrained": "",
 }
