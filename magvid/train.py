@@ -90,7 +90,7 @@ class Loop:
         self.train_step = job.step(prepared)
         self.eval_step = job.eval_step()
         self.newest: dict[str, float] = {}
-        self.pending = None  # (step, metrics, finite) of a step that the device may still be computing
+        self.pending = None  # (step, examples, metrics, finite) of a step that the device may still be computing
         self.saved = 0  # the newest saved step
         self.low: dict[str, int] = {}  # readings in a row that a metric has been below its limit
         self.timer = _Timer()
@@ -109,7 +109,7 @@ class Loop:
                     train_state, metrics, finite = self.train_step(train_state, batch)
                 self._settle()
                 step += 1
-                self.pending = step, metrics, finite
+                self.pending = step, len(next(iter(batch.values()))), metrics, finite
                 if eval_every and (step % eval_every == 0 or step == steps):
                     self._settle()
                     with self.timer.stopped():
@@ -126,7 +126,7 @@ class Loop:
         """Read the metrics of the pending step: stop if it diverged, log if it is time."""
         if self.pending is None:
             return
-        (step, metrics, finite), self.pending = self.pending, None
+        (step, examples, metrics, finite), self.pending = self.pending, None
         metrics, finite = jax.device_get((metrics, finite))
         if bad := state.culprits(metrics, finite, self.prepared.optimisers):
             with contextlib.suppress(CheckpointError):
@@ -137,11 +137,11 @@ class Loop:
                 f"step {step}: not finite: {', '.join(bad)}; {good} in {self.checkpoints.folder}. "
                 "Try a lower learning rate or a clip."
             )
-        self.timer.step()
+        self.timer.step(examples)
         self.logger.progress(step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss/")))
         if step % self.config["log_every"] == 0 or step == self.config["steps"]:
             values = {k if k.startswith("opt/") else f"train/{k}": float(v) for k, v in metrics.items()}
-            self._log(step, values | self.timer.read(self.config["batch"]))
+            self._log(step, values | self.timer.read())
             self._alarm(step, values)
 
     def _alarm(self, step: int, values: Mapping[str, float]) -> None:
@@ -223,25 +223,24 @@ class _Timer:
     """Speed since the last reading. The first step, which compiles, and evaluations are not counted."""
 
     def __init__(self):
-        self.start = self.waited = self.steps = None
+        self.start = self.waited = self.steps = self.examples = None
 
-    def step(self) -> None:
+    def step(self, examples: int) -> None:
         if self.start is None:
             self._reset()
         else:
-            self.steps += 1
+            self.steps, self.examples = self.steps + 1, self.examples + examples
 
-    def read(self, batch: int) -> dict[str, float]:
+    def read(self) -> dict[str, float]:
         seconds = time.monotonic() - self.start
         if not self.steps or not seconds:
             return {}
-        speed = self.steps / seconds
-        names = ("steps_per_sec", speed), ("examples_per_sec", speed * batch), ("data_wait_frac", self.waited / seconds)
+        speeds = dict(steps_per_sec=self.steps / seconds, examples_per_sec=self.examples / seconds, data_wait_frac=self.waited / seconds)
         self._reset()
-        return {f"perf/{name}": value for name, value in names}
+        return {f"perf/{name}": value for name, value in speeds.items()}
 
     def _reset(self) -> None:
-        self.start, self.waited, self.steps = time.monotonic(), 0.0, 0
+        self.start, self.waited, self.steps, self.examples = time.monotonic(), 0.0, 0, 0
 
     @contextlib.contextmanager
     def waiting(self):

@@ -7,6 +7,7 @@ import pytest
 
 from magvid import train
 from magvid.checkpoints import Checkpoints
+from magvid.curves import read_curves
 from magvid.data.joint import Joint
 from magvid.data.pipeline import Frames, Loader
 from magvid.job import Job, check_config
@@ -61,6 +62,15 @@ def test_a_run_with_both_goes_on(tmp_path):
     train.train(config(), tmp_path / "whole", **ONE)
     ours, theirs = (Checkpoints(tmp_path / name / "checkpoints").meta(20) for name in ("parts", "whole"))
     assert ours["leaves"] == theirs["leaves"] and ours["data"] == theirs["data"]
+
+
+def test_the_speed_counts_pictures_as_they_come(tmp_path):
+    train.train(config() | dict(log_every=3), tmp_path, **ONE)
+    curves = read_curves(tmp_path)
+    (steps, speed), (_, examples) = (curves[f"perf/{name}_per_sec"] for name in ("steps", "examples"))
+    videos = helpers.config(total=20)["batch"]
+    whole = [e / s for step, s, e in zip(steps, speed, examples) if step > 3 and step % 3 == 0]  # the first step, which compiles, is not counted
+    assert len(whole) >= 5 and np.allclose(whole, (2 * videos + 16) / 3)
 
 
 def test_a_batch_of_pictures_that_does_not_divide_is_refused():
