@@ -29,6 +29,8 @@ def get_config(arg=None):
     )  # fmt: skip
     aid.checked(args)
     defaults.choose(dict(adapters=1, full=1), args["tune"], "tune")
+    defaults.choose({"": 1, "instruction": 1}, args["states"], "states")  # sprites know their own
+    defaults.within(args, given=(1, 7), ratio=(0.001, 4), queries=(1, 1000))
     b, smoke, full = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"], args["tune"] == "full"
     if full:
         args |= dict(spatial=False, short=False, long=False, mask=False)

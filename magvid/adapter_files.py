@@ -4,9 +4,11 @@ The file's metadata say which networks it belongs to, by the hashes of their wei
 """
 
 import json
+import math
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -18,12 +20,20 @@ FORMAT = "magvid.adapters/1"
 
 
 class Adapters(NamedTuple):
-    """`frozen`: {group: hash of its weights} of the networks beside which these groups were trained."""
+    """`frozen`: {group: hash of its weights} of the networks beside which these groups were trained; `told`: settings of their conditions."""
 
     groups: Groups
     frozen: dict[str, str]
     run: str
     step: int
+    told: dict[str, Any]
+
+
+def told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{"given", "grey", ...: value} of a config's conditioners, without networks, which the hashes tell apart, and sizes of clips."""
+    specs = config["objective"].get("conditioners", ())
+    plain = lambda value: isinstance(value, str | int | float | bool)
+    return {k: v for spec in specs for k, v in spec.items() if plain(v) and k not in ("target", "frames")}
 
 
 def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) -> int:
@@ -36,12 +46,14 @@ def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) ->
     path = pathlib.Path(out).expanduser()
     if path.suffix != ".safetensors":
         raise UserError(f"--out={out} should end in .safetensors")
-    if not run.frozen:
+    objective = run.config["objective"]
+    beside = isinstance(objective, dict) and any(objective.get(name) for name in ("adapters", "lora"))
+    if not run.frozen or not beside:
         raise UserError(f"{run.path} has no network that it took from elsewhere: what it trained is no addition to one")
     runs.check_writable(path.parent, "--out")
     flat = flatten_dict({group: run.weights(group, weights) for group in run.groups}, sep="/")
     arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in flat.items()}
-    about = dict(format=FORMAT, frozen={g: s["hash"] for g, s in run.frozen.items()}, run=run.path.name, step=run.step)
+    about = dict(format=FORMAT, frozen={g: s["hash"] for g, s in run.frozen.items()}, run=run.path.name, step=run.step, told=told(run.config))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -67,11 +79,11 @@ def load(file: str | os.PathLike) -> Adapters:
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file} cannot be read as adapters ({error}): export them again") from None
-    return Adapters(unflatten_dict(arrays, sep="/"), about["frozen"], about["run"], about["step"])
+    return Adapters(unflatten_dict(arrays, sep="/"), about["frozen"], about["run"], about["step"], about.get("told", {}))
 
 
-def combine(text: str) -> tuple[Groups, dict[str, str]]:
-    """Of "a.safetensors", or the weighted mean of several, "a.safetensors:3,b.safetensors:1": (groups, {frozen group: hash}).
+def combine(text: str) -> Adapters:
+    """Of "a.safetensors", or the weighted mean of several, "a.safetensors:3,b.safetensors:1"; what else it says is of the first.
 
     UserError for files of other networks or other forms.
     """
@@ -82,28 +94,37 @@ def combine(text: str) -> tuple[Groups, dict[str, str]]:
             raise UserError(f"{files[0]} and {file} were trained beside other networks: they cannot be combined")
     try:
         total = sum(weights)
-        return grafts.average([f.groups for f in found], [w / total for w in weights]), found[0].frozen
+        return found[0]._replace(groups=grafts.average([f.groups for f in found], [w / total for w in weights]))
     except ValueError as error:
         raise UserError(f"--adapters={text}: {error}") from None
 
 
 def _weighted(part: str) -> tuple[str, float]:
     file, colon, weight = part.rpartition(":")
-    if not colon or not weight.replace(".", "", 1).isdigit():
+    if not part:
+        raise UserError("--adapters: a name is empty: write FILE.safetensors, or several with weights, a.safetensors:2,b.safetensors:1")
+    if not colon or not file.endswith(".safetensors"):
         return part, 1.0
-    if not float(weight) > 0:
-        raise UserError(f"--adapters: {part}: a weight is above 0")
-    return file, float(weight)
+    try:
+        value = float(weight)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise UserError(f'--adapters: the weight of {file} is "{weight}": give a number above 0')
+    return file, value
 
 
 def beside(run: runs.Run, text: str, trust: bool = False) -> tuple[dict, Groups]:
     """As `runs.load`, with the adapters of `combine(text)` in place of what the run trained. UserError where they were trained beside
-    other weights than those that the run takes from elsewhere.
+    other weights than those that the run takes from elsewhere. Says where they were trained on other conditions.
     """
-    groups, frozen = combine(text)
+    found = combine(text)
+    here = told(run.config)
+    if other := [f"{k}={v} (here {here[k]})" for k, v in found.told.items() if k in here and here[k] != v]:
+        print(f"--adapters={text} were trained with {', '.join(other)}: what they make may be worse")
     config, params, hashes = runs.resolve(run.config, trust)
-    for group, value in frozen.items():
+    for group, value in found.frozen.items():
         if hashes.get(group) != value:
             here = f"here it is {hashes[group]}" if group in hashes else "here there is none"
             raise UserError(f'--adapters={text} were trained with "{group}" at {value}, and {here}: they belong to another network')
-    return config, {**params, **groups}
+    return config, {**params, **found.groups}

@@ -154,19 +154,28 @@ def _without(argv: list[str], name: str) -> list[str]:
     return kept
 
 
+def _dotted(path: Sequence[str]) -> str:
+    return ".".join(path).replace(".[", "[")
+
+
 def _check_fields(config, argv: Sequence[str]) -> None:
     """ValueError naming the nearest field where `--config.a.b` has none."""
     for arg in argv:
-        if not (match := re.match(r"--?(?:no)?config\.([^=\[]+)", arg)):
+        if not (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)):
             continue
         at, path = config, []
-        for part in match[1].split("."):
+        for part in re.findall(r"[^.\[\]]+|\[\d+\]", match[1]):
+            if part.startswith("[") and isinstance(at, Sequence) and not isinstance(at, str):
+                if int(part[1:-1]) >= len(at):
+                    raise ValueError(f"{_dotted(path)} has {len(at)} entries, [0] to [{len(at) - 1}], and no {part} (in {arg})")
+                at, path = at[int(part[1:-1])], [*path, part]
+                continue
             fields = list(at.keys()) if hasattr(at, "keys") else []
             if part not in fields:
                 near = difflib.get_close_matches(part, fields, 1)
-                where = ".".join(path) or "the config"
+                where = _dotted(path) or "the config"
                 hint = (
-                    f"did you mean {'.'.join([*path, near[0]])}?"
+                    f"did you mean {_dotted([*path, near[0]])}?"
                     if near
                     else f"it has {', '.join(sorted(fields)) or 'no fields'}"
                 )

@@ -113,7 +113,7 @@ class Generator:
         first = Clips.of(config).first() if like is None else like
         if run.trained_clip and hasattr(objective, "check_size"):
             objective.check_size(first["video"].shape[1:4], run.trained_clip.shape)
-        params = _fit(run, params, objective, first)
+        params = _fit(run, params, objective, first, adapters)
         params = jax.device_put(params, sharding.shardings(params, config["sharding"], mesh))
         shards = sharding.data_shards(mesh)
         batch = -(-(batch or config["batch"]) // shards) * shards
@@ -205,13 +205,15 @@ def check(run: runs.Run) -> None:
         raise UserError(f"{run.path} does not hold a run of `magvid train`: {error}") from error
 
 
-def _fit(run: runs.Run, params: Groups, objective: Objective, first: Rows) -> Groups:
-    """The groups that the objective needs for a batch such as `first`, checked against its shapes."""
+def _fit(run: runs.Run, params: Groups, objective: Objective, first: Rows, adapters: str | None = None) -> Groups:
+    """The groups that the objective needs for a batch such as `first`, checked against its shapes. `adapters`: files that some come from."""
+    where = str(run.path) if adapters is None else f"--adapters={adapters} and {run.path}"
     first = sharding.numeric({**first, "task": np.zeros(1, np.int32), "ratio": np.zeros(1, np.float32)})
     shapes = jax.eval_shape(objective.init, jax.random.key(0), first)
     if missing := set(shapes) - set(params):
         raise UserError(
-            f"{run.path} has no weights of {', '.join(sorted(missing))}: it has {', '.join(sorted(params))}"
+            f"{where}: there are no weights of {', '.join(sorted(missing))}, only of {', '.join(sorted(params))}; give the --run that trained "
+            "them, or a file of `magvid export` where the command takes --adapters"
         )
     leaves = lambda tree: {sharding.path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
     have, want = leaves({g: params[g] for g in shapes}), leaves(shapes)
@@ -219,7 +221,7 @@ def _fit(run: runs.Run, params: Groups, objective: Objective, first: Rows) -> Gr
         first = f"{wrong[0]} is {have.get(wrong[0], 'missing')} and should be {want.get(wrong[0], 'missing')}"
         more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         raise UserError(
-            f"the weights in {run.path} are of another model than its config and --config.* describe: {first}{more}"
+            f"the weights in {where} are of another model than its config and --config.* describe: {first}{more}"
         )
     return {g: params[g] for g in shapes}
 

@@ -63,6 +63,8 @@ def predict(run: runs.Run, options: Options, *, weights: str | None = None, trus
     shown how a video begins, a file that cannot be read or is too short, states that are missing, too many or empty, adapters of another network.
     """
     runs.check_writable(pathlib.Path(options.out).expanduser().parent, "--out")
+    if not run.config["objective"].get("conditioners"):
+        raise UserError(not_such(run))
     conditions.existing(options.file[0], "picture or video")  # before a model is loaded
     told = texts(run, options)
     clip = conditions.sized(clip_format(run), options.size)
@@ -91,7 +93,11 @@ def _task(model: Generator, run: runs.Run, clip: ClipFormat) -> tuple[int, int]:
         for i, (text, image, goes_on) in enumerate(zip(objective.told("text"), objective.told("image"), objective.predicts, strict=True)):
             if text and image and goes_on:
                 return i, objective.given_frames(clip.frames)
-    raise UserError(f"{run.path} does not go on from a first frame as a text says: give a run of configs/aid_*.py, or use `magvid sample`")
+    raise UserError(not_such(run))
+
+
+def not_such(run: runs.Run) -> str:
+    return f"{run.path} does not go on from a first frame as a text says: give a run of configs/aid_*.py, or use `magvid sample`"
 
 
 def _shown(clip: ClipFormat, options: Options, given: int) -> conditions.Shown:
@@ -133,6 +139,8 @@ def states(options: Options, wanted: int) -> list[str]:
     given, how = options.states, f'give --states="first|...|last", {wanted} of them, or a file of tools/predict_states.py'
     if given is None:
         raise UserError(f"this run is told {wanted} predicted states of the scene beside the instruction: {how}")
+    if not given.endswith(".json") and pathlib.Path(given).is_file():
+        raise UserError(f"--states={given} is a file that is not named *.json; {how}")
     found = _stored(options) if given.endswith(".json") else [part.strip() for part in given.split("|")]
     if len(found) != wanted or not all(found):
         raise UserError(f"--states={given}: there are {len(found)} states{'' if all(found) else ', and one is empty'}; {how}")

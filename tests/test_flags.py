@@ -42,6 +42,9 @@ def test_values_and_defaults():
     argv = ["--config=x.py", "--workdir", "w", "--config.steps=7", "--config.optim.tokenizer.rules[0][0]=a"]
     values = parse(COMMANDS["train"], argv, config=config)
     assert (values.config.steps, values.config.optim.tokenizer.rules[0][0], values.workdir) == (7, "a", "w")
+    for where in ("[9][0]", "[0][7]"):
+        with pytest.raises(ValueError, match=r"optim.tokenizer.rules.* has \d+ entries, \[0\] to \[\d+\], and no \[[79]\]"):
+            parse(COMMANDS["train"], [*argv[:3], f"--config.optim.tokenizer.rules{where}=a"], config=config)
 
 
 def test_help_imports_nothing_heavy(tmp_path):

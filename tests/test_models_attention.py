@@ -140,5 +140,8 @@ def test_over_time_each_pixel_sees_its_own_frames():
 def test_missing_tokens_are_named():
     with pytest.raises(ValueError, match="the condition has text, image: give action"):
         read_tokens(condition(1), ("text", "action"))
+    narrow = condition(1).replace(tokens=condition(1).tokens | {"image": condition(1).tokens["image"][..., :-1]})
+    with pytest.raises(ValueError, match=r"tokens of one width, and the condition's are text \d+, image \d+ wide"):
+        read_tokens(narrow, ("text", "image"))
     with pytest.raises(ValueError, match="8 channels cannot be divided between 3 heads"):
         Attention(3).init(jax.random.key(0), random(1, 2, 3, 4, 8))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def objective(parts):
     return dict(
         network=parts["network"],
         conditioners=[
-            dict(target="magvid.models.conditioners:GivenLatents", vae=parts["vae"], frames=CLIP[0], aug=0.0, tell=False),
+            dict(target="magvid.models.conditioners:GivenLatents", vae=parts["vae"], frames=CLIP[0], given=1, grey=False, aug=0.0, tell=False),
             dict(target="magvid.adapters.dqformer:MCondition", text=parts["text"], dqformer=dqformer, **seen),
         ],
         adapters=dict(target="magvid.grafts:Grafts", new="^mcondition/", changed="^mix/kernel"),
@@ -111,6 +112,7 @@ BAD = {
     "no states": (dict(states=None), 'is told 2 predicted states .* give --states="first'),
     "one state": (dict(states="a"), "there are 1 states; give"),
     "an empty one": (dict(states="a|"), "there are 2 states, and one is empty"),
+    "a file of another kind": (dict(states="{file}"), "is a file that is not named"),
     "a foreign word": (dict(states="a|green disc"), '--states: .* lacks "green"'),
     "a foreign instruction": (dict(instruction="move it"), '--instruction: .* lacks "move" and "it"'),
     "no file": (dict(file=["gone.png"]), "there is no picture or video gone.png"),
@@ -149,6 +151,12 @@ def test_what_cannot_be_meant_is_named(fields, message):
         Options(**(dict(file=["a.png"], instruction="a", out="x.mp4") | fields))
 
 
+def test_a_run_of_something_else_is_refused(run, picture, tmp_path):
+    other = dataclasses.replace(run, config=run.config | dict(objective=dict(target="magvid.objectives.contrastive:Contrastive")))
+    with pytest.raises(UserError, match="does not go on from a first frame as a text says"):
+        made(other, picture, tmp_path / "x.mp4")
+
+
 def test_a_run_without_texts_is_refused(tmp_path, picture):
     plain = tiny_pipeline.recipe(tmp_path / "plain")
     plain.config["data"]["train"]["transforms"] = []
@@ -183,11 +191,22 @@ def test_saved_loaded_and_swapped(run, config, files, picture, tmp_path):
 
 
 def test_combined_by_weights(run, files, picture, tmp_path):
-    groups, _ = adapter_files.combine(f"{files[0]}:3,{files[1]}")
+    groups = adapter_files.combine(f"{files[0]}:3,{files[1]}").groups
     a, b = (adapter_files.load(f).groups for f in files)
     jax.tree.map(lambda x, y, z: np.testing.assert_allclose(z, 0.75 * x + 0.25 * y, atol=1e-6), a, b, groups)
     both = made(run, picture, tmp_path / "1.gif", adapters=f"{files[0]},{files[1]}")[0]
     assert both.shape == (4, 16, 24, 3)
+
+
+def test_other_conditions_than_in_training_are_said(run, files, picture, tmp_path, capsys):
+    assert adapter_files.load(files[0]).told["given"] == 1
+    made(run, picture, tmp_path / "1.gif", adapters=files[0])
+    assert "were trained with" not in capsys.readouterr().out
+    conditioners = [spec | (dict(grey=not spec["grey"]) if "grey" in spec else {}) for spec in run.config["objective"]["conditioners"]]
+    assert conditioners != run.config["objective"]["conditioners"]
+    grey = dataclasses.replace(run, config=run.config | dict(objective=run.config["objective"] | dict(conditioners=conditioners)))
+    made(grey, picture, tmp_path / "2.gif", adapters=files[0])
+    assert re.search(r"were trained with grey=\w+ \(here \w+\): what they make may be worse", capsys.readouterr().out)
 
 
 def test_no_adapters_by_scale(run, picture, tmp_path):
@@ -211,7 +230,13 @@ def test_files_of_another_network_or_kind(run, config, files, picture, tmp_path)
     save_file({"x": np.zeros(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="holds other weights than adapters"):
         adapter_files.load(tmp_path / "foreign.safetensors")
-    with pytest.raises(UserError, match="a weight is above 0"):
-        adapter_files.combine(f"{files[0]}:0")
+    for weight in ("0", "-1", "nan", "x", ""):
+        with pytest.raises(UserError, match=f'the weight of .*a.safetensors is "{weight}": give a number above 0'):
+            adapter_files.combine(f"{files[0]}:{weight}")
+    with pytest.raises(UserError, match="a name is empty"):
+        adapter_files.combine(f"{files[0]},")
+    whole = dataclasses.replace(run, config=run.config | dict(objective=run.config["objective"] | dict(adapters=None)))
+    with pytest.raises(UserError, match="what it trained is no addition to one"):
+        adapter_files.export(whole, tmp_path / "whole.safetensors")
     with pytest.raises(UserError, match="should end in .safetensors"):
         adapter_files.export(run, tmp_path / "a.npz")

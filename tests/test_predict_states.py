@@ -151,7 +151,7 @@ def test_the_prompt_for_any_count(tmp_path):
     first, again = question("Say 2.", "push\nthe cup", 2, 0), question("Say 2.", "push the {cup}", 2, 1)
     assert first == "Say 2.\nInstruction: push the cup"
     assert again == "Say 2.\nInstruction: push the {cup}\nAnswer with exactly 2 lines, one short sentence each, and nothing else."
-    for content, message in ((b" \n", "is empty"), (b"\xff", "cannot be read as UTF-8")):
+    for content, message in ((b" \n", "is empty"), (b"\xff", "cannot be read as UTF-8"), (b"say it", "does not say how many states")):
         file.write_bytes(content)
         with pytest.raises(UserError, match=f"prompt.txt {message}"):
             read_prompt(str(file), 4)
@@ -583,7 +583,7 @@ def test_without_torch(folder, tmp_path, monkeypatch, capsys):
     argv = [f"--data={folder}", f"--out={tmp_path / 's.json'}", "--model=llava"]
     assert guarded("predict_states", argv, predict_states.main) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "--model needs torch, torchvision and transformers, which cannot be imported" in error
+    assert "--model needs torch, the torchvision of the same release, and transformers, which cannot be imported" in error
     assert error.endswith('pip install -e ".[parity]"')
     assert not (tmp_path / "s.json").exists()
 

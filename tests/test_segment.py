@@ -511,7 +511,7 @@ def test_without_torch(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert guarded("segment", [f"--data={folder}", f"--out={tmp_path / 'masks'}", "--model=m"], segment.main) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "--model needs torch, torchvision and transformers, which cannot be imported" in error and not (tmp_path / "masks").exists()
+    assert "--model needs torch, the torchvision of the same release, and transformers, which cannot be imported" in error and not (tmp_path / "masks").exists()
 
 
 # Real models, tiny --------------------------------------------------------------------------------------------------

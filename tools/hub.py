@@ -19,8 +19,11 @@ def imported(*names: str) -> tuple[Any, ...]:
 
         return torch, *(getattr(transformers, name) for name in names)
     except (ImportError, RuntimeError) as error:  # the latter where torch and torchvision do not fit each other
+        cause = error
+        while cause.__cause__ is not None:  # transformers says of a module only that it cannot be imported
+            cause = cause.__cause__
         raise UserError(
-            f"--model needs torch, torchvision and transformers, which cannot be imported ({first_line(error)}): "
+            f"--model needs torch, the torchvision of the same release, and transformers, which cannot be imported ({first_line(cause)}): "
             'pip install -e ".[parity]"'
         ) from error
 

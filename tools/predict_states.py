@@ -158,6 +158,8 @@ def read_prompt(file: str | None, count: int) -> str:
             raise UserError(f"--prompt={file} cannot be read as UTF-8 text ({error})") from error
         if not text:
             raise UserError(f"--prompt={file} is empty: write what the model is to do, with {{count}} and {{moments}}")
+        if "{count}" not in text:
+            raise UserError(f"--prompt={file} does not say how many states there are: write {{count}} where the number belongs")
     return text.replace("{count}", str(count)).replace("{moments}", moments(count))  # not format: a prompt may have braces
 
 

@@ -94,7 +94,7 @@ class WordTokenizer(Tokenizer):
         if missing and not self.unknown:
             lacks = " and ".join(f'"{word}"' for word in dict.fromkeys(missing))
             some = " ".join(self.words[:40]) + (" ..." if len(self.words) > 40 else "")
-            raise ValueError(f'the vocabulary of {len(self.words)} words lacks {lacks} of "{text}": it has {some}; or set unknown')
+            raise ValueError(f'the vocabulary of {len(self.words)} words lacks {lacks} of "{text}": it has {some}')
         if len(found) + 2 > self.length:
             raise ValueError(f'"{text}" has {len(found)} words, and length={self.length} has room for {self.length - 2}')
         ids = [BOS, *(self.numbers.get(word, UNK) for word in found), self.eos]

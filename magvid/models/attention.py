@@ -149,6 +149,9 @@ def read_tokens(
             f"give {', '.join(missing)}, or name other tokens in the model's config"
         )
     parts = [condition.tokens[n] for n in names]
+    if len({p.shape[-1] for p in parts}) > 1:
+        widths = ", ".join(f"{n} {p.shape[-1]}" for n, p in zip(names, parts))
+        raise ValueError(f"attention reads tokens of one width, and the condition's are {widths} wide: give what makes them the same width")
     frames = max(p.shape[1] for p in parts)
     parts = [jnp.broadcast_to(p, (p.shape[0], frames, *p.shape[2:])) for p in parts]
     mask = None
