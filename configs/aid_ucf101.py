@@ -9,7 +9,7 @@ from configs import aid
 
 
 def clips(split, t, h, w):
-    return dict(target="magvid.data.ucf101:UCF101", split=dict(train="train", test="test")[split], frames=t, height=h, width=w, crop="centre")
+    return dict(target="magvid.data.ucf101:UCF101", fold=1, split=dict(train="train", test="test")[split], frames=t, height=h, width=w, crop="centre")
 
 
 def get_config(arg=None):

@@ -35,7 +35,7 @@ CONFIGS = [name for name in EVERY if name.endswith("_sprites")]
 MASKGIT = ["maskgit_imagenet", "vqgan_imagenet"]  # in test_maskgit.py
 PIPELINES = ["modelscope", "sd", "svd"]
 MAVIN = ["mavin_horse", "mavin_tiger"]
-AID = ["aid_bridge", "aid_epic", "aid_ssv2", "aid_ucf101"]
+AID = ["aid_bridge", "aid_epic", "aid_ssv2", "aid_ucf101", "aid_videos"]
 MAGDIFF = ["magdiff_davis", "magdiff_msrvtt", "magdiff_pexels", "magdiff_ucf101"]
 PUBLISHED = [name for name in EVERY if name not in (*CONFIGS, *MASKGIT, *PIPELINES, *MAVIN, *AID, *MAGDIFF)]
 BUDGETS = ("quick", "long")
@@ -589,7 +589,10 @@ def test_settings_of_aid():
         aid_bridge=([16, 256, 256], 50_000, 1),
         aid_epic=([16, 256, 256], 50_000, 1),
         aid_ucf101=([16, 256, 256], 50_000, 1),
+        aid_videos=([16, 256, 256], 50_000, 1),
     )
+    states, words, _ = found["aid_videos"]["data"]["train"]["transforms"]
+    assert states["path"] == "videos/states.json" and states["key"] == words["key"] == "caption"
     config = found["aid_bridge"]
     objective = config["objective"]
     assert objective["drop"] == [[["text"], 0.05], [["image"], 0.05], [["text", "image"], 0.05]]
@@ -666,6 +669,18 @@ def test_the_sprites_of_aid_change_a_frozen_base():
     assert own["attention"].pop("tokens") == ("image", "mcondition") and own["attention"].pop("frame_tokens") == ("image",)
     assert base["attention"].pop("tokens") == ("image",) and own == base
     assert full.objective.adapters is None and set(full.optim) == {"network", "dqformer"}
+
+
+def test_wrong_arguments_of_aid_on_sprites_are_named():
+    for arg, message in {
+        "states=states.json": 'states="states.json" is unknown; choose of instruction',
+        "tune=lora": "choose of adapters, full",
+        "queries=0": "queries=0 lies outside of 1 to 1000",
+        "given=0": "given=0 lies outside of 1 to 7",
+        "ratio=-1": "ratio=-1.0 lies outside",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            get("aid_sprites", arg)
 
 
 # MagDiff ------------------------------------------------------------------------------------------------------------
