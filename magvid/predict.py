@@ -63,9 +63,9 @@ def predict(run: runs.Run, options: Options, *, weights: str | None = None, trus
     shown how a video begins, a file that cannot be read or is too short, states that are missing, too many or empty, adapters of another network.
     """
     runs.check_writable(pathlib.Path(options.out).expanduser().parent, "--out")
+    conditions.existing(options.file[0], "picture or video")  # before a model is loaded
     if not run.config["objective"].get("conditioners"):
         raise UserError(not_such(run))
-    conditions.existing(options.file[0], "picture or video")  # before a model is loaded
     told = texts(run, options)
     clip = conditions.sized(clip_format(run), options.size)
     model = Generator.open(

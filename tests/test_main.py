@@ -115,7 +115,7 @@ BAD = {
     "predict a.png --run={run} --out=x.mp4": '--instruction is missing: say what shall happen',
     "predict a.png --run={run} --instruction=a": "--out is missing: say where to write",
     "predict a.png --run={run} --instruction=a --out=x.mp4": "there is no picture or video a.png",
-    "predict {there}/file --run={run} --instruction=a --out=x.mp4": "{run} is told no text",
+    "predict {there}/file --run={run} --instruction=a --out=x.mp4": "{run} does not go on from a first frame as a text says",
     "predict a.png --instruction=a --out=x.mp4": "--run or --config is missing",
     "compose --prompt=a --run={run} --out=x.mp4": "--entity is missing: give a picture of what shall be shown",
     "compose --entity=a.png --run={run} --out=x.mp4": "--prompt is missing: say what shall be seen",
