@@ -71,8 +71,4 @@ def get_config(arg=None):
     if full:
         config.init = [dict(run="runs/sprites/i2v", groups=["network"], weights="ema")]
     config.ema = 0.99
-    config.log_every = 1 if smoke else 20
-    config.eval_every = 0 if smoke else b["steps"] // 4
-    config.save_every = 500
-    config.keep = 2
-    return config
+    return defaults.paced(config, smoke)

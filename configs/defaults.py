@@ -56,6 +56,15 @@ def muon(peak, warmup, matrices=(("kernel", -1),), b2=0.99, clip=1.0):
     return dict(optimizer=optimizer, rules=[[".*", dict(peak=peak, warmup=warmup, decay="cosine")]], clip=clip)
 
 
+def paced(config, smoke, evaluations=4):
+    """How often a run on sprites logs, is evaluated and saved, by its `steps`. Returns the config."""
+    config.log_every = 1 if smoke else 20
+    config.eval_every = 0 if smoke else config.steps // evaluations
+    config.save_every = 500
+    config.keep = 2
+    return config
+
+
 def tokenizer(
     filters, multipliers, temporal, blocks, dim, codes, patch=(1, 1, 1), norm="GroupNorm", entropy=0.1, planar=False
 ):

@@ -76,8 +76,4 @@ def get_config(arg=None):
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
     config.optim = dict(network=defaults.muon(b["peak"], 1 if smoke else 50))
     config.ema = 0.995
-    config.log_every = 1 if smoke else 20
-    config.eval_every = 0 if smoke else b["steps"] // 4
-    config.save_every = 500
-    config.keep = 2
-    return config
+    return defaults.paced(config, smoke)

@@ -190,8 +190,9 @@ def dataset(args, clip, test, key, editing):
     clips = lambda split, t: sprites(t, *larger) if smoke else folder_of(split, t, *larger, args["data"])
     told, text = [entities(args, size)], [dict(tokenizer, key="caption")]
     learned = [*told, *text]
-    # what changes a video belongs to its views
-    source, after = (latent.viewed(args, clips("train", t), args["views"], told), text) if args["views"] else (clips("train", t), learned)
+    source, after = clips("train", t), learned
+    if args["views"]:  # what changes a video belongs to its views
+        source, after = latent.viewed(args, source, args["views"], told), text
     data = dict(train=dict(source=source, transforms=after, workers=0))
     if args["pictures"]:
         one = [dict(target="magvid.data.pipeline:Frames", indices=[0])] if smoke else []

@@ -71,11 +71,7 @@ def get_config(arg=None):
     optim = defaults.muon(b["peak"], 1 if smoke else 50)
     config.optim = {group: optim for group in magdiff.trained(args)}
     config.ema = 0.995
-    config.log_every = 1 if smoke else 20
-    config.eval_every = 0 if smoke else b["steps"] // 4
-    config.save_every = 500
-    config.keep = 2
-    return config
+    return defaults.paced(config, smoke)
 
 
 def data(args, size):

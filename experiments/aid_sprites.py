@@ -9,7 +9,6 @@ interrupted experiment goes on when the same command is given again. Results: WO
 """
 
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -19,23 +18,11 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 
 import numpy as np
 
-from configs import aid_sprites, clip_sprites, defaults, i2v_sprites, vae_sprites
-from experiments.arms import film_strip, films, markdown, moved, run_stages, score, slug, table, train_once, untrained
-from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
+from configs import aid_sprites, clip_sprites, i2v_sprites, vae_sprites
+from experiments.arms import command_line, film_strip, films, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
+from magvid.flags import guarded, leave, program_help, use_huge_pages
 
-PROGRAM = Program(
-    "python experiments/aid_sprites.py",
-    "Train a base and on it AID's adapters and their ablations, or go on with that; write tables, pictures and a page.",
-    [
-        Flag("budget", "str", "quick", "quick|long", "how much to train"),
-        Flag("seeds", "int", 3, "N", "runs of every arm", 1),
-        Flag("clips", "int", 200, "N", "held-out clips to score on", 1),
-        Flag("jobs", "int", 0, "N", "arms at the same time; default: one for each core, or 1 on an accelerator", 0),
-        Flag("workdir", "str", None, "FOLDER", "where everything is written; default: runs/aid_sprites-BUDGET"),
-        Flag("smoke", "bool", False, "", "two steps of tiny models: for tests"),
-    ],
-    ["", "--seeds=1 --clips=64"],
-)
+PROGRAM = command_line("aid_sprites", "Train a base and on it AID's adapters and their ablations, or go on with that; write tables, pictures and a page.")
 ROWS = {  # row of the table: argument of the config
     "AID": "",
     "no multimodal condition": "mcond=none",
@@ -138,11 +125,7 @@ def main(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(program_help(PROGRAM))
         return
-    options = parse(PROGRAM, argv, need="")
-    defaults.choose(aid_sprites.BUDGETS, options.budget, "budget")
-    name = f"aid_sprites-{options.budget}" + ("-smoke" if options.smoke else "")
-    workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))  # the seeds of an arm share its programs
+    options, workdir = opened(PROGRAM, argv, aid_sprites.BUDGETS)
     from experiments.aid_report import write_report
     from experiments.chain import Stages, versions, write_json
     from magvid import runs

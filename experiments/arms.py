@@ -13,6 +13,34 @@ from typing import Any
 
 import numpy as np
 
+from configs import defaults
+from magvid.flags import Flag, Program, parse
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def command_line(script: str, text: str) -> Program:
+    """The command line of experiments/SCRIPT.py."""
+    flags = [
+        Flag("budget", "str", "quick", "quick|long", "how much to train"),
+        Flag("seeds", "int", 3, "N", "runs of every arm", 1),
+        Flag("clips", "int", 200, "N", "held-out clips to score on", 1),
+        Flag("jobs", "int", 0, "N", "arms at the same time; default: one for each core, or 1 on an accelerator", 0),
+        Flag("workdir", "str", None, "FOLDER", f"where everything is written; default: runs/{script}-BUDGET"),
+        Flag("smoke", "bool", False, "", "two steps of tiny models: for tests"),
+    ]
+    return Program(f"python experiments/{script}.py", text, flags, ["", "--seeds=1 --clips=64"])
+
+
+def opened(program: Program, argv: Sequence[str], budgets: Mapping[str, Any]) -> tuple[Any, pathlib.Path]:
+    """(values of the flags, the folder to write in, not made yet). ValueError for a budget that is not of `budgets`."""
+    options = parse(program, list(argv), need="")
+    defaults.choose(budgets, options.budget, "budget")
+    name = f"{pathlib.Path(program.name.split()[-1]).stem}-{options.budget}" + ("-smoke" if options.smoke else "")
+    workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))  # the seeds of an arm share its programs
+    return options, workdir
+
 
 def run_stages(
     stages: Sequence[Mapping[str, Any]], work: Callable, arguments: Sequence[Any], jobs: int, say: Callable[[str], None]

@@ -9,7 +9,6 @@ seen, and on edits. An interrupted experiment goes on when the same command is g
 """
 
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -19,23 +18,11 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 
 import numpy as np
 
-from configs import clip_sprites, defaults, magdiff_sprites, vae_sprites
-from experiments.arms import film_strip, films, markdown, moved, run_stages, score, slug, table, train_once, untrained
-from magvid.flags import Flag, Program, guarded, leave, parse, program_help, use_huge_pages
+from configs import clip_sprites, magdiff_sprites, vae_sprites
+from experiments.arms import command_line, film_strip, films, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
+from magvid.flags import guarded, leave, program_help, use_huge_pages
 
-PROGRAM = Program(
-    "python experiments/magdiff_sprites.py",
-    "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.",
-    [
-        Flag("budget", "str", "quick", "quick|long", "how much to train"),
-        Flag("seeds", "int", 3, "N", "runs of every arm", 1),
-        Flag("clips", "int", 200, "N", "held-out clips to score on", 1),
-        Flag("jobs", "int", 0, "N", "arms at the same time; default: one for each core, or 1 on an accelerator", 0),
-        Flag("workdir", "str", None, "FOLDER", "where everything is written; default: runs/magdiff_sprites-BUDGET"),
-        Flag("smoke", "bool", False, "", "two steps of tiny models: for tests"),
-    ],
-    ["", "--seeds=1 --clips=64"],
-)
+PROGRAM = command_line("magdiff_sprites", "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.")
 OURS = "MagDiff"
 ROWS = {  # row of the table: argument of the config
     OURS: "",
@@ -153,11 +140,7 @@ def main(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(program_help(PROGRAM))
         return
-    options = parse(PROGRAM, argv, need="")
-    defaults.choose(magdiff_sprites.BUDGETS, options.budget, "budget")
-    name = f"magdiff_sprites-{options.budget}" + ("-smoke" if options.smoke else "")
-    workdir = pathlib.Path(options.workdir or ROOT / "runs" / name).expanduser().absolute()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))  # the seeds of an arm share its programs
+    options, workdir = opened(PROGRAM, argv, magdiff_sprites.BUDGETS)
     from experiments.chain import Stages, versions, write_json
     from experiments.magdiff_report import write_report
     from magvid import runs

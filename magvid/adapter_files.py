@@ -39,16 +39,15 @@ def told(config: Mapping[str, Any]) -> dict[str, Any]:
 def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) -> int:
     """Writes all trained groups of a run, averaged where there is an average, to `out`; returns how many parameters they have.
 
-    UserError for a run that took no network from elsewhere: its weights are no addition to anything.
+    UserError for a run that trained no adapters and no LoRA, or took no network from elsewhere: its weights are no addition to anything.
     """
     from safetensors.numpy import save_file
 
     path = pathlib.Path(out).expanduser()
     if path.suffix != ".safetensors":
         raise UserError(f"--out={out} should end in .safetensors")
-    objective = run.config["objective"]
-    beside = isinstance(objective, dict) and any(objective.get(name) for name in ("adapters", "lora"))
-    if not run.frozen or not beside:
+    added = any(run.config["objective"].get(name) for name in ("adapters", "lora"))
+    if not run.frozen or not added:
         raise UserError(f"{run.path} has no network that it took from elsewhere: what it trained is no addition to one")
     runs.check_writable(path.parent, "--out")
     flat = flatten_dict({group: run.weights(group, weights) for group in run.groups}, sep="/")

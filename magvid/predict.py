@@ -65,7 +65,7 @@ def predict(run: runs.Run, options: Options, *, weights: str | None = None, trus
     runs.check_writable(pathlib.Path(options.out).expanduser().parent, "--out")
     conditions.existing(options.file[0], "picture or video")  # before a model is loaded
     if not run.config["objective"].get("conditioners"):
-        raise UserError(not_such(run))
+        raise UserError(refusal(run))
     told = texts(run, options)
     clip = conditions.sized(clip_format(run), options.size)
     model = Generator.open(
@@ -93,7 +93,7 @@ def _task(model: Generator, run: runs.Run, clip: ClipFormat) -> tuple[int, int]:
         for i, (text, image, goes_on) in enumerate(zip(objective.told("text"), objective.told("image"), objective.predicts, strict=True)):
             if text and image and goes_on:
                 return i, objective.given_frames(clip.frames)
-    raise UserError(not_such(run))
+    raise UserError(refusal(run))
 
 
 def not_such(run: runs.Run) -> str:
