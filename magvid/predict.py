@@ -96,7 +96,8 @@ def _task(model: Generator, run: runs.Run, clip: ClipFormat) -> tuple[int, int]:
     raise UserError(refusal(run))
 
 
-def not_such(run: runs.Run) -> str:
+def refusal(run: runs.Run) -> str:
+    """What is said of a run that makes other things."""
     return f"{run.path} does not go on from a first frame as a text says: give a run of configs/aid_*.py, or use `magvid sample`"
 
 
