@@ -7,8 +7,8 @@ Of every shape and colour training leaves out one texture; the clips to evaluate
 magvid.data.sprite_world; unseen=0: as seen in training). Half of the texts say the motion alone, so that who moves is told by the pictures,
 which show it in their middle; all do where a model is evaluated. edits=same evaluates on clips of which the sprite is to be made anew in its
 place, as the whole caption says, edits=colour in another colour. Stable Diffusion's layers with MagDiff's between frames, at a small size and from nothing, on the latents of an autoencoder, told
-by CLIP's towers, which saw the same world: vae_sprites.py and clip_sprites.py with world=entities-seen, taken from
-runs/sprites/entities-vae and runs/sprites/entities-clip.
+by CLIP's towers, which saw the same world: vae_sprites.py:world=entities-seen,latent=8,steps=1500 and clip_sprites.py:world=entities-seen, taken
+from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
 pictures at evaluation (0: as many as in training). prediction=eps: with the plain schedule. smoke=1: two steps.
@@ -24,12 +24,14 @@ BUDGETS = {
 }
 WORLD = "entities-seen"
 FRAMES = 8
+LATENT = 8  # numbers per latent: with 4, a third of the textures is lost
+VAE, CLIP = f"world={WORLD},latent={LATENT},steps=1500", f"world={WORLD}"  # arguments of vae_sprites.py and clip_sprites.py
 RUNS = dict(vae="runs/sprites/entities-vae", clip="runs/sprites/entities-clip")
 
 
 def network(b, args):
     channels = (8, 16) if args["smoke"] else b["channels"]
-    sizes = dict(channels=channels, layers=1, attention_levels=(False, True), heads=[max(c // 32, 1) for c in channels], groups=8)
+    sizes = dict(channels=channels, layers=1, attention_levels=(False, True), heads=[max(c // 32, 1) for c in channels], groups=8, out_channels=LATENT)
     spec = magdiff.layers(args)
     spec["res"] = dict(spec["res"], dropout=[0.0] * 4)  # no clip is seen twice
     return dict(target="magvid.models.unet:UNet", **spec | sizes)

@@ -3,7 +3,8 @@
     magvid train --config=configs/vae_sprites.py:budget=quick --workdir=runs/sprites/vae
 
 Frames of 32x32, each by itself; `kl_weight` is such that the latents have a standard deviation near 1, so that `scaling` is 1. budget=quick:
-the "small" world, minutes on two CPU cores; budget=long: the full world. world=NAME: another one. smoke=1: two steps.
+the "small" world, minutes on two CPU cores; budget=long: the full world. world=NAME: another one. latent: numbers per latent; the fine
+dots and checks of textures want 8 and steps=1500. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -18,16 +19,17 @@ FACTOR, SIZE = 4, 32  # pixels per latent, pixels
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", world="", smoke=False)
+    args = defaults.parse_arg(arg, budget="quick", world="", latent=4, steps=0, smoke=False)
+    defaults.within(args, latent=(1, 1000), steps=(0, 10**9))
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
-    config = ConfigDict(dict(seed=0, steps=2 if smoke else b["steps"], batch=4))
+    config = ConfigDict(dict(seed=0, steps=2 if smoke else args["steps"] or b["steps"], batch=4))
     config.objective = dict(
         target="magvid.objectives.autoencoder:Autoencoder",
         vae=dict(
             target="magvid.models.vae:AutoencoderKL",
             channels=(8, 8, 8) if smoke else b["channels"],
             layers=b["layers"],
-            latent=4,
+            latent=args["latent"],
             groups=8,
             scaling=1.0,
         ),

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import pathlib
 import subprocess
@@ -51,8 +52,11 @@ def run_stages(
     cores, done, total = available_cores(), 0, sum(map(len, stages))
     jobs = jobs or (len(cores) if on_cpu() else 1)
     spawn = multiprocessing.get_context("spawn")
+    free = spawn.Queue()
+    for i in range(jobs):
+        free.put(cores[i % len(cores)])
     # a process for each: what JAX keeps of an arm's programs takes gigabytes
-    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, start_worker, (cores,), max_tasks_per_child=1) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawn, start_worker, (cores, free), max_tasks_per_child=1) as pool:
         for stage in stages:
             running = [pool.submit(work, name, arm, *arguments) for name, arm in stage.items()]
             for future in concurrent.futures.as_completed(running):
@@ -113,14 +117,18 @@ def slug(row: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in row.lower())
 
 
-def start_worker(cores: Sequence[int]) -> None:
-    """One thread of computation in each process: two small programs beside each other outrun one on two threads."""
+def start_worker(cores: Sequence[int], free: multiprocessing.Queue) -> None:
+    """One thread of computation in each process, on a core of its own out of `free`: two small programs beside each other outrun one on two
+    threads.
+    """
     from absl import logging
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells every save and load
     if not hasattr(os, "sched_setaffinity"):  # Linux alone has it
         return
-    os.sched_setaffinity(0, {cores[multiprocessing.current_process()._identity[0] % len(cores)]})
+    core = free.get()
+    multiprocessing.util.Finalize(None, free.put, (core,), exitpriority=0)  # for the process that comes after this one
+    os.sched_setaffinity(0, {core})
     import jax
 
     jax.devices()  # makes the pool of threads

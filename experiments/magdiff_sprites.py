@@ -56,7 +56,7 @@ EDIT_COLUMNS = {
     "what stays, dB": ("given_psnr", 1, 1),
     "dB below the autoencoder": ("given_gap", 2, 1),
 }
-PARTS = {"entities-vae": vae_sprites, "entities-clip": clip_sprites}
+PARTS = {"entities-vae": (vae_sprites, magdiff_sprites.VAE), "entities-clip": (clip_sprites, magdiff_sprites.CLIP)}
 
 
 # One arm, in a process of its own ------------------------------------------------------------------------------------
@@ -72,7 +72,8 @@ def config_of(arg: str, workdir: pathlib.Path) -> dict:
 
 def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
     """The autoencoder or CLIP, in a process of its own."""
-    train_once(PARTS[name].get_config(f"{arg},world={magdiff_sprites.WORLD}"), pathlib.Path(workdir) / name)
+    module, own = PARTS[name]
+    train_once(module.get_config(f"{arg},{own}"), pathlib.Path(workdir) / name)
     return name, None
 
 

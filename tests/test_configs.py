@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import latent, unets
+from configs import latent, magdiff_sprites, unets
 from helpers import GOLDEN, Golden, flatten
 from make_tfds import Pictures
 from PIL import Image
@@ -46,9 +46,9 @@ def get(name: str, arg: str):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-# {folder of a reference: (config that makes it)}
-MAKERS = {f"runs/sprites/{name}": f"{name}_sprites" for name in ("vae", "clip", "i2v")}
-MAKERS |= {f"runs/sprites/entities-{name}": f"{name}_sprites" for name in ("vae", "clip")}
+# {folder of a reference: (config that makes it, its further arguments)}
+MAKERS = {f"runs/sprites/{name}": (f"{name}_sprites", "") for name in ("vae", "clip", "i2v")}
+MAKERS |= {magdiff_sprites.RUNS[name]: (f"{name}_sprites", arg) for name, arg in dict(vae=magdiff_sprites.VAE, clip=magdiff_sprites.CLIP).items()}
 
 
 def spec_of(reference: dict, field: str, arg: str) -> dict:
@@ -57,7 +57,8 @@ def spec_of(reference: dict, field: str, arg: str) -> dict:
     if where[0] == "weights":
         preset = "sd21" if where[1] == "sd21v" else where[1]
         return latent.published(where[2], preset) | reference["fields"]
-    spec = get(MAKERS["/".join(where)], arg).objective.to_dict()
+    maker, more = MAKERS["/".join(where)]
+    spec = get(maker, ",".join(filter(None, (arg, more)))).objective.to_dict()
     for name in reference.get("part", field).split("."):
         spec = spec[name]
     return spec | reference.get("fields", {})
