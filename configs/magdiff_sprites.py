@@ -1,14 +1,18 @@
 """MagDiff on the embedded sprites: pictures of a sprite that was never seen so, and a text that says what it does -> a video of it; and edits.
 
+    magvid train --config=configs/magdiff_sprites.py:base=1 --workdir=runs/sprites/entities-base
     magvid train --config=configs/magdiff_sprites.py:budget=quick --workdir=runs/sprites/magdiff
     magvid compose --entity=square.png --prompt="moves left" --run=runs/sprites/magdiff --out=a.mp4
 
 Of every shape and colour training leaves out one texture; the clips to evaluate on have these alone (worlds "entities-seen" and "-unseen" of
 magvid.data.sprite_world; unseen=0: as seen in training). Half of the texts say the motion alone, so that who moves is told by the pictures,
 which show it in their middle; all do where a model is evaluated. edits=same evaluates on clips of which the sprite is to be made anew in its
-place, as the whole caption says, edits=colour in another colour. Stable Diffusion's layers with MagDiff's between frames, at a small size and from nothing, on the latents of an autoencoder, told
-by CLIP's towers, which saw the same world: vae_sprites.py:world=entities-seen,latent=8,steps=1500 and clip_sprites.py:world=entities-seen, taken
-from runs/sprites/entities-vae and runs/sprites/entities-clip.
+place, as the whole caption says, edits=colour in another colour.
+
+base=1 is what stands for Stable Diffusion here: the same layers at a small size, from nothing, told texts alone, whole captions or the motion. All
+else begins with it, in runs/sprites/entities-base (begin=0: from nothing), as MagDiff does with Stable Diffusion; other than that, it moves. Both are on the
+latents of an autoencoder and told by CLIP's towers, which saw the same world: vae_sprites.py:world=entities-seen,latent=8,steps=1500 and
+clip_sprites.py:world=entities-seen, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
 pictures at evaluation (0: as many as in training). prediction=eps: with the plain schedule. smoke=1: two steps.
@@ -19,19 +23,19 @@ from ml_collections import ConfigDict
 from configs import clip_sprites, defaults, magdiff, vae_sprites
 
 BUDGETS = {
-    "quick": dict(channels=(32, 64), batch=8, steps=1200, peak=4e-3, sampling=16),
-    "long": dict(channels=(48, 96), batch=8, steps=3000, peak=3e-3, sampling=24),
+    "quick": dict(channels=(32, 64), batch=8, base=2400, steps=800, peak=4e-3, sampling=16),
+    "long": dict(channels=(48, 96), batch=8, base=6000, steps=2000, peak=3e-3, sampling=24),
 }
 WORLD = "entities-seen"
 FRAMES = 8
 LATENT = 8  # numbers per latent: with 4, a third of the textures is lost
 VAE, CLIP = f"world={WORLD},latent={LATENT},steps=1500", f"world={WORLD}"  # arguments of vae_sprites.py and clip_sprites.py
-RUNS = dict(vae="runs/sprites/entities-vae", clip="runs/sprites/entities-clip")
+RUNS = {name: f"runs/sprites/entities-{name}" for name in ("vae", "clip", "base")}
 
 
 def network(b, args):
     channels = (8, 16) if args["smoke"] else b["channels"]
-    sizes = dict(channels=channels, layers=1, attention_levels=(False, True), heads=[max(c // 32, 1) for c in channels], groups=8, out_channels=LATENT)
+    sizes = dict(channels=channels, layers=1, attention_levels=(True, True), heads=[max(c // 32, 1) for c in channels], groups=8, out_channels=LATENT)
     spec = magdiff.layers(args)
     spec["res"] = dict(spec["res"], dropout=[0.0] * 4)  # no clip is seen twice
     return dict(target="magvid.models.unet:UNet", **spec | sizes)
@@ -39,13 +43,17 @@ def network(b, args):
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", unseen=True, edits="", shown=0,
+        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=0,
         **(magdiff.ARMS | dict(rep="48+40+32", editing=0.25)),
     )  # fmt: skip
     args = magdiff.checked(args | dict(pictures=0, release=False))
     defaults.choose({"": 0, "same": 1, "colour": 1}, args["edits"], "edits")
+    if args["base"]:
+        if args["edits"] or args["shown"]:
+            raise ValueError("base=1 is told no pictures: leave out edits and shown")
+        args |= dict(apa="none", rep="none", begin=False)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
-    config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
+    config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["base" if args["base"] else "steps"], batch=4 if smoke else b["batch"]))
     tower = lambda part: dict(run=RUNS["clip"], part=f"clip.{part}", weights="ema")
     vae, size = dict(run=RUNS["vae"], weights="ema"), [vae_sprites.SIZE] * 2
     width = 16 if smoke else clip_sprites.BUDGETS["quick"]["projection"]
@@ -57,14 +65,14 @@ def get_config(arg=None):
         vae=vae,
         conditioners=magdiff.conditioners(args, vae, tower("vision"), tower("text"), resized, resampler),
         **magdiff.noise(args),
-        drop=magdiff.dropped(args),
+        drop=[[["text"], 0.1]] if args["base"] else magdiff.dropped(args),
         trained=magdiff.trained(args),
-        tasks=dict(S2V=()),
+        tasks=dict(T2V=()) if args["base"] else dict(S2V=()),
         sampling=dict(
             target="magvid.objectives.denoise:Sampling",
             sampler=dict(target="magvid.diffusion.samplers:DDIM"),
             steps=2 if smoke else b["sampling"],
-            guidance=magdiff.guidance(args, 1.5, 3.0),
+            guidance=[[["text"], 3.0]] if args["base"] else magdiff.guidance(args, 1.5, 3.0),
         ),
         carried=2,
     )
@@ -73,6 +81,9 @@ def get_config(arg=None):
     optim = defaults.muon(b["peak"], 1 if smoke else 50)
     config.optim = {group: optim for group in magdiff.trained(args)}
     config.ema = 0.995
+    if args["begin"] and not smoke:
+        widen = dict(map="magvid.models.unet:widened", skip=["_ip/|_scale$"])  # what reads pictures is new
+        config.init = [dict(run=RUNS["base"], groups=["network"], weights="ema", **widen)]
     return defaults.paced(config, smoke)
 
 
@@ -82,16 +93,17 @@ def data(args, size):
     clip = dict(target="magvid.data.sprites:Sprites", frames=FRAMES, height=side, width=side)
     keys = ("video", "label", "caption", "motion", "masks")
     text = lambda *keys: [dict(target="magvid.data.text:OneOf", keys=keys), dict(clip_sprites.TOKENIZER, key="text")]
-    told, words = [magdiff.entities(args, size, centre=True)], text("caption", "motion")
+    pictures = lambda args, *share, **options: [] if args["base"] else [magdiff.entities(args, size, *share, centre=True, **options)]
+    told, words = pictures(args), text("caption", "motion")
     train, after = dict(clip, world=WORLD, split="train", keys=keys), [*told, *words]
     if args["clips"]:  # what changes a video belongs to its views
         train, after = defaults.views(train, clips=args["clips"], transforms=told), words
     held = dict(clip, world="entities-unseen" if args["unseen"] else WORLD, split="validation", keys=(*keys, "colour", "texture"))
     shown, edits = args["shown"] or args["refs"], bool(args["edits"])
-    asked = [magdiff.entities(args | dict(refs=shown, least=shown), size, float(edits), centre=True, stays=edits)]
+    asked = pictures(args | dict(refs=shown, least=shown), float(edits), stays=edits)
     if args["edits"] == "colour":
         asked.append(dict(target="magvid.data.sprites:Recolour", world=WORLD))
     return dict(
         train=dict(source=train, transforms=after, workers=0),
-        eval=dict(source=held, transforms=[*asked, *text("caption" if edits else "motion")], limit=128),
+        eval=dict(source=held, transforms=[*asked, *text("caption" if edits or args["base"] else "motion")], limit=128),
     )

@@ -2,7 +2,7 @@
 
     python experiments/magdiff_sprites.py [--budget=quick|long] [--seeds=3] [--clips=200] [--jobs=N] [--workdir=FOLDER]
 
-Every arm has the same budget (configs/magdiff_sprites.py), and all share an autoencoder and CLIP. Scores are means over seeds with 95 % intervals
+Every arm has the same budget (configs/magdiff_sprites.py) and begins with the same base, which makes videos of texts; all share an autoencoder and CLIP. Scores are means over seeds with 95 % intervals
 (Student's t), of test clips with combinations of shape, colour and texture that training left out, whose text tells the motion alone: whether a judge that knows
 nothing of pictures and texts reads the sprite that the pictures show, and the motion. The first row's runs are also scored with fewer pictures, on combinations that were
 seen, and on edits. An interrupted experiment goes on when the same command is given again. Results: WORKDIR/report.html, table.md, scores.json and *.png.
@@ -56,7 +56,8 @@ EDIT_COLUMNS = {
     "what stays, dB": ("given_psnr", 1, 1),
     "dB below the autoencoder": ("given_gap", 2, 1),
 }
-PARTS = {"entities-vae": (vae_sprites, magdiff_sprites.VAE), "entities-clip": (clip_sprites, magdiff_sprites.CLIP)}
+TOWERS = {"entities-vae": (vae_sprites, magdiff_sprites.VAE), "entities-clip": (clip_sprites, magdiff_sprites.CLIP)}
+PARTS = TOWERS | {"entities-base": (magdiff_sprites, "base=1")}  # the base needs the towers
 
 
 # One arm, in a process of its own ------------------------------------------------------------------------------------
@@ -71,9 +72,9 @@ def config_of(arg: str, workdir: pathlib.Path) -> dict:
 
 
 def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
-    """The autoencoder or CLIP, in a process of its own."""
-    module, own = PARTS[name]
-    train_once(module.get_config(f"{arg},{own}"), pathlib.Path(workdir) / name)
+    """What all arms share, each in a process of its own."""
+    (module, own), workdir = PARTS[name], pathlib.Path(workdir)
+    train_once(moved(module.get_config(f"{arg},{own}").to_dict(), workdir), workdir / name)
     return name, None
 
 
@@ -149,8 +150,8 @@ def main(argv: list[str]) -> None:
     runs.make_folder(workdir, "--workdir")
     stages, say = Stages(workdir / "seconds.json"), lambda text: print(text, flush=True)
     common = f"budget={options.budget},smoke={int(options.smoke)}"
-    towers = [{name: common for name in PARTS}]
-    stages.run("towers", lambda: list(run_stages(towers, train_part, (str(workdir),), options.jobs, say)))
+    parts = [dict.fromkeys(TOWERS, common), dict.fromkeys(PARTS.keys() - TOWERS, common)]
+    stages.run("parts", lambda: list(run_stages(parts, train_part, (str(workdir),), options.jobs, say)))
     arms = [{f"{slug(row)}-{seed}": (row, f"{common},seed={seed},{arg}".strip(",")) for seed in range(options.seeds) for row, arg in ROWS.items()}]
     scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), options.clips), options.jobs, say)))
     fixed, shown = stages.run("references", references, workdir, options.clips)

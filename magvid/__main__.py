@@ -11,6 +11,7 @@ import functools
 import importlib
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -71,12 +72,22 @@ def _dispatch(argv: list[str]) -> None:
 
 def _train(argv: list[str]) -> None:
     flags = parse(COMMANDS["train"], argv, "config workdir")
+    profile = _steps("profile", flags.profile)
     config = open_config("train", flags.config, argv)
     from magvid import generator, train
 
-    _, newest = train.train(config, flags.workdir, evaluate=generator.Preview(config), trust=flags.trust)
+    _, newest = train.train(config, flags.workdir, evaluate=generator.Preview(config), trust=flags.trust, profile=profile)
     losses = "  ".join(f"{k} {v:.4g}" for k, v in newest.items() if k.startswith(("train/loss/", "eval/loss/")))
     print(f"trained: {flags.workdir}  {losses}")
+
+
+def _steps(flag: str, text: str | None) -> tuple[int, int] | None:
+    """"20-24" -> (20, 24), "20" -> (20, 20)."""
+    if text is None:
+        return None
+    if not (found := re.fullmatch(r"(\d+)(?:-(\d+))?", text)):
+        raise ValueError(f"--{flag}={text}: give the first step and the last, such as 20-24")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _encode(argv: list[str]) -> None:

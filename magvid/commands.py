@@ -28,6 +28,7 @@ COMMANDS = {
         [
             CONFIG,
             Flag("workdir", "str", None, "FOLDER", "the run folder: new, or one to go on with"),
+            Flag("profile", "str", None, "FIRST-LAST", "steps of which a trace is written to the run folder, such as 20-24"),
             TRUST,
         ],
         [

@@ -19,10 +19,12 @@ class Logger:
     def __init__(self, workdir: str | pathlib.Path, steps: int, step: int = 0, tensorboard: bool = True):
         self.workdir, self.steps = pathlib.Path(workdir), steps
         self._file = self._events = self._progress = None
+        self.last: dict[str, float] = {}  # the last line that was logged before, where the run goes on
         if jax.process_index():
             return
         path = self.workdir / "metrics.jsonl"
         truncate(path, step)
+        self.last = next(reversed([line for line in read(path) if "perf/seconds" in line]), {}) if path.exists() else {}
         self._file = path.open("a")
         if tensorboard:
             self._events = _event_writer(self.workdir / "tb", step)

@@ -4,17 +4,17 @@ import contextlib
 import os
 import pathlib
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from magvid import runs, sharding, state
+from magvid import cost, runs, sharding, state
 from magvid.checkpoints import CheckpointError, Checkpoints
 from magvid.job import Job, Prepared, check_config, differences
 from magvid.logs import Logger
+from magvid.meter import Meter
 from magvid.runs import ClipFormat
 from magvid.state import TrainState
 from magvid.types import UserError
@@ -39,13 +39,14 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     evaluate: Evaluate | None = None,
     trust: bool = False,
+    profile: tuple[int, int] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Train what `config` describes in the run folder `workdir`, from its newest good checkpoint on, bit for bit.
 
     `evaluate(objective, {group: weights}, step)` -> {name: number, or uint8 video (b t h w 3)} is called every
     `eval_every` steps, after the loss on held-out data. `trust` lets the configs of referenced runs name code outside
-    of magvid. Returns the state and the newest value of every metric; a cosine schedule without `total` is stretched
-    when `steps` changes. Raises Interrupted after Ctrl-C (a second one stops at once) and SIGTERM, Diverged when
+    of magvid. `profile`: of the steps from the first to the second a trace is written to `workdir`/profile. Returns the state and the newest
+    value of every metric; a cosine schedule without `total` is stretched when `steps` changes. Raises Interrupted after Ctrl-C (a second one stops at once) and SIGTERM, Diverged when
     something is not finite, UserError for a config that does not fit or differs from that of the folder.
     """
     workdir = pathlib.Path(workdir).expanduser().absolute()
@@ -77,23 +78,25 @@ def train(
         stack.callback(logger.close)
         checkpoints.say = logger.say
         with jax.set_mesh(job.mesh):
-            return Loop(job, prepared, checkpoints, logger, evaluate).run(train_state, step, loader, waiting)
+            profiler = stack.enter_context(contextlib.closing(_Profiler(workdir / "profile", profile, step, config["steps"], logger.say)))
+            return Loop(job, prepared, checkpoints, logger, evaluate, profiler).run(train_state, step, loader, waiting)
 
 
 class Loop:
     """Step, log, save and evaluate. The device never waits for the host: metrics are read one step late."""
 
-    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate=None):
-        self.job, self.prepared, self.evaluate = job, prepared, evaluate
+    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate, profiler: "_Profiler"):
+        self.job, self.prepared, self.evaluate, self.profiler = job, prepared, evaluate, profiler
         self.checkpoints, self.logger = checkpoints, logger
         self.config = job.config
         self.train_step = job.step(prepared)
         self.eval_step = job.eval_step()
         self.newest: dict[str, float] = {}
-        self.pending = None  # (step, examples, metrics, finite) of a step that the device may still be computing
+        self.pending = None  # (step, examples, FLOPs, metrics, finite) of a step that the device may still be computing
         self.saved = 0  # the newest saved step
         self.low: dict[str, int] = {}  # readings in a row that a metric has been below its limit
-        self.timer = _Timer()
+        self.meter = Meter(job.mesh.devices.flatten().tolist(), self.config["dtype"], logger.last)
+        self.flops: dict[tuple, float] = {}  # of a step, by the shapes of its batch
 
     def run(self, train_state: TrainState, step: int, loader, waiting: list) -> tuple[TrainState, dict[str, float]]:
         """From `step` to the last; `waiting` holds batches that were read already."""
@@ -103,30 +106,42 @@ class Loop:
             self.logger.say(f"this run is at step {step} already: give more than {step} steps to go on")
         with _stop_signals() as stop:
             while step < steps and not stop.wanted(step):
-                with self.timer.waiting():
+                with self.meter.waiting("data"):
                     batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
+                flops = self._flops(train_state, batch)
+                self.profiler.before(step + 1)
                 with jax.transfer_guard("disallow"):
                     train_state, metrics, finite = self.train_step(train_state, batch)
                 self._settle()
                 step += 1
-                self.pending = step, len(next(iter(batch.values()))), metrics, finite
+                self.profiler.after(step, metrics)
+                self.pending = step, len(next(iter(batch.values()))), flops, metrics, finite
                 if eval_every and (step % eval_every == 0 or step == steps):
                     self._settle()
-                    with self.timer.stopped():
+                    with self.meter.stopped():
                         self._evaluate(train_state, step)
                 if save_every and step % save_every == 0 and step < steps:
-                    self._save(train_state, step, loader)
+                    self._settle()
+                    with self.meter.waiting("save"):
+                        self._save(train_state, step, loader)
             self._save(train_state, step, loader, last=True)
         if stop.number:
             self.logger.say(f"stopped at step {step} of {steps} and saved; the same command goes on from there")
             raise Interrupted(128 + stop.number)
         return train_state, self.newest
 
+    def _flops(self, train_state: TrainState, batch: Mapping[str, jax.Array]) -> float:
+        """Of a step with such a batch, on all devices together."""
+        shapes = tuple(x.shape for x in batch.values())
+        if shapes not in self.flops:
+            self.flops[shapes] = cost.flops(self.train_step.trace(train_state, batch).jaxpr)  # jit keeps what it traced
+        return self.flops[shapes]
+
     def _settle(self) -> None:
         """Read the metrics of the pending step: stop if it diverged, log if it is time."""
         if self.pending is None:
             return
-        (step, examples, metrics, finite), self.pending = self.pending, None
+        (step, examples, flops, metrics, finite), self.pending = self.pending, None
         metrics, finite = jax.device_get((metrics, finite))
         if bad := state.culprits(metrics, finite, self.prepared.optimisers):
             with contextlib.suppress(CheckpointError):
@@ -137,11 +152,11 @@ class Loop:
                 f"step {step}: not finite: {', '.join(bad)}; {good} in {self.checkpoints.folder}. "
                 "Try a lower learning rate or a clip."
             )
-        self.timer.step(examples)
+        self.meter.step(examples, flops)
         self.logger.progress(step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss/")))
         if step % self.config["log_every"] == 0 or step == self.config["steps"]:
             values = {k if k.startswith("opt/") else f"train/{k}": float(v) for k, v in metrics.items()}
-            self._log(step, values | self.timer.read())
+            self._log(step, values | self.meter.read())
             self._alarm(step, values)
 
     def _alarm(self, step: int, values: Mapping[str, float]) -> None:
@@ -219,42 +234,29 @@ def _resume(checkpoints: Checkpoints, loader, prepared: Prepared, sources: Mappi
     return train_state, step
 
 
-class _Timer:
-    """Speed since the last reading. The first step, which compiles, and evaluations are not counted."""
+class _Profiler:
+    """Writes a trace of some steps to `folder`, which TensorBoard, XProf and Perfetto read."""
 
-    def __init__(self):
-        self.start = self.waited = self.steps = self.examples = None
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None, done: int, total: int, say: Callable[[str], None]):
+        if steps and not done < steps[0] <= steps[1] <= total:
+            raise UserError(f"--profile={steps[0]}-{steps[1]}: this run makes the steps {done + 1} to {total}")
+        self.folder, self.steps, self.say, self.on = folder, steps or (0, 0), say, False
 
-    def step(self, examples: int) -> None:
-        if self.start is None:
-            self._reset()
-        else:
-            self.steps, self.examples = self.steps + 1, self.examples + examples
+    def before(self, step: int) -> None:
+        if step == self.steps[0]:
+            jax.profiler.start_trace(self.folder)
+            self.on = True
 
-    def read(self) -> dict[str, float]:
-        seconds = time.monotonic() - self.start
-        if not self.steps or not seconds:
-            return {}
-        speeds = dict(steps_per_sec=self.steps / seconds, examples_per_sec=self.examples / seconds, data_wait_frac=self.waited / seconds)
-        self._reset()
-        return {f"perf/{name}": value for name, value in speeds.items()}
+    def after(self, step: int, result: Any) -> None:
+        if step == self.steps[1]:
+            jax.block_until_ready(result)
+            self.close()
+            self.say(f"wrote a trace of the steps {self.steps[0]} to {step} to {self.folder}")
 
-    def _reset(self) -> None:
-        self.start, self.waited, self.steps, self.examples = time.monotonic(), 0.0, 0, 0
-
-    @contextlib.contextmanager
-    def waiting(self):
-        begin = time.monotonic()
-        yield
-        if self.start is not None:
-            self.waited += time.monotonic() - begin
-
-    @contextlib.contextmanager
-    def stopped(self):
-        begin = time.monotonic()
-        yield
-        if self.start is not None:
-            self.start += time.monotonic() - begin
+    def close(self) -> None:
+        if self.on:
+            jax.profiler.stop_trace()
+            self.on = False
 
 
 class _Stop:

@@ -108,6 +108,13 @@ def test_nan_stops_with_its_name_and_keeps_the_last_good_checkpoint(tmp_path):
     assert np.isfinite(checkpoints.group(2, "params", "generator")["enter"]["kernel"]).all()
 
 
+def test_a_trace_of_some_steps_is_written(tmp_path, capsys):
+    train.train(config(steps=4), tmp_path, profile=(2, 3), **ONE)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb")) and "trace of the steps 2 to 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--profile=3-9: this run makes the steps 5 to 6"):
+        train.train(config(steps=6), tmp_path, profile=(3, 9), **ONE)
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_leave(tmp_path, capsys, number, code):
     def evaluate(objective, params, step):
