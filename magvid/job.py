@@ -34,6 +34,8 @@ DEFAULTS = dict(
     save_every=1000,
     eval_every=0,  # 0: never
     keep=3,  # checkpoints
+    rollbacks=0,  # at what is not finite, back to the last save and past the batches since, so many times until the next save; 0: stop
+    spike=0.0,  # a loss so many deviations above the last ones counts as not finite (see magvid/guard.py); 0: none does
     metrics=[],
     init=[],
     compile_cache=None,  # a folder that keeps compiled programs
@@ -48,10 +50,11 @@ WHOLE = {
     "save_every": (0, None),
     "eval_every": (0, None),
     "keep": (1, None),
+    "rollbacks": (0, None),
 }
 DTYPES = ("float32", "bfloat16")
 # What may differ when a run goes on: how long, what is said, and on which devices.
-MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "metrics", "mesh", "sharding", "compile_cache"}
+MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "compile_cache"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +258,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
             raise UserError(f"config.{name} is {json.dumps(value)}: give a whole number of at least {low}{most}")
     if not isinstance(config["ema"], (int, float)) or not 0 <= config["ema"] < 1:
         raise UserError(f"config.ema is {json.dumps(config['ema'])}: give a decay of at least 0 and below 1")
+    if type(config["spike"]) not in (int, float) or config["spike"] < 0:
+        raise UserError(f"config.spike is {json.dumps(config['spike'])}: give a number of deviations, or 0 for none")
     if config["dtype"] not in DTYPES:
         raise UserError(f"config.dtype is {json.dumps(config['dtype'])}: use {' or '.join(DTYPES)}")
     if bad := next(_not_finite(config), None):

@@ -23,12 +23,23 @@ class Logger:
         if jax.process_index():
             return
         path = self.workdir / "metrics.jsonl"
-        truncate(path, step)
-        self.last = next(reversed([line for line in read(path) if "perf/seconds" in line]), {}) if path.exists() else {}
-        self._file = path.open("a")
-        if tensorboard:
-            self._events = _event_writer(self.workdir / "tb", step)
+        self._tensorboard = tensorboard
+        self.back(step)
+        self.last = next((line for line in reversed(read(path)) if "perf/seconds" in line), {})
         self._progress = _Progress(steps, step)
+
+    def back(self, step: int) -> None:
+        """What was said after `step` is taken back: it will be said anew."""
+        if jax.process_index():
+            return
+        for part in (self._events, self._file):
+            if part is not None:
+                part.close()
+        path = self.workdir / "metrics.jsonl"
+        truncate(path, step)
+        self._file = path.open("a")
+        if self._tensorboard:
+            self._events = _event_writer(self.workdir / "tb", step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step", "time" (seconds since 1970), name: value} and one point per curve. What is not finite is

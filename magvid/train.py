@@ -5,13 +5,14 @@ import os
 import pathlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from magvid import cost, runs, sharding, state
 from magvid.checkpoints import CheckpointError, Checkpoints
+from magvid.guard import Guard
 from magvid.job import Job, Prepared, check_config, differences
 from magvid.logs import Logger
 from magvid.meter import Meter
@@ -26,6 +27,13 @@ Evaluate = Callable[[Any, Mapping[str, Any], int], Mapping[str, Any]]
 
 class Diverged(UserError):
     """Something became NaN or infinite; the message says what, and which checkpoint is good."""
+
+
+class _Astray(Exception):
+    """`step` went wrong, as `why` says, with the batch before the position `data`."""
+
+    def __init__(self, step: int, why: str, data: Mapping[str, Any]):
+        self.step, self.why, self.data = step, why, data
 
 
 class Interrupted(SystemExit):
@@ -70,29 +78,45 @@ def train(
         begun = bool(checkpoints.steps())
         _describe(workdir, config, ClipFormat.of(loader.source, job.clip_shape(first)), begun)
         if begun:
-            train_state, step = _resume(checkpoints, loader, prepared, job.sources)
+            train_state, data, step = checkpoints.restore(prepared.like)
+            runs.check_hashes(checkpoints.meta(step)["frozen"], {g: s["hash"] for g, s in job.sources.items()}, workdir)
+            loader.set_state(data["loader"])
             waiting = []
         else:
-            train_state, step, waiting = prepared.init(), 0, [first]
+            train_state, data, step, waiting = prepared.init(), {}, 0, [first]
         logger = Logger(workdir, config["steps"], step)
         stack.callback(logger.close)
         checkpoints.say = logger.say
+        guard = Guard(config["rollbacks"], config["spike"], logger.last)
+        if "guard" in data:
+            guard.set_state(data["guard"])
         with jax.set_mesh(job.mesh):
             profiler = stack.enter_context(contextlib.closing(_Profiler(workdir / "profile", profile, step, config["steps"], logger.say)))
-            return Loop(job, prepared, checkpoints, logger, evaluate, profiler).run(train_state, step, loader, waiting)
+            return Loop(job, prepared, checkpoints, logger, evaluate, profiler, guard).run(train_state, step, loader, waiting)
+
+
+class _Pending(NamedTuple):
+    """A step that the device may still be computing."""
+
+    step: int
+    examples: int
+    flops: float
+    metrics: Mapping[str, jax.Array]
+    finite: Mapping[str, jax.Array]
+    position: Mapping[str, Any]  # of the data behind its batch
 
 
 class Loop:
     """Step, log, save and evaluate. The device never waits for the host: metrics are read one step late."""
 
-    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate, profiler: "_Profiler"):
+    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate, profiler: "_Profiler", guard: Guard):
         self.job, self.prepared, self.evaluate, self.profiler = job, prepared, evaluate, profiler
-        self.checkpoints, self.logger = checkpoints, logger
+        self.checkpoints, self.logger, self.guard = checkpoints, logger, guard
         self.config = job.config
         self.train_step = job.step(prepared)
         self.eval_step = job.eval_step()
         self.newest: dict[str, float] = {}
-        self.pending = None  # (step, examples, FLOPs, metrics, finite) of a step that the device may still be computing
+        self.pending: _Pending | None = None
         self.saved = 0  # the newest saved step
         self.low: dict[str, int] = {}  # readings in a row that a metric has been below its limit
         self.meter = Meter(job.mesh.devices.flatten().tolist(), self.config["dtype"], logger.last)
@@ -100,35 +124,68 @@ class Loop:
 
     def run(self, train_state: TrainState, step: int, loader, waiting: list) -> tuple[TrainState, dict[str, float]]:
         """From `step` to the last; `waiting` holds batches that were read already."""
-        steps, save_every, eval_every = (self.config[k] for k in ("steps", "save_every", "eval_every"))
         self.saved = step
-        if step >= steps:
+        if step >= (steps := self.config["steps"]):
             self.logger.say(f"this run is at step {step} already: give more than {step} steps to go on")
         with _stop_signals() as stop:
-            while step < steps and not stop.wanted(step):
-                with self.meter.waiting("data"):
-                    batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
-                flops = self._flops(train_state, batch)
-                self.profiler.before(step + 1)
-                with jax.transfer_guard("disallow"):
-                    train_state, metrics, finite = self.train_step(train_state, batch)
-                self._settle()
-                step += 1
-                self.profiler.after(step, metrics)
-                self.pending = step, len(next(iter(batch.values()))), flops, metrics, finite
-                if eval_every and (step % eval_every == 0 or step == steps):
-                    self._settle()
-                    with self.meter.stopped():
-                        self._evaluate(train_state, step)
-                if save_every and step % save_every == 0 and step < steps:
-                    self._settle()
-                    with self.meter.waiting("save"):
-                        self._save(train_state, step, loader)
-            self._save(train_state, step, loader, last=True)
+            while True:
+                try:
+                    train_state, step = self._train(train_state, step, loader, waiting, stop)
+                    break
+                except _Astray as astray:
+                    train_state, step = self._go_back(astray, loader)
+                    waiting = []
         if stop.number:
             self.logger.say(f"stopped at step {step} of {steps} and saved; the same command goes on from there")
             raise Interrupted(128 + stop.number)
         return train_state, self.newest
+
+    def _train(self, train_state: TrainState, step: int, loader, waiting: list, stop: "_Stop") -> tuple[TrainState, int]:
+        """To the last step, or until it shall stop, and save."""
+        steps, save_every, eval_every = (self.config[k] for k in ("steps", "save_every", "eval_every"))
+        while step < steps and not stop.wanted(step):
+            with self.meter.waiting("data"):
+                batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
+            position = loader.get_state() if self.guard.most else {}
+            flops = self._flops(train_state, batch)
+            self.profiler.before(step + 1)
+            with jax.transfer_guard("disallow"):
+                train_state, metrics, finite = self.train_step(train_state, batch)
+            self._settle()
+            step += 1
+            self.profiler.after(step, metrics)
+            self.pending = _Pending(step, len(next(iter(batch.values()))), flops, metrics, finite, position)
+            if eval_every and (step % eval_every == 0 or step == steps):
+                self._settle()
+                with self.meter.stopped():
+                    self._evaluate(train_state, step)
+            if save_every and step % save_every == 0 and step < steps:
+                self._settle()
+                with self.meter.waiting("save"):
+                    self._save(train_state, step, loader)
+        self._save(train_state, step, loader, last=True)
+        return train_state, step
+
+    def _go_back(self, astray: _Astray, loader) -> tuple[TrainState, int]:
+        """The state of the last save, or the first, and its step; data go on behind the batch with which the run went astray. So does a run
+        that was killed before its next save: it goes astray again, at the same step.
+        """
+        self.pending = None
+        with contextlib.suppress(CheckpointError):
+            self.checkpoints.wait()
+        if self.checkpoints.steps():
+            train_state, data, step = self.checkpoints.restore(self.prepared.like)
+            self.guard.set_state(data["guard"])
+        else:
+            train_state, step = self.prepared.init(), 0
+            self.guard.set_state({"losses": {}})
+        loader.set_state(astray.data)
+        self.logger.back(step)
+        self.saved = step
+        self.guard.back(astray.step - step)
+        times = f"{self.guard.now} of {self.guard.most} times until the next save"
+        self.logger.say(f"step {astray.step}: {astray.why}: back to step {step}, and past {astray.step - step} batches ({times})")
+        return train_state, step
 
     def _flops(self, train_state: TrainState, batch: Mapping[str, jax.Array]) -> float:
         """Of a step with such a batch, on all devices together."""
@@ -141,23 +198,32 @@ class Loop:
         """Read the metrics of the pending step: stop if it diverged, log if it is time."""
         if self.pending is None:
             return
-        (step, examples, flops, metrics, finite), self.pending = self.pending, None
+        (step, examples, flops, metrics, finite, position), self.pending = self.pending, None
         metrics, finite = jax.device_get((metrics, finite))
         if bad := state.culprits(metrics, finite, self.prepared.optimisers):
-            with contextlib.suppress(CheckpointError):
-                self.checkpoints.wait()
-            saved = self.checkpoints.steps()
-            good = f"the last checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
-            raise Diverged(
-                f"step {step}: not finite: {', '.join(bad)}; {good} in {self.checkpoints.folder}. "
-                "Try a lower learning rate or a clip."
-            )
+            why = f"not finite: {', '.join(bad)}"
+        else:
+            why = ", ".join(self.guard.spikes({k: float(v) for k, v in metrics.items() if k.startswith("loss/")}))
+        if why:
+            self._astray(step, why, position)
         self.meter.step(examples, flops)
         self.logger.progress(step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss/")))
         if step % self.config["log_every"] == 0 or step == self.config["steps"]:
             values = {k if k.startswith("opt/") else f"train/{k}": float(v) for k, v in metrics.items()}
-            self._log(step, values | self.meter.read())
+            self._log(step, values | self.meter.read() | self.guard.report())
             self._alarm(step, values)
+
+    def _astray(self, step: int, why: str, position: Mapping[str, Any]) -> None:
+        """Raises: to go back, or where that is not wanted, or was done too often, to stop."""
+        if self.guard.now < self.guard.most:
+            raise _Astray(step, why, position)
+        with contextlib.suppress(CheckpointError):
+            self.checkpoints.wait()
+        saved = self.checkpoints.steps()
+        good = f"the last checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
+        back = f", after going back {self.guard.now} times" if self.guard.now else ""
+        remedy = "Try a lower learning rate or a clip" + ("." if self.guard.most else ", or --config.rollbacks=3 to go back and skip such batches.")
+        raise Diverged(f"step {step}: {why}{back}; {good} in {self.checkpoints.folder}. {remedy}")
 
     def _alarm(self, step: int, values: Mapping[str, float]) -> None:
         """Say once that a metric has stayed below what the objective's `alarms` give as its least value."""
@@ -196,8 +262,10 @@ class Loop:
         self._settle()
         try:
             if step != self.saved:
-                self.checkpoints.save(step, train_state, loader.get_state(), self.job.sources)
+                data = {"loader": loader.get_state(), "guard": self.guard.get_state()}
+                self.checkpoints.save(step, train_state, data, self.job.sources)
                 self.saved = step
+                self.guard.saved()
             if last:
                 self.checkpoints.wait()
         except CheckpointError as e:
@@ -224,14 +292,6 @@ def _describe(workdir: pathlib.Path, config: dict, clip: ClipFormat, begun: bool
         runs.write_json(workdir / runs.CONFIG, runs.relative(config, workdir))
         if not begun or not (workdir / runs.DATA).exists():
             clip.write(workdir / runs.DATA)
-
-
-def _resume(checkpoints: Checkpoints, loader, prepared: Prepared, sources: Mapping[str, Any]) -> tuple[TrainState, int]:
-    train_state, data, step = checkpoints.restore(prepared.like)
-    hashes = {g: s["hash"] for g, s in sources.items()}
-    runs.check_hashes(checkpoints.meta(step)["frozen"], hashes, checkpoints.folder.parent)
-    loader.set_state(data)
-    return train_state, step
 
 
 class _Profiler:

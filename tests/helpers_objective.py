@@ -52,13 +52,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class ToyGan:
-    """`nan_at` makes the generator's loss NaN at that step; `noise` is drawn from the step's key."""
+    """`nan_at` makes the generator's loss NaN at that step, the record `bad` multiplies it by `fault`; `noise` is drawn from the step's key."""
 
     generator: Part = Part(96, 96)
     discriminator: Part = Part(96, 1)
     features: Part = Part(96, 8)
     noise: float = 0.0
     nan_at: int = -1
+    bad: int = -1
+    fault: float = 1.0
 
     def init(self, key, batch):
         names = ("generator", "discriminator", "features")
@@ -78,6 +80,8 @@ class ToyGan:
         generator = mse + jnp.mean((feature(fake) - feature(x)) ** 2) + 0.1 * jnp.mean(jax.nn.softplus(-fake_logit))
         discriminator = jnp.mean(jax.nn.softplus(-real_logit)) + jnp.mean(jax.nn.softplus(fake_logit))
         generator = generator * jnp.where((step == self.nan_at) & train, jnp.nan, 1.0)
+        if train and self.bad >= 0:
+            generator = generator * jnp.where(jnp.any(batch["index"] == self.bad), self.fault, 1.0)
         extra = {"real": 0.9 * extra["real"] + 0.1 * jnp.mean(real_logit).astype(jnp.float32)}
         losses = {"generator": generator, "discriminator": discriminator, "features": mse}
         return losses, ({"mse": mse}, extra)

@@ -1,0 +1,56 @@
+"""When a run goes astray: which loss is a spike, and how often the run may go back behind it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+WINDOW, LEAST = 64, 16  # losses that one is compared with: the newest so many, and not before there are so many
+
+
+class Guard:
+    """A loss is a spike where it lies above the median of the last WINDOW ones by more than `spike` of their (scaled) median distances
+    from it; 0: none is. `rollbacks`: how many times a run goes back before the next save. `before`: the last line that it has logged.
+    """
+
+    def __init__(self, rollbacks: int, spike: float, before: Mapping[str, float] | None = None):
+        self.most, self.spike = rollbacks, spike
+        self.losses: dict[str, list[float]] = {}
+        self.now = 0  # since the last save
+        before = before or {}
+        self.counts = {name: int(before.get(name, 0)) for name in ("guard/rollbacks", "guard/skipped")}
+
+    def spikes(self, losses: Mapping[str, float]) -> list[str]:
+        """What of {name: loss} is one, said in words; all become part of what the next are compared with, unless one is."""
+        found = []
+        for name, value in losses.items() if self.spike else ():
+            seen = self.losses.get(name, [])
+            if len(seen) < LEAST:
+                continue
+            middle = float(np.median(seen))
+            spread = 1.4826 * float(np.median(np.abs(np.asarray(seen) - middle)))  # the standard deviation, of a normal distribution
+            if value - middle > self.spike * max(spread, 1e-6 * abs(middle)):
+                found.append(f'{name} rose to {value:.4g} from about {middle:.4g}')
+        if self.spike and not found:
+            self.losses = {name: [*self.losses.get(name, ()), float(value)][-WINDOW:] for name, value in losses.items()}
+        return found
+
+    def back(self, skipped: int) -> dict[str, int]:
+        """The run goes back, and skips so many batches; how often it has, and how many in all, to be logged."""
+        self.now += 1
+        self.counts = {"guard/rollbacks": self.counts["guard/rollbacks"] + 1, "guard/skipped": self.counts["guard/skipped"] + skipped}
+        return self.counts
+
+    def saved(self) -> None:
+        self.now = 0
+
+    def report(self) -> dict[str, int]:
+        """To be logged: nothing where the run never went back."""
+        return self.counts if self.counts["guard/rollbacks"] else {}
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able, to be saved with a checkpoint: a run that goes on judges as one that was not interrupted."""
+        return {"losses": self.losses}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.losses = {name: list(values) for name, values in state["losses"].items()}
