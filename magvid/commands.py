@@ -28,6 +28,10 @@ COMMANDS = {
         [
             CONFIG,
             Flag("workdir", "str", None, "FOLDER", "the run folder: new, or one to go on with"),
+            Flag("distributed", "bool", False, "", "one of several processes, which the cluster knows: Cloud TPU, SLURM, Open MPI, Kubernetes"),
+            Flag("coordinator", "str", None, "HOST:PORT", "or by hand: where process 0 listens"),
+            Flag("processes", "int", None, "N", "how many there are", 1),
+            Flag("process", "int", None, "I", "which one this is, from 0", 0),
             Flag("profile", "str", None, "FIRST-LAST", "steps of which a trace is written to the run folder, such as 20-24"),
             TRUST,
         ],

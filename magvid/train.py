@@ -19,6 +19,7 @@ from magvid.meter import Meter
 from magvid.runs import ClipFormat
 from magvid.state import TrainState
 from magvid.types import UserError
+from magvid.watchdog import Peers, Watchdog
 
 ALARM = 10  # readings in a row below an objective's limit
 
@@ -92,7 +93,9 @@ def train(
             guard.set_state(data["guard"])
         with jax.set_mesh(job.mesh):
             profiler = stack.enter_context(contextlib.closing(_Profiler(workdir / "profile", profile, step, config["steps"], logger.say)))
-            return Loop(job, prepared, checkpoints, logger, evaluate, profiler, guard).run(train_state, step, loader, waiting)
+            watchdog = stack.enter_context(Watchdog(workdir, logger.say, Peers.here()))
+            loop = Loop(job, prepared, checkpoints, logger, evaluate, profiler, guard, watchdog)
+            return loop.run(train_state, step, loader, waiting)
 
 
 class _Pending(NamedTuple):
@@ -109,9 +112,9 @@ class _Pending(NamedTuple):
 class Loop:
     """Step, log, save and evaluate. The device never waits for the host: metrics are read one step late."""
 
-    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate, profiler: "_Profiler", guard: Guard):
+    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate, profiler: "_Profiler", guard: Guard, watchdog: Watchdog):
         self.job, self.prepared, self.evaluate, self.profiler = job, prepared, evaluate, profiler
-        self.checkpoints, self.logger, self.guard = checkpoints, logger, guard
+        self.checkpoints, self.logger, self.guard, self.watchdog = checkpoints, logger, guard, watchdog
         self.config = job.config
         self.train_step = job.step(prepared)
         self.eval_step = job.eval_step()
@@ -133,8 +136,12 @@ class Loop:
                     train_state, step = self._train(train_state, step, loader, waiting, stop)
                     break
                 except _Astray as astray:
-                    train_state, step = self._go_back(astray, loader)
+                    with self.watchdog.paused():
+                        train_state, step = self._go_back(astray, loader)
                     waiting = []
+                except Exception as e:
+                    self.watchdog.explain(e)
+                    raise
         if stop.number:
             self.logger.say(f"stopped at step {step} of {steps} and saved; the same command goes on from there")
             raise Interrupted(128 + stop.number)
@@ -157,13 +164,14 @@ class Loop:
             self.pending = _Pending(step, len(next(iter(batch.values()))), flops, metrics, finite, position)
             if eval_every and (step % eval_every == 0 or step == steps):
                 self._settle()
-                with self.meter.stopped():
+                with self.meter.stopped(), self.watchdog.paused():
                     self._evaluate(train_state, step)
             if save_every and step % save_every == 0 and step < steps:
                 self._settle()
-                with self.meter.waiting("save"):
+                with self.meter.waiting("save"), self.watchdog.paused():
                     self._save(train_state, step, loader)
-        self._save(train_state, step, loader, last=True)
+        with self.watchdog.paused():
+            self._save(train_state, step, loader, last=True)
         return train_state, step
 
     def _go_back(self, astray: _Astray, loader) -> tuple[TrainState, int]:
@@ -207,6 +215,7 @@ class Loop:
         if why:
             self._astray(step, why, position)
         self.meter.step(examples, flops)
+        self.watchdog.beat(step)
         self.logger.progress(step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss/")))
         if step % self.config["log_every"] == 0 or step == self.config["steps"]:
             values = {k if k.startswith("opt/") else f"train/{k}": float(v) for k, v in metrics.items()}

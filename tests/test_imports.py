@@ -15,7 +15,7 @@ MODULES = sorted(
     for p in (ROOT / folder).rglob("*.py")
 )
 DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "compose", "edit", "adapter_files", "evaluate", "sample", "job", "flags", "commands"}
-MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "cost", "meter", "guard", "data.pipeline"}
+MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "cost", "meter", "guard", "watchdog", "cluster", "data.pipeline"}
 MACHINERY |= {"data.cache", "data.joint", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
 # module or package -> what it may import of magvid (a prefix allows its whole package)
@@ -35,6 +35,8 @@ ARROWS = {
     "cost": set(),
     "meter": set(),
     "guard": set(),
+    "cluster": set(),
+    "watchdog": {"types"},
     "lora": set(),
     "grafts": set(),
     "sharding": {"types"},

@@ -1,10 +1,12 @@
-"""Two processes with two devices each train, save and resume like one."""
+"""Several processes train, save and resume like one, by the command line; one that dies is named, and the run goes on as if nothing had happened."""
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import helpers_objective as helpers
 import jax
@@ -12,52 +14,103 @@ import numpy as np
 import pytest
 
 from magvid import logs, train
+from magvid.watchdog import RESTART
 
+pytestmark = pytest.mark.full
 TESTS = pathlib.Path(__file__).parent
-SCRIPT = """
-import sys, jax
-address, process, steps, workdir = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-jax.distributed.initialize(address, 2, process, heartbeat_timeout_seconds=10, shutdown_timeout_seconds=10)
+CONFIG = """
+import ml_collections
 import helpers_objective as helpers
-from magvid.train import train
-train(helpers.config(**helpers.SPREAD, steps=steps, total=20), workdir)
+
+def get_config(arg=None):
+    return ml_collections.ConfigDict(helpers.config(**helpers.SPREAD, total=20))
 """
 
 
-def two_processes(workdir, steps):
+def start(folder, count, steps, devices=1, pause=0.0):
+    """`count` processes of `magvid train`, which train in `folder`/run."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    env = os.environ | dict(PYTHONPATH=path, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="2")
-    command = lambda i: [sys.executable, "-c", SCRIPT, address, str(i), str(steps), str(workdir)]
-    processes = [
-        subprocess.Popen(command(i), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)
-    ]
+    (folder / "toy.py").write_text(CONFIG)
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]), JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
+    env |= dict(TEST_PAUSE=str(pause), JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir or "")
+    flags = [f"--config={folder / 'toy.py'}", f"--workdir={folder / 'run'}", f"--config.steps={steps}", f"--coordinator={address}", f"--processes={count}"]
+    command = lambda i: [sys.executable, "-m", "magvid", "train", *flags, f"--process={i}"]
+    return [subprocess.Popen(command(i), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in range(count)]
+
+
+def ends(processes, seconds=180):
+    """[(exit code, what was said)] of each."""
     try:
-        out = [p.communicate(timeout=180)[0].decode() for p in processes]
+        said = [p.communicate(timeout=seconds)[0] for p in processes]
     finally:
         for p in processes:
             p.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(out)
-    assert "step" in out[0] and "step " not in out[1]
+    return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
 
 
-@pytest.mark.full
-def test_two_processes_equal_one_and_resume_on_one(tmp_path):
-    two_processes(tmp_path / "two", 4)
-    two_processes(tmp_path / "two", 6)
-    train.train(helpers.config(**helpers.SPREAD, steps=8, total=20), tmp_path / "two", devices=jax.devices()[:4])
-    state, _ = train.train(
-        helpers.config(**helpers.SPREAD, steps=8, total=20), tmp_path / "one", devices=jax.devices()[:1]
-    )
-    numbers = lambda name: {
-        (line["step"], k): v
-        for line in logs.read(tmp_path / name / "metrics.jsonl")
-        for k, v in line.items()
-        if "loss" in k or "mse" in k
-    }
-    one, two = numbers("one"), numbers("two")
-    assert one.keys() == two.keys() and {s for s, _ in one} == {2, 4, 6, 8}
-    np.testing.assert_allclose([one[k] for k in one], [two[k] for k in one], rtol=1e-4)
+def finish(folder, count, steps, **options):
+    found = ends(start(folder, count, steps, **options))
+    assert [code for code, _ in found] == [0] * count, "\n".join(text for _, text in found)
+    assert "trained: " in found[0][1] and not any("step " in text or "trained" in text for _, text in found[1:])  # one speaks
+
+
+def after_the_first_save(processes, folder):
+    while not (folder / "run" / "checkpoints" / "2").is_dir():
+        assert all(p.poll() is None for p in processes), "\n".join(text for _, text in ends(processes, 10))
+        time.sleep(0.01)
+
+
+def numbers(folder):
+    lines = logs.read(folder / "metrics.jsonl")
+    return {(line["step"], k): v for line in lines for k, v in line.items() if "loss" in k or "mse" in k}
+
+
+def check_same(folder, reference):
+    ours, theirs = numbers(folder), numbers(reference)
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_allclose([ours[k] for k in theirs], [theirs[k] for k in theirs], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Eight and twenty steps in one process on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    for steps in (8, 20):
+        train.train(helpers.config(**helpers.SPREAD, steps=steps, total=20), folder / str(steps), devices=jax.devices()[:1])
+    return folder
+
+
+def test_two_processes_equal_one_and_resume_on_one_and_four(tmp_path, alone):
+    finish(tmp_path, 2, 4, devices=2)
+    finish(tmp_path, 4, 6)
+    state, _ = train.train(helpers.config(**helpers.SPREAD, steps=8, total=20), tmp_path / "run", devices=jax.devices()[:4])
+    check_same(tmp_path / "run", alone / "8")
     assert state.step == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_is_named_and_the_run_goes_on(tmp_path, alone, number):
+    processes = start(tmp_path, 4, 20, pause=0.05)
+    after_the_first_save(processes, tmp_path)
+    processes[2].send_signal(number)
+    begin = time.monotonic()
+    found = ends([p for i, p in enumerate(processes) if i != 2])
+    processes[2].kill()
+    assert time.monotonic() - begin < 120 and [code for code, _ in found] == [RESTART] * 3, found
+    assert all("process 2 of 4 on" in text and "Start the same command on all processes again" in text for _, text in found)
+    finish(tmp_path, 4, 20)
+    check_same(tmp_path / "run", alone / "20")
+
+
+def test_sigterm_to_one_saves_and_ends_all(tmp_path, alone):
+    processes = start(tmp_path, 2, 20, pause=0.05)
+    after_the_first_save(processes, tmp_path)
+    processes[1].terminate()
+    begin = time.monotonic()
+    found = ends(processes)
+    assert time.monotonic() - begin < 30 and [code for code, _ in found] == [143, 143], found
+    assert "and saved; the same command goes on from there" in found[0][1]
+    finish(tmp_path, 2, 20)
+    check_same(tmp_path / "run", alone / "20")
