@@ -53,7 +53,6 @@ BAD = {
     "train --config={tiny} --workdir={there}/new --coordinator=here --processes=2 --process=0": "--coordinator=here: HOST:PORT",
     "train --config={tiny} --workdir={there}/new --coordinator=here:1 --processes=2 --process=2": "--process=2: one of 0 to 1",
     "train --config={tiny} --workdir={there}/new --distributed --process=2": "--distributed finds the processes by itself: leave out --process",
-    "train --config={tiny} --workdir={there}/new --distributed": "no cluster was found",
     "train --config={tiny} --workdir={there}/file/new": "cannot write to {there}/file/new",
     "train --config={tiny} --workdir={vq} --config.batch=16": "was trained with another batch (8 -> 16)",
     "train --config={tiny}:masked,{there}/gone --workdir={there}/new": "there is no folder {there}/gone",
