@@ -4,7 +4,8 @@
 
 The budgets are those of vq3d_sprites.py: the small world, and the full one, where six of sixteen frames tell bouncing
 from jumping. Held-out retrieval (`eval/retrieval_at_1`) is over 64 clips of 64 different captions: in the small world
-there are only 72. world=NAME: another world. smoke=1 takes two steps of a tiny model.
+there are only 72. world=NAME: another world; steps: not those of the budget; motion=1: half of the
+texts it learns from say the motion alone. smoke=1 takes two steps of a tiny model.
 
 The vocabulary holds every word of the captions, instructions and states of the full world, so that all runs on sprites
 share one tokenizer.
@@ -47,9 +48,10 @@ def clip(b, smoke):
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", world="", smoke=False)
+    args = defaults.parse_arg(arg, budget="quick", world="", steps=0, motion=False, smoke=False)
+    defaults.within(args, steps=(0, 10**9))
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
-    config = ConfigDict(dict(seed=0, steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
+    config = ConfigDict(dict(seed=0, steps=2 if smoke else args["steps"] or b["steps"], batch=4 if smoke else b["batch"]))
     towers = clip(b, smoke)
     width = towers["vision"]["projection"]
     config.objective = dict(
@@ -67,6 +69,10 @@ def get_config(arg=None):
     sources["eval"] = dict(target="magvid.data.text:DistinctTexts", source=sources["eval"], count=count, key="caption")
     transforms = [TOKENIZER, dict(target="magvid.data.pipeline:Frames", indices=b["frames"])]
     config.data = {split: dict(source=source, transforms=transforms) for split, source in sources.items()}
+    if args["motion"]:
+        config.data.train.source.keys = (*sources["train"]["keys"], "motion")
+        either = dict(target="magvid.data.text:OneOf", keys=("caption", "motion"))
+        config.data.train.transforms = [either, dict(TOKENIZER, key="text"), *transforms[1:]]
     config.data.train.workers = 0
     config.data.eval.batch = count  # all in one
     optim = defaults.adamw(b["peak"], 1 if smoke else 100, b2=0.98, weight_decay=0.05)

@@ -154,10 +154,8 @@ class Loop:
             with self.meter.waiting("data"):
                 batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
             position = loader.get_state() if self.guard.most else {}
-            flops = self._flops(train_state, batch)
             self.profiler.before(step + 1)
-            with jax.transfer_guard("disallow"):
-                train_state, metrics, finite = self.train_step(train_state, batch)
+            train_state, metrics, finite, flops = self._step(train_state, batch)
             self._settle()
             step += 1
             self.profiler.after(step, metrics)
@@ -195,12 +193,15 @@ class Loop:
         self.logger.say(f"step {astray.step}: {astray.why}: back to step {step}, and past {astray.step - step} batches ({times})")
         return train_state, step
 
-    def _flops(self, train_state: TrainState, batch: Mapping[str, jax.Array]) -> float:
-        """Of a step with such a batch, on all devices together."""
+    def _step(self, train_state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
+        """What the step gives, and its FLOPs on all devices together. The first batch of a shape is compiled for, however long that takes."""
         shapes = tuple(x.shape for x in batch.values())
-        if shapes not in self.flops:
-            self.flops[shapes] = cost.flops(self.train_step.trace(train_state, batch).jaxpr)  # jit keeps what it traced
-        return self.flops[shapes]
+        first = shapes not in self.flops
+        with self.watchdog.paused() if first else contextlib.nullcontext():
+            if first:
+                self.flops[shapes] = cost.flops(self.train_step.trace(train_state, batch).jaxpr)  # jit keeps what it traced
+            with jax.transfer_guard("disallow"):
+                return *self.train_step(train_state, batch), self.flops[shapes]
 
     def _settle(self) -> None:
         """Read the metrics of the pending step: stop if it diverged, log if it is time."""
