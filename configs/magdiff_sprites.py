@@ -11,8 +11,8 @@ place, as the whole caption says, edits=colour in another colour.
 
 base=1 is what stands for Stable Diffusion here: the same layers at a small size, from nothing, told texts alone, whole captions or the motion. All
 else begins with it, in runs/sprites/entities-base (begin=0: from nothing), as MagDiff does with Stable Diffusion; other than that, it moves. Both are on the
-latents of an autoencoder and told by CLIP's towers, which saw the same world: vae_sprites.py:world=entities-seen,latent=8,steps=1500 and
-clip_sprites.py:world=entities-seen,motion=1,steps=2000, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
+latents of an autoencoder and told by CLIP's towers, which saw the same looks: vae_sprites.py:world=entities-seen,latent=8,steps=1500 and
+clip_sprites.py:world=entities-moves,motion=1,steps=1500, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
 pictures at evaluation (0: as many as in training). prediction=eps: with the plain schedule. smoke=1: two steps.
@@ -29,7 +29,9 @@ BUDGETS = {
 WORLD = "entities-seen"
 FRAMES = 8
 LATENT = 8  # numbers per latent: with 4, a third of the textures is lost
-VAE, CLIP = f"world={WORLD},latent={LATENT},steps=1500", f"world={WORLD},motion=1,steps=2000"  # arguments of vae_sprites.py and clip_sprites.py
+VAE = f"world={WORLD},latent={LATENT},steps=1500"  # arguments of vae_sprites.py and clip_sprites.py
+# the same looks, and sprites that grow or shrink beside those that move: without, CLIP had not learned to read motion after 2000 steps; with, after 500
+CLIP = "world=entities-moves,motion=1,steps=1500"
 RUNS = {name: f"runs/sprites/entities-{name}" for name in ("vae", "clip", "base")}
 
 
