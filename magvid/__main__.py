@@ -77,7 +77,6 @@ def _train(argv: list[str]) -> None:
     from magvid import cluster, generator, train
 
     cluster.join(flags.distributed, flags.coordinator, flags.processes, flags.process)
-
     _, newest = train.train(config, flags.workdir, evaluate=generator.Preview(config), trust=flags.trust, profile=profile)
     losses = "  ".join(f"{k} {v:.4g}" for k, v in newest.items() if k.startswith(("train/loss/", "eval/loss/")))
     if cluster.speaks():

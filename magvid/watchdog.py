@@ -26,7 +26,7 @@ RESTART = 75  # exit code (EX_TEMPFAIL): start the same command on all processes
 class Watchdog:
     """Told of every step by `beat`, it watches in a thread of its own. `folder` gets stacks-PROCESS.txt, the stacks of all threads, once for each
     time that a step takes too long. With several processes it ends this one with RESTART where another is gone, or all are stuck: what would come next is
-    waiting without end.
+    waiting without end. What hangs while it is paused, a save that waits for a process that is gone, jax's own heartbeat ends after 100 seconds.
     """
 
     def __init__(self, folder: pathlib.Path, say: Callable[[str], None], peers: "Peers | None" = None):
@@ -74,7 +74,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self.over.wait(1.0):
             if self.peers:
-                self.peers.beat(self.step)
+                with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone: jax is about to say so
+                    self.peers.beat(self.step)
             with self.lock:
                 still = 0.0 if self.since is None or not self.times else time.monotonic() - self.since
                 usual = statistics.median(self.times) if self.times else 0.0
