@@ -1,18 +1,20 @@
-"""Kill training runs of every objective at random moments, and see that nothing is lost: every checkpoint can be read, and a run that was killed
+"""Kill training runs of eight objectives at random moments, and see that nothing is lost: every checkpoint can be read, and a run that was killed
 ends as one that was not, bit for bit.
 
     python benchmarks/faults.py --kills=200 --out=benchmarks/results/faults_cpu.json
 
 Runs are those of the configs on sprites with smoke=1, longer and saved more often, by `magvid train` in processes of their own. Half of the kills
-wait until a checkpoint is being written, some runs have two processes, of which one is killed. Prints a line for each run; goes on where it was
-stopped (--workdir).
+wait until a checkpoint is being written, some runs have two processes, of which one is killed. Prints a line for each run. References are kept in
+--workdir; kills begin anew.
 """
 
 import importlib
+import itertools
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,8 +124,8 @@ def unreadable(workdir: pathlib.Path) -> int:
     checkpoints = Checkpoints(folder)
     for step in checkpoints.steps():
         try:
-            names = [n.removeprefix("params/") for n in checkpoints.meta(step)["leaves"] if n.startswith("params/")]
-            checkpoints.some(step, "params", names)
+            for item, names in itertools.groupby(checkpoints.meta(step)["leaves"], lambda name: name.partition("/")[0]):
+                checkpoints.some(step, item, [name.removeprefix(f"{item}/") for name in names])
         except Corrupt:
             bad += 1
     checkpoints.close()
@@ -151,7 +153,9 @@ def main(argv: list[str]) -> None:
     from experiments.arms import train_once
     from experiments.chain import versions, write_json
 
-    chosen = OBJECTIVES if options.only is None else {options.only: OBJECTIVES[options.only]} if options.only in OBJECTIVES else defaults.choose(OBJECTIVES, options.only, "--only")
+    chosen = [options.only] if options.only else list(OBJECTIVES)
+    for name in chosen:
+        defaults.choose(OBJECTIVES, name, "--only")
     workdir = pathlib.Path(options.workdir).absolute()
     for name, (config, arg) in PARTS.items():
         train_once(config_of(config, arg, workdir), workdir / "parts" / name)
@@ -164,6 +168,7 @@ def main(argv: list[str]) -> None:
         reference = workdir / f"{name}-{count}"
         if not (reference / "run" / "checkpoints" / str(STEPS)).is_dir() and any(wait(start(reference, config, count))):
             raise ValueError(f"{name} does not train: see {reference / 'log.txt'}")
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier call
         rng = random.Random(f"{options.seed}-{number}")
         record = dict(objective=name, processes=count, kills=0, saving=0, unreadable=0)
         for _ in range(min(options.each, options.kills - sum(r["kills"] for r in found))):
