@@ -74,12 +74,14 @@ def _train(argv: list[str]) -> None:
     flags = parse(COMMANDS["train"], argv, "config workdir")
     profile = _steps("profile", flags.profile)
     config = open_config("train", flags.config, argv)
+    import jax
+
     from magvid import cluster, generator, train
 
     cluster.join(flags.distributed, flags.coordinator, flags.processes, flags.process)
     _, newest = train.train(config, flags.workdir, evaluate=generator.Preview(config), trust=flags.trust, profile=profile)
     losses = "  ".join(f"{k} {v:.4g}" for k, v in newest.items() if k.startswith(("train/loss/", "eval/loss/")))
-    if cluster.speaks():
+    if jax.process_index() == 0:
         print(f"trained: {flags.workdir}  {losses}")
 
 

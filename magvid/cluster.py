@@ -29,10 +29,3 @@ def join(detect: bool, coordinator: str | None, processes: int | None, process: 
         if not detect:
             raise
         raise ValueError(f"--distributed: no cluster was found ({e}): give --coordinator, --processes and --process") from None
-
-
-def speaks() -> bool:
-    """Whether this process is the one that says what all have done."""
-    import jax
-
-    return jax.process_index() == 0

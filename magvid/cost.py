@@ -6,8 +6,6 @@ from typing import Any
 
 from jax.interpreters import partial_eval
 
-UNKNOWN = 1  # how often the body of a loop without a known length is counted
-
 
 def flops(jaxpr: Any) -> float:
     """Floating-point operations of one run of a (closed) jaxpr, such as `jax.jit(f).trace(...).jaxpr`: those of matrix products and
@@ -35,7 +33,7 @@ def _operation(eqn: Any) -> float:
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * products / math.prod(params["lhs_dilation"])
     if name == "cond":
         return max(map(_count, params["branches"]))
-    times = {"scan": params.get("length", UNKNOWN)}.get(name, UNKNOWN)
+    times = params["length"] if name == "scan" else 1  # of a loop without a known length its body counts once
     if name == "shard_map":  # its shapes are those of one device
         times = math.prod(params["mesh"].shape.values())
     return times * sum(map(_count, _inside(params)))

@@ -35,17 +35,16 @@ class Guard:
             self.losses = {name: [*self.losses.get(name, ()), float(value)][-WINDOW:] for name, value in losses.items()}
         return found
 
-    def back(self, skipped: int) -> dict[str, int]:
-        """The run goes back, and skips so many batches; how often it has, and how many in all, to be logged."""
+    def back(self, skipped: int) -> None:
+        """The run goes back, and skips so many batches."""
         self.now += 1
         self.counts = {"guard/rollbacks": self.counts["guard/rollbacks"] + 1, "guard/skipped": self.counts["guard/skipped"] + skipped}
-        return self.counts
 
     def saved(self) -> None:
         self.now = 0
 
     def report(self) -> dict[str, int]:
-        """To be logged: nothing where the run never went back."""
+        """To be logged: how often the run went back and how many batches it skipped, in all; nothing where it never did."""
         return self.counts if self.counts["guard/rollbacks"] else {}
 
     def get_state(self) -> dict[str, Any]:

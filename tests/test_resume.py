@@ -45,15 +45,17 @@ def kill(workdir):
         process.wait()
 
 
+def numbers(workdir):
+    """What a run logged, but for what the clock decides."""
+    lines = logs.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("perf/") and k != "time"} for line in lines]
+
+
 def check_same(workdir, reference):
     ours, theirs = Checkpoints(workdir / "checkpoints"), Checkpoints(reference / "checkpoints")
     assert ours.steps()[-1] == theirs.steps()[-1] == 20
     a, b = ours.meta(20), theirs.meta(20)
     assert a["leaves"] == b["leaves"] and len(a["leaves"]) > 20 and a["data"] == b["data"]
-    numbers = lambda folder: [
-        {k: v for k, v in line.items() if not k.startswith("perf/") and k != "time"}
-        for line in logs.read(folder / "metrics.jsonl")
-    ]
     assert numbers(workdir) == numbers(reference)
 
 
