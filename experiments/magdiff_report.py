@@ -9,8 +9,10 @@ from experiments.magdiff_sprites import EDITS, HELD, OURS, ROWS, tables
 from magvid.report import Report
 
 FIRST = f"{slug(OURS)}-0"
-TITLES = {"entities-vae": "Autoencoder", "entities-clip": "CLIP", FIRST: "MagDiff, first seed"}
-PLOTS = {"entities-vae": ("train/mse", "train/psnr"), "entities-clip": ("train/loss", "train/retrieval_at_1"), FIRST: ("train/loss",)}
+TITLES = {"entities-vae": "Autoencoder", "entities-clip": "CLIP", "entities-base": "Base, from text alone", FIRST: "MagDiff, first seed"}
+PLOTS = {
+    "entities-vae": ("train/mse", "train/psnr"), "entities-clip": ("train/loss", "train/retrieval_at_1"), "entities-base": ("train/loss",), FIRST: ("train/loss",)
+}  # fmt: skip
 
 
 def write_report(workdir: pathlib.Path, result: Mapping, made: Sequence[Mapping], edits: Sequence[Mapping]) -> None:
@@ -20,7 +22,7 @@ def write_report(workdir: pathlib.Path, result: Mapping, made: Sequence[Mapping]
     page = Report(
         "Sprites that were never seen, made to move",
         "A model was shown pictures of a sprite and told in words what it shall do. Of every shape and colour it had never seen one texture in training; the sprites "
-        f"of this page have it. It was trained from scratch {plural(seeds, 'time')} with another seed; all numbers are from {plural(result['clips'], 'clip')} not used in training.",
+        f"of this page have it. It began as a model that knows text alone, and was trained {plural(seeds, 'time')} with another seed; all numbers are from {plural(result['clips'], 'clip')} not used in training.",
         world=result["world"],
     )
     page.tiles(
@@ -39,7 +41,7 @@ def write_report(workdir: pathlib.Path, result: Mapping, made: Sequence[Mapping]
     page.section("Numbers", f"Means over {plural(seeds, 'seed')} with 95 % intervals (Student's t over the seeds). The judge knows nothing of pictures and texts.")
     for title, cells in tables(scores, fixed, seeds).items():
         page.table(title, *cells)
-    page.section("Training", "Autoencoder and CLIP are trained once; every arm on them with the same number of steps.")
+    page.section("Training", "Autoencoder, CLIP and the base, which makes videos from text alone, are trained once; every arm begins as the base and takes the same number of steps.")
     notes = [
         f"The numbers are of the world {result['world']} and this budget alone; they do not compare with other worlds or published results.",
         f"Rows: {'; '.join(ROWS)}. Edits: {'; '.join(EDITS)}.",

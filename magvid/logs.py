@@ -6,7 +6,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ class Logger:
     def __init__(self, workdir: str | pathlib.Path, steps: int, step: int = 0, tensorboard: bool = True):
         self.workdir, self.steps = pathlib.Path(workdir), steps
         self._file = self._events = self._progress = None
+        self._unwritten, self._full = b"", False  # lines that found no room; whether that was said
         self.last: dict[str, float] = {}  # the last line that was logged before, where the run goes on
         if jax.process_index():
             return
@@ -32,18 +33,16 @@ class Logger:
         """What was said after `step` is taken back: it will be said anew."""
         if jax.process_index():
             return
-        for part in (self._events, self._file):
-            if part is not None:
-                part.close()
+        self._close()
         path = self.workdir / "metrics.jsonl"
         truncate(path, step)
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
         if self._tensorboard:
-            self._events = _event_writer(self.workdir / "tb", step)
+            self._events = _Events(self.workdir / "tb", step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step", "time" (seconds since 1970), name: value} and one point per curve. What is not finite is
-        written as null.
+        written as null. Where the disk is full, that is said once, and the lines follow when there is room.
         """
         if self._file is None:
             return
@@ -51,16 +50,15 @@ class Logger:
         line = {"step": step, "time": round(time.time(), 3)} | {
             k: v if math.isfinite(v) else None for k, v in values.items()
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._unwritten += json.dumps(line).encode() + b"\n"
+        self._write()
         if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._curves(lambda: self._events.scalars(step, values))
 
     def videos(self, step: int, name: str, video: UInt8[np.ndarray, "b t h w 3"], fps: float = 8.0) -> None:
         """Clips side by side as one animated picture in TensorBoard."""
         if self._events:
-            self._events.file_writer.add_summary(_gif_summary(name, video, fps), step)
+            self._curves(lambda: self._events.video(step, name, video, fps))
 
     def progress(self, step: int, text: str) -> None:
         """Show step / steps, speed, time left and `text` (e.g. the loss)."""
@@ -73,10 +71,36 @@ class Logger:
             self._progress.say(text)
 
     def close(self) -> None:
-        for part in (self._progress, self._events, self._file):
-            if part is not None:
-                part.close()
-        self._file = self._events = self._progress = None
+        self._close()
+        if self._progress:
+            self._progress.close()
+        self._progress = None
+
+    def _close(self) -> None:
+        """The files."""
+        if self._file:
+            self._write()
+            self._file.close()
+        if self._events:
+            self._curves(self._events.close)
+        self._file = self._events = None
+
+    def _write(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as e:
+            if not self._full:
+                self.say(f"cannot write {self.workdir}/metrics.jsonl ({e.strerror}): is the disk full? Training goes on; the lines follow when there is room.")
+            self._full = True
+
+    def _curves(self, act: Callable[[], None]) -> None:
+        """What follows half a record cannot be read: the curves end where the disk is full."""
+        try:
+            act()
+        except OSError as e:
+            self.say(f"cannot write TensorBoard's curves to {self.workdir}/tb ({e.strerror}): they end here, metrics.jsonl goes on.")
+            self._events = None
 
 
 class _Progress:
@@ -147,27 +171,45 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
-def _event_writer(folder: pathlib.Path, step: int):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ImportError(
-            "TensorBoard curves need tensorboardX: pip install tensorboardX, or set tensorboard=False"
-        ) from None
-    # purge_step hides the points of the abandoned future
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+class _Events:
+    """TensorBoard's file. Written by who calls, at most every 10 seconds: a thread that writes, as tensorboardX's SummaryWriter has, ends for good
+    on a full disk, and whoever gives it something then waits for ever.
+    """
 
+    def __init__(self, folder: pathlib.Path, step: int):
+        try:
+            from tensorboardX import event_file_writer
+            from tensorboardX.proto import event_pb2, summary_pb2
+        except ImportError:
+            raise ImportError("TensorBoard curves need tensorboardX: pip install tensorboardX, or set tensorboard=False") from None
+        self._event, self._summary = event_pb2, summary_pb2
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{step}")
+        self._flushed = -math.inf
+        if step:  # hides the points of the abandoned future
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
 
-def _gif_summary(name: str, video: UInt8[np.ndarray, "b t h w 3"], fps: float):
-    """An animated GIF as an image summary, which TensorBoard shows (add_video needs moviepy, and is silent without)."""
-    from PIL import Image
-    from tensorboardX.proto.summary_pb2 import Summary
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._add(step, [self._summary.Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
-    strip = np.concatenate(list(video), axis=2)
-    frames = [Image.fromarray(f) for f in strip]
-    file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
-    image = Summary.Image(
-        height=strip.shape[1], width=strip.shape[2], colorspace=3, encoded_image_string=file.getvalue()
-    )
-    return Summary(value=[Summary.Value(tag=name, image=image)])
+    def video(self, step: int, name: str, video: UInt8[np.ndarray, "b t h w 3"], fps: float) -> None:
+        """As an animated GIF, which TensorBoard shows (tensorboardX's add_video needs moviepy, and is silent without)."""
+        from PIL import Image
+
+        strip = np.concatenate(list(video), axis=2)
+        frames = [Image.fromarray(f) for f in strip]
+        file = io.BytesIO()
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
+        height, width = strip.shape[1:3]
+        image = self._summary.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+        self._add(step, [self._summary.Summary.Value(tag=name, image=image)])
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, values: list) -> None:
+        self._writer.write_event(self._event.Event(wall_time=time.time(), step=step, summary=self._summary.Summary(value=values)))
+        if time.time() - self._flushed > 10:
+            self._flushed = time.time()
+            self._writer.flush()

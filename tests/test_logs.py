@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -105,3 +106,19 @@ def test_missing_tensorboard_names_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(ImportError, match="pip install"):
         logs.Logger(tmp_path, 1)
+
+
+def test_a_full_disk_is_said_once_and_loses_no_line(tmp_path, capsys):
+    """Files may not grow beyond 4 kB for a while: what was logged meanwhile is written afterwards, and nobody waits for ever."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    logger = logs.Logger(tmp_path, 200)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        for step in range(1, 200):
+            logger.scalars(step, {f"train/{name}": step for name in "abcdefgh"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    logger.scalars(200, {"train/a": 0})
+    logger.close()
+    assert [line["step"] for line in logs.read(tmp_path / "metrics.jsonl")] == list(range(1, 201))
+    assert capsys.readouterr().out.count("is the disk full?") == 1
