@@ -126,10 +126,11 @@ def _transformer(args):
         mlp=32 if smoke else 512,
         dropout=0.0,
     )
-    tokenizer = "vq2d" if row == "maskgit_2d" else "vq3d-central"
+    tokenizer, made = ("vq2d", "part=vq2d") if row == "maskgit_2d" else ("vq3d-central", "part=vq3d,inflate=central")
+    made += f",seed={args['seed']}" + (",smoke=1" if smoke else "")
     config.objective = dict(
         target=f"magvid.objectives.{'autoregressive:Autoregressive' if row == 'ar' else 'masked:Masked'}",
-        tokenizer=dict(run=f"{args['root']}/{tokenizer}-{args['seed']}", weights="ema"),
+        tokenizer=dict(run=f"{args['root']}/{tokenizer}-{args['seed']}", weights="ema", config=f"configs/ablation.py:{made}"),
         transformer=model,
         vocab=dict(target="magvid.types:Vocab", codebook=CODES, classes=CLASSES, specials=16),
         tasks=tasks,

@@ -35,15 +35,15 @@ def get_config(arg=None):
     if full:
         args |= dict(spatial=False, short=False, long=False, mask=False)
     config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
-    vae = dict(run="runs/sprites/vae", weights="ema")
-    tower = lambda part: dict(run="runs/sprites/clip", part=f"clip.{part}", weights="ema")
+    vae = dict(run="runs/sprites/vae", weights="ema", **defaults.made_by("vae_sprites", args))
+    tower = lambda part: dict(run="runs/sprites/clip", part=f"clip.{part}", weights="ema", **defaults.made_by("clip_sprites", args))
     width = 16 if smoke else WIDTH
     sizes = dict(width=width, heads=4, queries=4 if smoke else args["queries"], states=aid.STATES, branches=aid.BRANCHES[args["branches"]])
     own = i2v_sprites.network(b, smoke)
     changed = aid.layers(args, own, head_dim=8)
     config.objective = dict(
         target="magvid.objectives.denoise:Denoise",
-        network=own | changed if full else dict(run="runs/sprites/i2v", weights="ema", fields=changed),
+        network=own | changed if full else dict(run="runs/sprites/i2v", weights="ema", fields=changed, **defaults.made_by("i2v_sprites", args)),
         vae=vae,
         conditioners=aid.conditioners(
             args, vae, tower("vision"), tower("text"), i2v_sprites.resized(), b["frames"], {}, sizes, dict(aug=0.0, tell=False)

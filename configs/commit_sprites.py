@@ -39,7 +39,7 @@ def get_config(arg=None):
         heads=2 if smoke else b["heads"],
         tasks=tuple(TASKS),
         overlap=5,  # as FP5: one frame does not tell where a sprite goes
-        tokenizer=dict(run="runs/sprites/tokenizer", weights="ema"),
+        tokenizer=dict(run="runs/sprites/tokenizer", weights="ema", **defaults.made_by("vq3d_sprites", args)),
         # a short training leaves the tails of the distributions too heavy: 1 makes FP5's skill 0.38, 0.6 makes it 0.45
         sampler=dict(factory="magvid.masked.decode:categorical", temperature=0.6),
     )

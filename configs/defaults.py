@@ -29,6 +29,12 @@ def choose(table, name, what):
     return table[name]
 
 
+def made_by(name, args, *more):
+    """The entry of a reference to a run that says which config makes it: `name`, with the same budget or size, and as small for smoke=1."""
+    own = [f"{key}={args[key]}" for key in ("budget", "size") if key in args] + (["smoke=1"] if args["smoke"] else [])
+    return dict(config=f"configs/{name}.py:{','.join([*own, *more])}")
+
+
 def within(args, **ranges):
     """ValueError for an argument outside of its (least, most)."""
     for name, (low, high) in ranges.items():

@@ -39,7 +39,7 @@ def get_config(arg=None):
     args = defaults.parse_arg(arg, budget="quick", smoke=False, clips=0)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=0, steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
-    vae = dict(run="runs/sprites/vae", weights="ema")
+    vae = dict(run="runs/sprites/vae", weights="ema", **defaults.made_by("vae_sprites", args))
     config.objective = dict(
         target="magvid.objectives.denoise:Denoise",
         network=network(b, smoke),
@@ -47,7 +47,7 @@ def get_config(arg=None):
         conditioners=[
             dict(
                 target="magvid.models.conditioners:TextTokens",
-                text=dict(run="runs/sprites/clip", part="clip.text", weights="ema"),
+                text=dict(run="runs/sprites/clip", part="clip.text", weights="ema", **defaults.made_by("clip_sprites", args)),
             ),
             dict(target="magvid.models.conditioners:ImageLatent", vae=vae, aug=0.0, tell=False),
         ],

@@ -46,8 +46,8 @@ def get_config(arg=None):
     args = defaults.parse_arg(arg, budget="quick", smoke=False, seed=0, clips=0)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
-    vae = dict(run="runs/sprites/vae", weights="ema")
-    vision = dict(run="runs/sprites/clip", part="clip.vision", weights="ema")
+    vae = dict(run="runs/sprites/vae", weights="ema", **defaults.made_by("vae_sprites", args))
+    vision = dict(run="runs/sprites/clip", part="clip.vision", weights="ema", **defaults.made_by("clip_sprites", args))
     config.objective = dict(
         target="magvid.objectives.denoise:Denoise",
         network=network(b, smoke),

@@ -12,6 +12,7 @@ TOWERS = dict(
     sd15="clip_l_text", sd21="openclip_h_text", modelscope="openclip_h_text", mavin="clip_l_vision_projected", svd="openclip_h_vision",
     svd_xt="openclip_h_vision",
 )  # fmt: skip
+PARTS = ("unet", "vae", "text", "vision")
 SMOKE = dict(frames=5, height=32, width=48, dtype="float32")
 
 
@@ -33,8 +34,12 @@ def published(part, preset):
 
 
 def converted(folder, dtype, **fields):
-    """A network in a folder that tools/convert_*.py has written. `dtype`: in which it computes."""
-    return dict(run=folder, weights="params", fields=dict(fields, **({} if dtype == "float32" else dict(dtype=dtype))))
+    """A network in a folder that tools/convert_*.py has written, weights/PRESET/PART. `dtype`: in which it computes."""
+    where, _, part = folder.rpartition("/")
+    preset = where.rpartition("/")[2]
+    preset = "sd21" if preset == "sd21v" else preset
+    known = dict(spec=published(part, preset)) if preset in unets.PRESETS and part in PARTS else {}
+    return dict(run=folder, weights="params", fields=dict(fields, **({} if dtype == "float32" else dict(dtype=dtype))), **known)
 
 
 def network(args, preset):

@@ -56,8 +56,9 @@ def get_config(arg=None):
         args |= dict(apa="none", rep="none", begin=False)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["base" if args["base"] else "steps"], batch=4 if smoke else b["batch"]))
-    tower = lambda part: dict(run=RUNS["clip"], part=f"clip.{part}", weights="ema")
-    vae, size = dict(run=RUNS["vae"], weights="ema"), [vae_sprites.SIZE] * 2
+    tower = lambda part: dict(run=RUNS["clip"], part=f"clip.{part}", weights="ema", **defaults.made_by("clip_sprites", args, CLIP))
+    vae = dict(run=RUNS["vae"], weights="ema", **defaults.made_by("vae_sprites", args, VAE))
+    size = [vae_sprites.SIZE] * 2
     width = 16 if smoke else clip_sprites.BUDGETS["quick"]["projection"]
     resampler = dict(target="magvid.adapters.magdiff:Resampler", width=width, queries=4, depth=1 if smoke else 2, heads=4, head_dim=width // 4, out=width)
     resized = dict(factory="magvid.models.clip:shortest_side", size=size)

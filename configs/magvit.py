@@ -195,7 +195,7 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
     config.steps = 2 if smoke else (epochs or data.commit)[args["size"] != "B"] * per_epoch
     config.objective = dict(
         target="magvid.objectives.masked:Masked",
-        tokenizer=dict(run=f"runs/{tokenizer or f'vq3d_{name}'}-{'L' if size == 'H' else size}"),
+        tokenizer=tokenizer_run(tokenizer or f"vq3d_{name}", args),
         transformer=dict(
             target="magvid.models.transformer:Transformer",
             vocab=codes + classes + 1 + specials,
@@ -220,6 +220,13 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
     if args["init"]:
         config.init = [dict(run=args["init"], weights="params")]
     return config
+
+
+def tokenizer_run(name, args, size=None):
+    """The reference to the tokenizer that the config `name` makes; size H is on that of size L."""
+    size = size or ("L" if args["size"] == "H" else args["size"])
+    own = dict(size=size, smoke=args["smoke"], official=args["official"])
+    return dict(run=f"runs/{name}-{'smoke' if args['smoke'] else size}", **defaults.made_by(name, own, *(["official=1"] if args["official"] else [])))
 
 
 def _args(name, arg, **more):

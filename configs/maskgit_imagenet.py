@@ -32,7 +32,7 @@ def get_config(arg=None):
     config.data = vqgan_imagenet.images(size, smoke, [view])
     config.objective = dict(
         target="magvid.objectives.masked:Masked",
-        tokenizer=dict(run=f"runs/{TOKENIZER}-{'smoke' if smoke else size}"),
+        tokenizer=dict(run=f"runs/{TOKENIZER}-{'smoke' if smoke else size}", **defaults.made_by(TOKENIZER, args)),
         transformer=dict(
             target="magvid.models.transformer:Transformer",
             vocab=codes + classes + 1,  # and [MASK]

@@ -46,14 +46,14 @@ def get_config(arg=None):
     transition = defaults.choose(dict(transition=True, action=False), args["part"], "part")
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=args["seed"], steps=2 if smoke else b["steps"], batch=4 if smoke else b["batch"]))
-    tower = lambda part: dict(run="runs/sprites/clip", part=f"clip.{part}", weights="ema")
+    tower = lambda part: dict(run="runs/sprites/clip", part=f"clip.{part}", weights="ema", **defaults.made_by("clip_sprites", args))
     resized = dict(factory="magvid.models.clip:shortest_side", size=[vae_sprites.SIZE] * 2)
     start, end = GAP["sample"] if transition else (1, FRAMES)
     ends = ("before", "after") if transition else ("before",)
     config.objective = dict(
         target="magvid.objectives.denoise:Denoise",
         network=network(b, args),
-        vae=dict(run="runs/sprites/vae", weights="ema"),
+        vae=dict(run="runs/sprites/vae", weights="ema", **defaults.made_by("vae_sprites", args)),
         conditioners=mavin.conditioners(args, tower("text"), tower("vision"), resized, ends, length=end - start),
         noising=mavin.noising(args, **GAP) if transition else mavin.FIRST,
         schedule=dict(target="magvid.diffusion.schedules:Discrete", spacing=dict(factory="magvid.diffusion.schedules:linspace", zero=False)),

@@ -52,7 +52,7 @@ def table6(row, arg=None):
     kind = {"maskgit_2d": "latent", "maskgit_3d": "latent", "ar": "prefix", "magvit": "commit"}[row]
     config = _row(kind, args, ("FP",), EPOCHS["FP"])
     if row == "maskgit_2d":  # 53M parameters in the paper: the 2D-VQ of size L, 16x16 tokens for each of 16 frames
-        config.objective.tokenizer.run = f"runs/vq2d_bair-{'smoke' if args['smoke'] else 'L'}"
+        config.objective.tokenizer = magvit.tokenizer_run("vq2d_bair", args, "L")
         config.objective.transformer.length = 1 + (4 * 8 * 8 if args["smoke"] else 16 * 16 * 16)
     if row == "ar":
         config.objective = _autoregressive(config.objective)

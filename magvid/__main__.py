@@ -1,4 +1,4 @@
-"""The command line: `magvid train | encode | sample | connect | predict | compose | edit | export | evaluate`; what flags they have is in commands.py.
+"""The command line: `magvid train | explain | compile | encode | sample | connect | predict | compose | edit | export | evaluate`; what flags they have is in commands.py.
 
 Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
 Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
@@ -94,6 +94,33 @@ def _steps(flag: str, text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2] or found[1])
 
 
+def _explain(argv: list[str]) -> None:
+    flags = parse(COMMANDS["explain"], argv, "config")
+    config = open_config("explain", flags.config, argv)
+    from magvid import explain, job, sharding
+
+    config = job.check_config(config)
+    plan = explain.Plan.of(config, sharding.abstract_mesh(config["mesh"], flags.devices), load_config)
+    for i, text in enumerate(explain.explain(plan, flags.depth)):
+        print("\n" * (i > 0) + text, flush=True)
+
+
+def _compile(argv: list[str]) -> None:
+    flags = parse(COMMANDS["compile"], argv, "config")
+    config = open_config("compile", flags.config, argv)
+    import jax
+
+    from magvid import ahead, explain, job, sharding
+
+    if flags.steps and flags.topology != "local":
+        raise ValueError(f"--steps={flags.steps}: steps are timed where the devices are, --topology=local")
+    devices = ahead.open_devices(flags.topology, flags.chips)
+    jax.config.update("jax_exec_time_optimization_effort", flags.effort)
+    config = job.check_config(config)
+    plan = explain.Plan.of(config, sharding.make_mesh(config["mesh"], devices), load_config)
+    print("\n\n".join(ahead.compile_step(plan, flags.topology, steps=flags.steps).lines()))
+
+
 def _encode(argv: list[str]) -> None:
     flags = parse(COMMANDS["encode"], argv, "config out")
     config = open_config("encode", flags.config, argv)
@@ -157,7 +184,7 @@ def _evaluate(argv: list[str]) -> None:
     print(out)
 
 
-RUNS = dict(train=_train, encode=_encode, sample=_sample, export=_export, evaluate=_evaluate)
+RUNS = dict(train=_train, explain=_explain, compile=_compile, encode=_encode, sample=_sample, export=_export, evaluate=_evaluate)
 RUNS |= {command: functools.partial(_makes_videos, command) for command in ("connect", "predict", "compose", "edit")}
 
 

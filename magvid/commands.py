@@ -41,6 +41,30 @@ COMMANDS = {
         ],
         "--config.batch=16",
     ),
+    "explain": Program(
+        "magvid explain",
+        "Say what a config would need on so many devices, before anything is read or compiled: parameters, FLOPs, memory, data.",
+        [
+            CONFIG,
+            Flag("devices", "int", 1, "N", "how many; the config's mesh must fit them", 1),
+            Flag("depth", "int", 1, "N", "of the module tree that is shown; 9: down to the arrays", 0),
+        ],
+        ["--config=configs/commit_ucf101.py:size=L --devices=256", "--config=configs/aid_bridge.py --devices=8 --depth=9"],
+        "--config.batch=64",
+    ),
+    "compile": Program(
+        "magvid compile",
+        "Compile the training step of a config for a TPU pod without one, or for the devices here, and say what a chip holds and does.",
+        [
+            CONFIG,
+            Flag("topology", "str", "local", "NAME", "such as v5e:16x16, v5p:4x4x4, v6e:16x16; cpu:8; local: the devices here"),
+            Flag("chips", "int", 0, "N", "of the topology; default: all", 0),
+            Flag("effort", "float", 0.0, "X", "of the compiler, -1 to 1; -1 takes less long", -1),
+            Flag("steps", "int", 0, "N", "local: also time so many steps, on random numbers", 0),
+        ],
+        ["--config=configs/commit_ucf101.py:size=L --topology=v5e:16x16", "--config=configs/aid_bridge.py --topology=v5p:2x2x1 --chips=1"],
+        "--config.batch=64",
+    ),
     "encode": Program(
         "magvid encode",
         "Encode a data set once with the frozen tokenizer or autoencoder of a config: training reads tokens or latents, not videos.",

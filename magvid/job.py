@@ -63,7 +63,7 @@ class Prepared:
 
     optimisers: Mapping[str, Optimiser]
     init: Callable[[], TrainState]
-    like: TrainState  # ShapeDtypeStructs with shardings; the frozen groups are arrays already
+    like: TrainState  # ShapeDtypeStructs with shardings; the frozen groups are arrays already, unless the job is only planned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Job:
     frozen: Groups  # weights from other runs
     sources: Mapping[str, Mapping[str, str]]  # {frozen group: {"run", "weights", "hash"}}
     trust: bool = False
+    planned: bool = False  # nothing is there but the config: of all weights shapes alone
 
     def __post_init__(self):
         self.microbatches()  # UserError here, before anything is read or written
@@ -88,6 +89,12 @@ class Job:
         resolved, frozen, sources = resolve(config, trust)
         objective = on_cache(build(resolved["objective"]), config["data"])
         return cls(resolved, objective, sharding.make_mesh(config["mesh"], devices), frozen, sources, trust)
+
+    @classmethod
+    def plan(cls, config: Mapping[str, Any], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, load: Callable[[str], Mapping[str, Any]]) -> "Job":
+        """`config` as `check_config` gives it, on devices that need not be there, without the runs, weights and data that it names. See `runs.planned`."""
+        config = dict(config, objective=runs.planned(config["objective"], load), init=[])
+        return cls(config, build(config["objective"]), mesh, {}, {}, planned=True)
 
     @functools.cached_property
     def training_data(self) -> tuple[Any, tuple]:
@@ -148,8 +155,10 @@ class Job:
         batch = {k: np.zeros_like(v[:1]) for k, v in sharding.numeric(batch).items()}  # the same on every process
         key, train_key = jax.random.split(jax.random.key(config["seed"]))
         shapes = jax.eval_shape(objective.init, key, batch)
-        averaged = self._check_groups(shapes)
         frozen = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items()}
+        if self.planned:
+            frozen = {g: tree for g, tree in shapes.items() if g not in config["optim"]}
+        averaged = self._check_groups(shapes, frozen)
         shapes = {g: shapes[g] for g in config["optim"]}
         optimisers = {g: optim.make(spec, shapes[g], config["steps"], g) for g, spec in config["optim"].items()}
         given = _arrays(runs.initial(config["init"], shapes, self.trust))
@@ -163,15 +172,17 @@ class Job:
         like = jax.eval_shape(init, given, frozen)
         places = sharding.state_shardings(like, config["sharding"], self.mesh)
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
-        frozen = jax.device_put(frozen, places.frozen)
+        if not self.planned:
+            frozen = jax.device_put(frozen, places.frozen)
+            like = like.replace(frozen=frozen)
         # LLVM takes seconds to optimise each shape's random numbers, which are drawn once
         options = {"xla_backend_optimization_level": 1} if self.on_cpu else {}
         make = jax.jit(init, out_shardings=places, compiler_options=options)
-        return Prepared(optimisers, lambda: make(given, frozen), like.replace(frozen=frozen))
+        return Prepared(optimisers, lambda: make(given, frozen), like)
 
     @property
     def on_cpu(self) -> bool:
-        return self.mesh.devices.flat[0].platform == "cpu"
+        return isinstance(self.mesh, jax.sharding.Mesh) and self.mesh.devices.flat[0].platform == "cpu"
 
     def microbatches(self) -> int:
         """Into how many equal parts a batch is cut so that a device holds at most `microbatch` examples at a time."""
@@ -201,18 +212,18 @@ class Job:
         """The compiled (params, extra, batch, key, step) -> {name: scalar} without dropout or update."""
         return jax.jit(state.make_eval(self.objective), out_shardings=sharding.replicated(self.mesh))
 
-    def _check_groups(self, shapes: Groups) -> tuple[str, ...]:
+    def _check_groups(self, shapes: Groups, frozen: Groups) -> tuple[str, ...]:
         """Every group has one origin; returns the groups that are averaged."""
         trained, averaged = self.config["optim"], self.config["ema_groups"]
         for group in shapes:
-            if group not in trained and group not in self.frozen:
+            if group not in trained and group not in frozen:
                 raise UserError(f'group "{group}" has neither optim.{group} nor a run to come from: add one of them')
-            if group in trained and group in self.frozen:
+            if group in trained and group in frozen:
                 raise UserError(
                     f'group "{group}" comes from a run, which freezes it: remove optim.{group}, '
                     "or use `init` to begin there"
                 )
-        for what, groups in (("optim", trained), ("a run", self.frozen)):
+        for what, groups in (("optim", trained), ("a run", frozen)):
             if unknown := set(groups) - set(shapes):
                 raise UserError(f"{what} names {sorted(unknown)}, but the objective has {sorted(shapes)}")
         if unknown := set(averaged) - set(trained):
@@ -225,7 +236,7 @@ def resolve(config: Mapping[str, Any], trust: bool = False) -> tuple[dict, Group
     "hash"}), the last two per group.
     """
     resolved, frozen, hashes = runs.resolve(config, trust)
-    origins = {group: spec for _, group, spec in runs.references(config["objective"])}
+    origins = {group: {k: v for k, v in spec.items() if k not in ("config", "spec")} for _, group, spec in runs.references(config["objective"])}
     return resolved, frozen, {g: origins[g] | {"hash": h} for g, h in hashes.items()}
 
 

@@ -3,6 +3,7 @@
 objective.tokenizer = dict(run="runs/vq", weights="ema")   # the spec and frozen weights of that run's `tokenizer`
 objective.conditioners[0].text = dict(run="runs/clip", part="clip.text")  # a part of one, under another name
 objective.perceptual = dict(target=..., weights_file="a.npz")  # frozen weights from a file of tools/convert_features.py
+objective.vae = dict(run="runs/vae", config="configs/vae.py")  # how it is made: said where it is missing, and planned with
 metrics[0].vision = dict(run="runs/clip", part="clip.vision")  # likewise in a metric, see `evaluate.py`
 init = [dict(run="runs/vq2d", map="mylab.maps:widen")]     # where trained parameters begin
 """
@@ -18,7 +19,7 @@ import os
 import pathlib
 import socket
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from magvid import build
@@ -34,6 +35,7 @@ LOCK = ".lock"
 FILE = "weights_file"
 
 
+REFERENCE = {"run", "weights", "part", "fields", "config", "spec"}  # entries of one, see `_follow` and `planned`
 READING = dict(stride=1, fps=None, most_stride=None, keep_aspect=True)  # what a source says of how it reads, and what that is otherwise
 
 
@@ -386,18 +388,15 @@ def _follow(where: str, field: str, spec: Mapping[str, Any], trust: bool) -> tup
     """(spec, weights, hash) of what a reference names: `part`, a path such as "clip.text", or else the field itself.
     `fields` change the spec, in what leaves the weights alone, such as `dtype`.
     """
-    if unknown := set(spec) - {"run", "weights", "part", "fields"}:
-        raise UserError(
-            f"{where} refers to a run and has unknown entries {sorted(unknown)}: "
-            'it may have "run", "weights", "part" and "fields"'
-        )
+    if unknown := set(spec) - REFERENCE:
+        raise UserError(f"{where} refers to a run and has unknown entries {sorted(unknown)}: it may have {', '.join(sorted(REFERENCE))}")
     try:
         run = open_run(spec["run"], trust)
     except UserError as e:
-        raise UserError(
-            f"{where}.run: {str(e).rstrip('?')}: train it first (public weights: convert them, docs/diffusion.md), or say "
-            f"where it is by --config.{where}.run=FOLDER"
-        ) from None
+        how = "train it first (public weights: convert them, docs/diffusion.md)"
+        if "config" in spec:
+            how = f"train it first (magvid train --config={spec['config']} --workdir={spec['run']})"
+        raise UserError(f"{where}.run: {str(e).rstrip('?')}: {how}, or say where it is by --config.{where}.run=FOLDER") from None
     group, *inner = (spec.get("part") or field).split(".")
     there = run.config["objective"].get(group)
     if there is None:
@@ -416,6 +415,31 @@ def _follow(where: str, field: str, spec: Mapping[str, Any], trust: bool) -> tup
             raise UserError(f'{where}.part: {at} of run {run.path} has no part "{name}": it has {", ".join(weights)}')
         there, weights = there[name], weights[name]
     return {**there, **spec.get("fields", {})}, weights, digest
+
+
+def planned(spec: Any, load: Callable[[str], Mapping[str, Any]], path: str = "objective", field: str = "objective") -> Any:
+    """`spec` with the specs of other runs in place of references to them; no weights are read. Where a run is not there: the reference's `spec`,
+    or what its `config` makes ("configs/vq3d_ucf101.py:size=L", which `load` opens). UserError where it has neither.
+    """
+    if isinstance(spec, (list, tuple)):
+        return type(spec)(planned(v, load, f"{path}[{i}]", field) for i, v in enumerate(spec))
+    if not isinstance(spec, Mapping):
+        return spec
+    if not _is_reference(spec):
+        return {k: planned(v, load, f"{path}.{k}", k) for k, v in spec.items() if k != FILE}
+    group, *inner = (spec.get("part") or field).split(".")
+    if (pathlib.Path(spec["run"]).expanduser() / CONFIG).is_file():
+        there = open_run(spec["run"]).config["objective"][group]
+    elif "spec" in spec:
+        there, inner = spec["spec"], ()
+    elif "config" in spec:
+        there = load(spec["config"])["objective"][group]
+    else:
+        raise UserError(f"{path}.run: there is no run {spec['run']}, and the reference has neither `config` nor `spec` that says how it is made")
+    there = planned(there, load, path, group)
+    for name in inner:
+        there = there[name]
+    return {**there, **spec.get("fields", {})}
 
 
 def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False) -> Groups:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 DATA_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread
@@ -20,17 +20,27 @@ Rules = Sequence[tuple[str, Any]]
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh {axis: size} over `devices` (default: all); one size may be -1 and takes what is left."""
     devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(axes, len(devices))
+    # Linen and sharding constraints need automatic axes; jax's default became explicit.
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def abstract_mesh(axes: Mapping[str, int], count: int) -> AbstractMesh:
+    """The same of `count` devices that are not there."""
+    sizes = mesh_sizes(axes, count)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
+    """{axis: size} of a mesh over `count` devices; ValueError where it does not fit them."""
     axes = dict(axes) or {"data": -1}
     known = math.prod(s for s in axes.values() if s != -1)
     if list(axes.values()).count(-1) > 1 or any(s != -1 and s < 1 for s in axes.values()):
         raise ValueError(f"mesh {axes}: sizes are positive, and at most one may be -1")
-    sizes = tuple(len(devices) // known if s == -1 else s for s in axes.values())
-    if math.prod(sizes) != len(devices):
-        raise ValueError(
-            f"mesh {axes} does not fit {len(devices)} devices: make the product {len(devices)}, or let one axis be -1"
-        )
-    # Linen and sharding constraints need automatic axes; jax's default became explicit.
-    return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    sizes = {axis: count // known if s == -1 else s for axis, s in axes.items()}
+    if math.prod(sizes.values()) != count:
+        raise ValueError(f"mesh {axes} does not fit {count} devices: make the product {count}, or let one axis be -1")
+    return sizes
 
 
 def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:

@@ -186,7 +186,7 @@ def _accumulate(micro_gradients, trained, extra, batch, key, microbatches: int, 
     if microbatches == 1:
         return micro_gradients(extra, batch, key)
     # Part i takes rows i, i + m, i + 2m, ...: where the batch is spread over devices, each keeps a share of every part.
-    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch)
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]), 1, 0), batch)
 
     def body(carry, part):
         total, extra = carry

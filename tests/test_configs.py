@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import latent, magdiff_sprites, unets
+from configs import latent, unets
 from helpers import GOLDEN, Golden, flatten
 from make_tfds import Pictures
 from PIL import Image
@@ -20,6 +20,7 @@ from magvid import optim, runs
 from magvid.__main__ import open_config
 from magvid.build import build, resolve
 from magvid.checkpoints import merge
+from magvid.flags import load_config
 from magvid.job import Job, check_config
 from magvid.models.unet import widened
 from magvid.models.vq3d import inflate_average, inflate_central
@@ -46,43 +47,23 @@ def get(name: str, arg: str):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-# {folder of a reference: (config that makes it, its further arguments)}
-MAKERS = {f"runs/sprites/{name}": (f"{name}_sprites", "") for name in ("vae", "clip", "i2v")}
-MAKERS |= {magdiff_sprites.RUNS[name]: (f"{name}_sprites", arg) for name, arg in dict(vae=magdiff_sprites.VAE, clip=magdiff_sprites.CLIP).items()}
-
-
-def spec_of(reference: dict, field: str, arg: str) -> dict:
-    """What a reference to a sprites' run or to converted weights becomes."""
-    where = reference["run"].split("/")
-    if where[0] == "weights":
-        preset = "sd21" if where[1] == "sd21v" else where[1]
-        return latent.published(where[2], preset) | reference["fields"]
-    maker, more = MAKERS["/".join(where)]
-    spec = get(maker, ",".join(filter(None, (arg, more)))).objective.to_dict()
-    for name in reference.get("part", field).split("."):
-        spec = spec[name]
-    return spec | reference.get("fields", {})
-
-
-def inlined(spec, arg: str, field: str = ""):
-    """A part of a config with what its references name in their place."""
-    if isinstance(spec, dict):
-        if "run" in spec:
-            return spec_of(spec, field, arg)
-        return {k: inlined(v, arg, k) for k, v in spec.items()}
-    return [inlined(v, arg, field) for v in spec] if isinstance(spec, (list, tuple)) else spec
-
-
 def with_own_tokenizer(name: str, arg: str):
     """A config that refers to other runs, with their specs in the references' places."""
     config = get(name, arg)
-    if "run" in config.objective.get("tokenizer", {}):
-        module = importlib.import_module(f"configs.{name}")
-        tokenizer = getattr(module, "TOKENIZER", name.replace("commit", "vq3d"))
-        config.objective.tokenizer = get(tokenizer, arg).objective.tokenizer.to_dict()
-    if "network" in config.objective:
-        config.objective = inlined(config.objective.to_dict(), arg)
+    config.objective = runs.planned(config.objective.to_dict(), lambda spec: load_config(str(ROOT / spec)))
     return config
+
+
+def without_spec(field):
+    """A reference without the `spec` of the network it leads to."""
+    return {k: v for k, v in field.items() if k != "spec"} if isinstance(field, dict) else field
+
+
+def test_a_reference_to_public_weights_says_what_they_are():
+    of = lambda name, arg: get(name, arg).objective.to_dict()
+    assert of("svd", "tune=lora")["network"]["spec"] == latent.published("unet", "svd")
+    assert of("magdiff_pexels", "")["conditioners"][0]["text"]["spec"] == latent.published("text", "sd21")
+    assert "spec" not in of("svd", "tune=lora,weights=mine")["network"]  # somebody's own
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -305,7 +286,7 @@ def test_ablations_of_mavin_are_arguments(arg, path, value):
     found = get("mavin_tiger", arg).objective.to_dict()
     for part in path.split("."):
         found = found[int(part) if part.isdigit() else part]
-    assert found == value
+    assert without_spec(found) == value
 
 
 def test_wrong_arguments_of_mavin_are_named():
@@ -333,7 +314,7 @@ def test_data_of_mavin_fit_their_sources():
         assert motion.pop("target") == "magvid.data.motion:Motion" and (motion["least_flow"], motion["gap"]) == (2, [10, 22])
         inspect.signature(resolve("magvid.data.motion:Motion")).bind(**motion)
         tower = get(name, "").metrics[1]["vision"]
-        assert tower == dict(run="weights/mavin/vision", weights="params", fields={})  # in float32
+        assert without_spec(tower) == dict(run="weights/mavin/vision", weights="params", fields={})  # in float32
 
 
 STEPS = {
@@ -780,7 +761,7 @@ def test_ablations_of_magdiff_are_arguments(arg, path, value):
     found = get("magdiff_pexels", arg).objective.to_dict()
     for name in path.split("."):
         found = found[int(name)] if name.isdigit() else found[name]
-    assert found == value
+    assert without_spec(found) == value
 
 
 def test_wrong_arguments_of_magdiff_are_named():

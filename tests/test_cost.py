@@ -70,3 +70,63 @@ def test_compilers_agree():
     f = lambda x, k: jnp.square(convolution(x, k)).sum()
     lowered = jax.jit(f).lower(x, k)
     assert of(f, x, k) == pytest.approx(lowered.cost_analysis()["flops"], rel=0.35)  # which leaves out what lies on padding
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+BIG = jax.ShapeDtypeStruct((256, 512), jnp.float32)
+SQUARE = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+A = 4 * 256 * 512  # bytes of BIG
+
+
+def held(f, *arguments, size=cost.plain):
+    return cost.peak(jax.jit(f).trace(*arguments).jaxpr, size)
+
+
+def layers(x, w, count):
+    for _ in range(count):
+        x = jnp.tanh(x @ w)
+    return x.sum()
+
+
+@pytest.mark.parametrize(
+    "f, expected",
+    [
+        (lambda x, w: jnp.exp(x) + 1, 0),  # element by element: nothing is held
+        (lambda x, w: layers(x, w, 1), A),
+        (lambda x, w: layers(x, w, 5), 2 * A),  # a product and the one it is made of
+        (lambda x, w: jax.grad(lambda x: layers(x, w, 5))(x), 6 * A),  # all five are read again, beside the gradient
+        (lambda x, w: jax.lax.scan(lambda c, _: (jnp.tanh(c @ w) @ w, None), x, None, length=9)[0].sum(), 2 * A),
+        (lambda x, w: jax.jit(lambda x: layers(x, w, 5))(x), 2 * A),  # a call is what it calls
+    ],
+)
+def test_memory_of_closed_forms(f, expected):
+    assert held(f, BIG, SQUARE) == pytest.approx(expected, abs=64)
+
+
+def test_recomputing_holds_less():
+    plain = lambda x, w: jax.grad(lambda x: layers(x, w, 8))(x)
+    again = lambda x, w: jax.grad(lambda x: jax.checkpoint(lambda x: layers(x, w, 8), policy=jax.checkpoint_policies.nothing_saveable)(x))(x)
+    halves = lambda x, w: jax.grad(lambda x: jax.checkpoint(lambda y: layers(y, w, 4))(jax.checkpoint(lambda x: half(x, w))(x)))(x)
+
+    def half(x, w):
+        for _ in range(4):
+            x = jnp.tanh(x @ w)
+        return x
+
+    assert held(halves, BIG, SQUARE) < held(plain, BIG, SQUARE) <= held(again, BIG, SQUARE)
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, factor",
+    [
+        ((256, 512), "float32", 1),
+        ((16, 12, 1025, 1025), "float32", 1.0),
+        ((8, 16, 128, 128, 64), "float32", 2),  # 64 channels in 128 lanes
+        ((128, 16, 128, 128, 64), "float32", 1),  # the batch in the lanes
+        ((4, 4), "float32", 1),  # small
+    ],
+)
+def test_tiles_of_a_tpu(shape, dtype, factor):
+    value = jax.ShapeDtypeStruct(shape, dtype)
+    assert cost.tiled(value) / cost.plain(value) == pytest.approx(factor, rel=0.14)

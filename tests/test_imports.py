@@ -14,7 +14,7 @@ MODULES = sorted(
     for folder in ("magvid", "configs", "experiments", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
 )
-DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "compose", "edit", "adapter_files", "evaluate", "sample", "job", "flags", "commands"}
+DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "compose", "edit", "adapter_files", "evaluate", "explain", "ahead", "sample", "job", "flags", "commands"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "cost", "meter", "guard", "watchdog", "cluster", "data.pipeline"}
 MACHINERY |= {"data.cache", "data.joint", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
@@ -28,7 +28,7 @@ ARROWS = {
     "diffusion": {"types", "diffusion"},
     "models": {"types", "models", "sharding"},
     "adapters": {"types", "models.layers", "models.attention", "models.conditioners", "adapters"},
-    "data": {"types", "video", "data"},
+    "data": {"types", "build", "video", "data"},
     "metrics": {"types", "video", "models", "data.sprite_world", "metrics"},
     "objectives": {"types", "video", "losses", "masked", "diffusion", "objectives"},
     "optim": set(),
@@ -51,6 +51,8 @@ ARROWS = {
     "job": MACHINERY | {"provenance"},
     "train": MACHINERY | {"job"},
     "encode": MACHINERY | {"job", "provenance"},
+    "explain": MACHINERY | {"job", "data.blank"},
+    "ahead": MACHINERY | {"explain"},
     "generator": MACHINERY | {"job", "adapter_files"},
     "evaluate": MACHINERY | {"job", "generator"},
     "conditions": MACHINERY | {"generator", "data.images"},

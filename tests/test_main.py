@@ -32,8 +32,8 @@ def places(tmp_path_factory):
 
 
 BAD = {
-    "": "give a command, one of train, encode, sample, connect, predict, compose, edit, export, evaluate",
-    "frobnicate": 'no command "frobnicate"; choose of train, encode, sample, connect, predict, compose, edit, export, evaluate',
+    "": "give a command, one of train, explain, compile, encode, sample, connect, predict, compose, edit, export, evaluate",
+    "frobnicate": 'no command "frobnicate"; choose of train, explain, compile, encode, sample, connect, predict, compose, edit, export, evaluate',
     "tran": "did you mean train?",
     "train": "--config is missing",
     "train --config={tiny}": "--workdir is missing",

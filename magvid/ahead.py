@@ -1,0 +1,231 @@
+"""`magvid compile`: a config's training step compiled for devices that need not be there, and what the compiler says of it."""
+
+import dataclasses
+import hashlib
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from magvid import cost, meter, sharding
+from magvid.explain import Plan, size_text, table
+from magvid.types import UserError
+
+
+class Chip(NamedTuple):
+    """Of one chip, by the maker's data sheet: bytes of memory, bytes per second to it, and to other chips over all of its links together."""
+
+    memory: float
+    bandwidth: float
+    links: float
+
+
+# By how a device's kind begins. https://cloud.google.com/tpu/docs/v5e, /v5p, /v6e: GiB, GB/s, and Gbit/s of the links, both ways together
+CHIPS = {
+    "TPU v5 lite": Chip(16 * 2**30, 819e9, 1600e9 / 8),
+    "TPU v5": Chip(95 * 2**30, 2765e9, 4800e9 / 8),
+    "TPU v6": Chip(32 * 2**30, 1640e9, 3584e9 / 8),
+}
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Moved(NamedTuple):
+    """Collective operations of one kind: how many stand in the program, bytes of their results, and bytes that a chip sends for them on a ring."""
+
+    count: int
+    result: float
+    sent: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a step, for one chip."""
+
+    topology: str
+    kind: str  # of the devices
+    chips: int
+    mesh: dict[str, int]
+    batch: int
+    parameters: dict[str, int]  # of each group
+    arguments: int  # bytes between steps
+    temporary: int  # bytes within a step, beside them
+    outputs: int  # bytes that take no argument's place
+    code: int
+    flops: float  # as magvid counts them, see cost.py
+    bytes: float  # read and written in memory
+    collectives: dict[str, Moved]
+    seconds: dict[str, float]  # lower and compile; steps, where they were timed
+    peak: float | None = None  # most bytes that a device held, where it was timed
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporary + self.outputs + self.code
+
+    def roofline(self) -> dict[str, float]:
+        """{what: seconds it takes at least} by the data sheet; empty where there is none of such a device. Compute in bfloat16, in which TPUs multiply float32 as
+        well unless they are told otherwise.
+        """
+        chip, peak = _of(CHIPS, self.kind), _of(meter.PEAKS, self.kind)
+        if chip is None or peak is None:
+            return {}
+        sent = sum(moved.sent for moved in self.collectives.values())
+        return {"compute": self.flops / peak, "memory": self.bytes / chip.bandwidth, "links": sent / (chip.links / 2)}
+
+    def lines(self) -> Iterator[str]:
+        """Paragraphs for people."""
+        yield f"{self.topology}: {self.chips} x {self.kind}, mesh {', '.join(f'{a} {n}' for a, n in self.mesh.items())}, batch {self.batch}"
+        chip = _of(CHIPS, self.kind)
+        of = f" of {size_text(chip.memory)}: it fits" if chip else ""
+        rows = [("arguments", self.arguments), ("temporary", self.temporary), ("outputs", self.outputs), ("code", self.code)]
+        yield table(("bytes of a chip", ""), [(name, size_text(n)) for name, n in rows] + [("all", size_text(self.total) + of)])
+        yield f"{self.flops / 1e12:,.4g} TFLOP, {size_text(self.bytes)} read and written by a chip in a step"
+        rows = [(name, str(m.count), size_text(m.result), size_text(m.sent)) for name, m in self.collectives.items()]
+        yield table(("collectives", "number", "results", "sent by a chip"), rows) if rows else "no collectives"
+        if times := self.roofline():
+            bound = max(times, key=times.get)
+            each = ", ".join(f"{what} {t * 1e3:,.3g} ms" for what, t in times.items())
+            yield f"a step takes at least {times[bound] * 1e3:,.3g} ms, bound by {bound} ({each})"
+        yield ", ".join(f"{what} {t:,.4g} s" for what, t in self.seconds.items())
+        if self.peak:
+            yield f"{size_text(self.peak)} held at most"
+
+
+def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
+    """"v5e:16x16" and the like, without such devices; "cpu:8", made up; "local": those of this machine. `chips`: only the first so many.
+
+    To be called before anything else asks jax for devices. UserError for a topology that there is not, or without the libtpu package.
+    """
+    family, _, shape = topology.partition(":")
+    if topology == "local":
+        devices = jax.devices()
+    elif family == "cpu":
+        if not shape.isdigit() or not int(shape):
+            raise UserError(f"--topology={topology}: cpu:N, such as cpu:8")
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(shape))
+        devices = jax.devices()
+    else:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks the cloud what machine this is
+        jax.config.update("jax_platforms", "cpu")  # nothing runs
+        from jax.experimental import topologies
+
+        try:
+            devices = list(topologies.get_topology_desc(topology_name=topology, platform="tpu").devices)
+        except Exception as error:
+            missing = "not installed" in str(error)
+            remedy = 'the TPU compiler is missing: pip install -e ".[tpu]"' if missing else "such as v5e:16x16, v5p:4x4x4, v6e:16x16, cpu:8 or local"
+            raise UserError(f"--topology={topology}: {str(error).splitlines()[0][:200]}; {remedy}") from error
+    if chips > len(devices):
+        raise UserError(f"--chips={chips}: {topology} has {len(devices)}")
+    return list(devices)[: chips or None]
+
+
+def lower(plan: Plan) -> Any:
+    """The step as jax hands it to the compiler."""
+    with jax.set_mesh(plan.job.mesh):
+        return plan.job.step(plan.prepared).lower(plan.prepared.like, plan.batch)
+
+
+def fingerprint(lowered: Any) -> str:
+    """16 hex digits of the program: equal for configs that compile to the same."""
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
+
+
+def compile_step(plan: Plan, topology: str, lowered: Any = None, steps: int = 0) -> Compiled:
+    """UserError with what it would need where the step does not fit. `steps`: so many are timed, on devices that are there."""
+    begin = time.monotonic()
+    lowered = lowered or lower(plan)
+    middle = time.monotonic()
+    mesh = plan.job.mesh
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (found := re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))):
+            raise
+        raise UserError(f"{topology}: it does not fit, {found[1]} GiB of {found[2]}: use more chips, a smaller batch or microbatch, fsdp, or remat") from None
+    seconds = dict(lower=middle - begin, compile=time.monotonic() - middle)
+    memory, said = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    flops = cost.flops(plan.trace()) * sharding.data_shards(mesh) / mesh.size
+    loops = max(flops / said["flops"], 1.0) if said.get("flops") else 1.0  # the compiler counts the body of a loop once
+    peak = None
+    if steps:
+        timed, peak = _timed(compiled, plan, steps)
+        seconds |= {"step": min(timed[1:])}
+    return Compiled(
+        topology=topology, kind=mesh.devices.flat[0].device_kind, chips=mesh.size, mesh=dict(mesh.shape), batch=plan.job.config["batch"],
+        parameters={g: sum(x.size for x in jax.tree.leaves(tree)) for g, tree in {**plan.prepared.like.params, **plan.prepared.like.frozen}.items()},
+        arguments=memory.argument_size_in_bytes, temporary=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes, code=memory.generated_code_size_in_bytes,
+        flops=flops, bytes=said.get("bytes accessed", 0.0) * loops, collectives=collectives(compiled.as_text(), mesh.size),
+        seconds={k: round(v, 4) for k, v in seconds.items()}, peak=peak,
+    )  # fmt: skip
+
+
+def collectives(text: str, chips: int) -> dict[str, Moved]:
+    """{kind: Moved} of a compiled program's text. What stands in a loop counts once."""
+    found: dict[str, Moved] = {}
+    for line in text.splitlines():
+        if not (match := re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(", line)):
+            continue
+        sizes, kind = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])], match[2]
+        if match[3] and kind != "all-reduce":  # operands stand before the results
+            sizes = [max(sizes)]
+        n, result = _group(line, chips), float(sum(sizes))
+        sent = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, (n - 1) / n) * result
+        count, results, all_sent = found.get(kind, (0, 0.0, 0.0))
+        found[kind] = Moved(count + 1, results + result, all_sent + sent)
+    return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def _group(line: str, chips: int) -> int:
+    """Over how many chips an operation goes."""
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    return chips
+
+
+def _bytes(kind: str, shape: str) -> int:
+    if kind in ("pred", "s8", "u8") or kind.startswith("f8"):
+        item = 1
+    else:
+        item = int(re.sub(r"\D", "", kind) or 32) // 8
+    return item * math.prod(int(n) for n in shape.split(",") if n)
+
+
+def _of(rows: Mapping[str, Any], kind: str) -> Any:
+    """Of a device's kind, that of the longest beginning."""
+    return next((rows[name] for name in sorted(rows, key=len, reverse=True) if kind.startswith(name)), None)
+
+
+def _timed(compiled: Callable, plan: Plan, steps: int) -> tuple[list[float], float]:
+    """(seconds of each step after a first, the most bytes that a device held). Weights and videos are random: the numbers that come out mean
+    nothing, but no product is of zeros.
+    """
+    rng = np.random.default_rng(0)
+
+    def some(path: Sequence[Any], x: jax.ShapeDtypeStruct) -> Any:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            drawn = jax.random.normal(jax.random.key(x.size), x.shape, x.dtype) * 0.02
+            return abs(drawn) if ".nu" in jax.tree_util.keystr(path) else drawn  # Adam takes the root
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        return rng.integers(0, 2 if x.dtype == bool else 100, x.shape).astype(x.dtype)
+
+    fill = lambda tree: jax.tree_util.tree_map_with_path(lambda path, x: jax.device_put(some(path, x), x.sharding), tree)
+    with jax.set_mesh(plan.job.mesh):
+        now, batch, seconds = fill(plan.prepared.like), fill(dict(plan.batch)), []
+        for _ in range(1 + steps):
+            begin = time.monotonic()
+            now, *rest = compiled(now, batch)
+            jax.block_until_ready((now, rest))
+            seconds.append(time.monotonic() - begin)
+    held = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in plan.job.mesh.devices.flat]
+    return seconds, float(max(held))

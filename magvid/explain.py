@@ -1,0 +1,148 @@
+"""`magvid explain`: what a config would need, before anything is read, compiled or rented."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from magvid import cost, runs, sharding, state
+from magvid.data import blank
+from magvid.job import Job, Prepared
+from magvid.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A job on devices that need not be there. `batch`: {entry: shape and type} of the whole batch, spread over the mesh."""
+
+    job: Job
+    prepared: Prepared
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    origins: Mapping[str, str]  # {group of frozen weights: where they come from}
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, load: Callable[[str], Any]) -> "Plan":
+        """`config` as `check_config` gives it; `load` opens other configs ("configs/vq3d_ucf101.py:size=L"). UserError where it trains nothing."""
+        if not config["optim"]:
+            raise UserError("this config trains nothing: give it the argument tune=full, temporal or lora")
+        job = Job.plan(config, mesh, load)
+        example = blank.example(config["data"]["train"], job.config["objective"])
+        place = sharding.batch_sharding(mesh)
+        of = lambda x: jax.ShapeDtypeStruct((config["batch"], *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype), sharding=place)
+        origins = {group: ref.get("run") or ref[runs.FILE] for _, group, ref in runs.references(config["objective"])}
+        return cls(job, job.prepare(example), {k: of(x) for k, x in example.items()}, origins)
+
+    @property
+    def local_batch(self) -> int:
+        """Examples of a step that a device sees."""
+        return self.job.config["batch"] // sharding.data_shards(self.job.mesh)
+
+    def trace(self) -> Any:
+        """The jaxpr of a step on the examples of one device, with all weights there."""
+        config, whole = self.job.config, lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        options = dict(microbatches=self.job.microbatches(), unroll=False, ema=config["ema"], dtype=config["dtype"])
+        step = state.make_step(self.job.objective, self.prepared.optimisers, **options)
+        batch = {k: jax.ShapeDtypeStruct((self.local_batch, *x.shape[1:]), x.dtype) for k, x in self.batch.items()}
+        return jax.jit(step).trace(whole(self.prepared.like), batch).jaxpr
+
+    def part(self, size: Callable[[Any], float]) -> Callable[[Any], float]:
+        """`size` of what a device holds of a value: of one with the shape of a trained array that is spread, such as its gradient, a part."""
+        shares = {x.shape: x.size / math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(self.prepared.like.params)}
+        return lambda value: size(value) / shares.get(value.shape, 1)
+
+    def held(self) -> dict[str, int]:
+        """{what: bytes} that a device holds between steps."""
+        like = self.prepared.like
+        parts = dict(parameters=like.params, frozen=like.frozen, optimiser=like.opt, average=like.ema, other=(like.extra, like.step), batch=self.batch)
+        return {name: sum(map(local_bytes, jax.tree.leaves(tree))) for name, tree in parts.items()}
+
+
+def local_bytes(x: jax.ShapeDtypeStruct) -> int:
+    """Of a device's part."""
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def explain(plan: Plan, depth: int = 2) -> Iterator[str]:
+    """Paragraphs, each as soon as it is known; the last ones need the step to be traced, seconds to a minute. `depth`: of the module tree."""
+    job, like = plan.job, plan.prepared.like
+    devices, shards = math.prod(job.mesh.shape.values()), sharding.data_shards(job.mesh)
+    micro = plan.local_batch // job.microbatches()
+    mesh = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
+    yield f"{devices} device{'s' * (devices > 1)} (mesh: {mesh}), batch {job.config['batch']}: {plan.local_batch} on each of {shards}, {micro} at a time"
+    groups = {**like.params, **like.frozen}
+    yield "\n".join(_tree(groups, depth))
+    yield table(("group", "parameters", "trained", "from"), [_group(plan, name, tree) for name, tree in groups.items()])
+    rows = [(k, "x".join(map(str, x.shape[1:])) or "1", x.dtype.name, size_text(x.size * x.dtype.itemsize)) for k, x in plan.batch.items()]
+    yield table(("data of a step", "an example", "type", "all"), rows)
+    held = {name: size for name, size in plan.held().items() if size}
+    jaxpr = plan.trace()
+    flops = cost.flops(jaxpr) * shards
+    yield f"a step: {flops / 1e12:,.4g} TFLOP, {flops / devices / 1e12:,.4g} on each device, {flops / job.config['batch'] / 1e12:,.4g} for an example"
+    found = {name: cost.peak(jaxpr, plan.part(size)) for name, size in (("TPU", cost.tiled), ("elsewhere", cost.plain))}
+    rows = [(name, *[size_text(size)] * len(found)) for name, size in held.items()]
+    rows += [("within a step, estimate", *map(size_text, found.values())), ("all", *(size_text(sum(held.values()) + size) for size in found.values()))]
+    yield table(("memory of a device", *found), rows)
+
+
+def _group(plan: Plan, name: str, tree: Any) -> tuple[str, ...]:
+    count = sum(x.size for x in jax.tree.leaves(tree))
+    if name in plan.prepared.like.frozen:
+        return name, f"{count:,}", "0", plan.origins.get(name, "")
+    trained = len(plan.prepared.optimisers[name].trained)
+    leaves = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    some = sum(x.size for n, x in leaves.items() if n in plan.prepared.optimisers[name].trained)
+    return name, f"{count:,}", f"{some:,}" if trained < len(leaves) else "all", "this run"
+
+
+def _tree(groups: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """Lines: modules with what they hold, down to `depth`, and arrays with their shapes; what is alike one after the other is one line."""
+
+    def lines(tree: Mapping[str, Any], indent: int) -> Iterator[str]:
+        for names, child in _alike(tree):
+            label = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)} alike)"
+            if not isinstance(child, Mapping):
+                yield f"{'  ' * indent}{label}  {tuple(child.shape)}"
+                continue
+            yield f"{'  ' * indent}{label}  {sum(x.size for x in jax.tree.leaves(child)):,}" + (" each" if len(names) > 1 else "")
+            if indent < depth:
+                yield from lines(child, indent + 1)
+
+    yield from lines(groups, 0)
+
+
+def _alike(tree: Mapping[str, Any]) -> Iterator[tuple[list[str], Any]]:
+    """Children, those of equal shapes in a row together; arrays alone."""
+    kind = lambda child: str(jax.tree.map(lambda x: x.shape, child)) if isinstance(child, Mapping) else None
+    names: list[str] = []
+    for name, child in sorted(tree.items(), key=lambda item: _natural(item[0])):
+        if names and kind(child) is not None and kind(child) == kind(tree[names[0]]):
+            names.append(name)
+            continue
+        if names:
+            yield names, tree[names[0]]
+        names = [name]
+    if names:
+        yield names, tree[names[0]]
+
+
+def _natural(name: str) -> list:
+    """Layer_2 before Layer_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; numbers to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    align = lambda row: "  ".join(cell.ljust(w) if i == 0 or not cell[:1].isdigit() else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+    return "\n".join(align(row) for row in (header, *rows))
+
+
+def size_text(count: float) -> str:
+    """In decimal units, of three digits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:,.3g} {unit}" if count < 1000 * factor else f"{count / factor:,.0f} {unit}"
+    return f"{count:.0f} B"

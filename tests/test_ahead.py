@@ -1,0 +1,107 @@
+"""What `magvid compile` says: bytes, collectives and the least time of a step."""
+
+import dataclasses
+
+import jax
+import pytest
+import tiny_config
+
+from magvid import ahead, cost, explain, sharding
+from magvid.__main__ import main
+from magvid.flags import load_config
+from magvid.job import check_config
+from magvid.types import UserError
+
+SPREAD = {
+    "data": {},
+    "fsdp": dict(mesh={"fsdp": -1}, sharding=[[".*", "fsdp"]]),
+}
+
+
+def plan(**fields):
+    config = check_config(tiny_config.get_config() | fields)
+    return explain.Plan.of(config, sharding.make_mesh(config["mesh"], jax.devices()), load_config)
+
+
+@pytest.mark.parametrize("how", SPREAD)
+def test_a_step_on_eight_devices(how):
+    """Arguments are what was planned; gradients are summed over the devices, and with FSDP what is spread is gathered."""
+    planned = plan(**SPREAD[how])
+    found = ahead.compile_step(planned, "cpu:8")
+    held = sum(planned.held().values())
+    assert 0.97 * held < found.arguments <= 1.01 * held and found.temporary > 0 and found.chips == 8  # what no output needs is left out
+    assert found.flops == pytest.approx(cost.flops(planned.trace()))
+    weights = 4 * sum(found.parameters.values())
+    assert found.collectives["all-reduce"].count > 0 and ("all-gather" in found.collectives) == (how == "fsdp")
+    if how == "data":
+        reduced = found.collectives["all-reduce"]
+        assert weights <= reduced.result < 1.1 * weights and reduced.sent == pytest.approx(2 * 7 / 8 * reduced.result)
+    else:
+        spread = sum(x.size * 4 for x in jax.tree.leaves(planned.prepared.like.params) if not x.sharding.is_fully_replicated)
+        assert found.collectives["all-gather"].result >= spread > 0.8 * weights
+
+
+TEXT = """
+  %all-reduce.1 = f32[1024,256]{1,0} all-reduce(%x), channel_id=1, replica_groups=[1,16]<=[16], to_apply=%add
+  ROOT %all-reduce.2 = (f32[8]{0}, bf16[8,4]{1,0:T(8,128)}) all-reduce(%x, %y), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %all-gather-start.1 = (f32[64,16]{1,0}, f32[128,16]{1,0}) all-gather-start(%x), replica_groups=[2,2]<=[4], dimensions={0}
+  %all-gather-done.1 = f32[128,16]{1,0} all-gather-done(%all-gather-start.1)
+  %reduce-scatter.3 = bf16[32,16]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}
+  %collective-permute-start = (u8[100]{0}, u8[100]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  %all-to-all.9 = f32[10,10]{1,0} all-to-all(%x), dimensions={0}
+  %fusion = f32[9]{0} fusion(%all-reduce.1), kind=kLoop
+"""
+
+
+def test_collectives_are_read_from_a_program():
+    assert ahead.collectives(TEXT, 4) == {
+        "all-reduce": (2, 4 * 2**18 + 32 + 64, 2 * 15 / 16 * 4 * 2**18 + 96),
+        "all-gather": (1, 4 * 2048, 4 * 1024),
+        "reduce-scatter": (1, 1024, 3 * 1024),
+        "all-to-all": (1, 400, 300),
+        "collective-permute": (1, 100, 100),
+    }
+
+
+def test_the_least_time_of_a_step():
+    found = ahead.compile_step(plan(), "cpu:8")
+    assert found.roofline() == {}
+    made_up = dataclasses.replace(found, kind="TPU v5 lite", flops=197e12, bytes=819e9 / 2, collectives={"all-gather": ahead.Moved(1, 1e9, 25e9)})
+    assert made_up.roofline() == pytest.approx({"compute": 1.0, "memory": 0.5, "links": 0.25})
+    text = "\n".join(made_up.lines())
+    assert "a step takes at least 1e+03 ms, bound by compute" in text and "of 17.2 GB: it fits" in text
+    assert ahead._of(ahead.CHIPS, "TPU v5p").memory == 95 * 2**30 and ahead._of(ahead.CHIPS, "TPU v5 lite").memory == 16 * 2**30
+
+
+def test_equal_programs_have_equal_fingerprints():
+    same = [ahead.fingerprint(ahead.lower(plan(**fields))) for fields in ({}, {"log_every": 7}, {"batch": 16})]
+    assert same[0] == same[1] != same[2]
+
+
+def test_what_does_not_fit_is_said():
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.93G of 15.75G hbm. Exceeded")
+
+    with pytest.raises(UserError, match="v5e:4x4: it does not fit, 18.93 GiB of 15.75"):
+        ahead.compile_step(plan(), "v5e:4x4", Lowered())
+
+
+BAD = {
+    "--topology=cpu:none": "--topology=cpu:none: cpu:N, such as cpu:8",
+    "--topology=local --chips=99": "--chips=99: local has 8",
+    "--topology=v9z:2x2": "--topology=v9z:2x2: ",
+    "--topology=cpu:8 --steps=2": "--steps=2: steps are timed where the devices are, --topology=local",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_named(words, capsys):
+    assert main(["compile", f"--config={tiny_config.__file__}", *words.split()]) == 2
+    assert BAD[words] in capsys.readouterr().err
+
+
+def test_steps_are_timed_here(capsys):
+    assert main(["compile", f"--config={tiny_config.__file__}", "--steps=2"]) == 0
+    out = capsys.readouterr().out
+    assert "8 x cpu, mesh data 8, batch 8" in out and ", step 0." in out
