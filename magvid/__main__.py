@@ -1,4 +1,4 @@
-"""The command line: `magvid train | explain | compile | encode | sample | connect | predict | compose | edit | export | evaluate`; what flags they have is in commands.py.
+"""The command line: `magvid train | explain | compile | encode | sample | connect | predict | compose | edit | export | import | evaluate`; what flags they have is in commands.py.
 
 Exit codes: 0 done; 1 a fault of magvid (one line with its type); 2 bad input (one line that says what to do); 130
 Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the traceback. Nothing heavy is imported before
@@ -156,10 +156,22 @@ def _makes_videos(command: str, argv: list[str]) -> None:
 
 def _export(argv: list[str]) -> None:
     flags = parse(COMMANDS["export"], argv, "run out")
-    from magvid import adapter_files, runs
+    from magvid import adapter_files, run_files, runs
 
-    count = adapter_files.export(runs.open_run(flags.run), flags.out, flags.weights)
+    run = runs.open_run(flags.run, flags.trust)
+    form = adapter_files if adapter_files.additions(run) else run_files
+    count = form.export(run, flags.out, flags.weights)
     print(f"{flags.out}: {count:,} parameters, {os.path.getsize(flags.out) / 1e6:.1f} MB")
+
+
+def _import(argv: list[str]) -> None:
+    flags = parse(COMMANDS["import"], argv, "file out")
+    if len(flags.file) != 1:
+        raise ValueError(f"give one file, got {len(flags.file)}: {', '.join(flags.file)}")
+    from magvid import run_files
+
+    for text in run_files.load(flags.file[0], flags.out, flags.trust):
+        print(text)
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -184,7 +196,7 @@ def _evaluate(argv: list[str]) -> None:
     print(out)
 
 
-RUNS = dict(train=_train, explain=_explain, compile=_compile, encode=_encode, sample=_sample, export=_export, evaluate=_evaluate)
+RUNS = dict(train=_train, explain=_explain, compile=_compile, encode=_encode, sample=_sample, export=_export, evaluate=_evaluate) | {"import": _import}
 RUNS |= {command: functools.partial(_makes_videos, command) for command in ("connect", "predict", "compose", "edit")}
 
 

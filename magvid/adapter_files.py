@@ -3,17 +3,14 @@
 The file's metadata say which networks it belongs to, by the hashes of their weights, and from which run it comes.
 """
 
-import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from magvid import grafts, runs
+from magvid import grafts, run_files, runs
 from magvid.types import Groups, UserError
 
 FORMAT = "magvid.adapters/1"
@@ -41,43 +38,23 @@ def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) ->
 
     UserError for a run that trained no adapters and no LoRA, or took no network from elsewhere: its weights are no addition to anything.
     """
-    from safetensors.numpy import save_file
-
-    path = pathlib.Path(out).expanduser()
-    if path.suffix != ".safetensors":
-        raise UserError(f"--out={out} should end in .safetensors")
-    added = any(run.config["objective"].get(name) for name in ("adapters", "lora"))
-    if not run.frozen or not added:
+    if not additions(run):
         raise UserError(f"{run.path} has no network that it took from elsewhere: what it trained is no addition to one")
-    runs.check_writable(path.parent, "--out")
     flat = flatten_dict({group: run.weights(group, weights) for group in run.groups}, sep="/")
-    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in flat.items()}
     about = dict(format=FORMAT, frozen={g: s["hash"] for g, s in run.frozen.items()}, run=run.path.name, step=run.step, told=told(run.config))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(arrays, part, {"magvid": json.dumps(about)})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return sum(x.size for x in arrays.values())
+    return run_files.write(out, {name: x.astype("float32") for name, x in flat.items()}, about)
+
+
+def additions(run: runs.Run) -> bool:
+    """Whether what a run trained is added to a network that it took from elsewhere."""
+    return bool(run.frozen) and any(run.config["objective"].get(name) for name in ("adapters", "lora"))
 
 
 def load(file: str | os.PathLike) -> Adapters:
     """UserError where `file` is not what `export` writes."""
-    from safetensors import SafetensorError, safe_open
-
-    path = pathlib.Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no file {file}: `magvid export` writes the adapters of a run")
-    try:
-        with safe_open(path, "numpy") as stored:
-            about = json.loads((stored.metadata() or {}).get("magvid", "{}"))
-            if about.get("format") != FORMAT:
-                raise UserError(f"{file} holds other weights than adapters of magvid: `magvid export` writes them")
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as adapters ({error}): export them again") from None
+    about, arrays = run_files.read(file)
+    if about.get("format") != FORMAT:
+        raise UserError(f"{file} holds other weights than adapters of magvid: `magvid export` writes them")
     return Adapters(unflatten_dict(arrays, sep="/"), about["frozen"], about["run"], about["step"], about.get("told", {}))
 
 

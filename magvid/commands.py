@@ -263,9 +263,15 @@ COMMANDS = {
     ),
     "export": Program(
         "magvid export",
-        "Write what a run trained beside frozen networks (adapters, LoRA) to a small file of its own.",
-        [*RUN, Flag("out", "str", None, "FILE.safetensors", "where to write")],
-        ["--run=runs/aid --out=aid.safetensors"],
+        "Write what a run trained to one file: adapters or LoRA to load onto the network beside which they were trained, or a run to import elsewhere.",
+        [*RUN, Flag("out", "str", None, "FILE.safetensors", "where to write"), TRUST],
+        ["--run=runs/aid --out=aid.safetensors", "--run=runs/vq --out=vq.safetensors"],
+    ),
+    "import": Program(
+        "magvid import",
+        "Make a run folder of a file that `magvid export` wrote: to sample, to evaluate, to build on.",
+        [Flag("file", "files", (), "FILE.safetensors", "the file"), Flag("out", "str", None, "FOLDER", "where to write: new"), TRUST],
+        ["vq.safetensors --out=runs/vq"],
     ),
     "evaluate": Program(
         "magvid evaluate",

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from magvid import cost, runs, sharding, state
+from magvid import cost, runs, sharding
 from magvid.data import blank
 from magvid.job import Job, Prepared
 from magvid.types import UserError
@@ -42,11 +42,9 @@ class Plan:
 
     def trace(self) -> Any:
         """The jaxpr of a step on the examples of one device, with all weights there."""
-        config, whole = self.job.config, lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-        options = dict(microbatches=self.job.microbatches(), unroll=False, ema=config["ema"], dtype=config["dtype"])
-        step = state.make_step(self.job.objective, self.prepared.optimisers, **options)
+        whole = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
         batch = {k: jax.ShapeDtypeStruct((self.local_batch, *x.shape[1:]), x.dtype) for k, x in self.batch.items()}
-        return jax.jit(step).trace(whole(self.prepared.like), batch).jaxpr
+        return jax.jit(self.job.pure_step(self.prepared)).trace(whole(self.prepared.like), batch).jaxpr
 
     def part(self, size: Callable[[Any], float]) -> Callable[[Any], float]:
         """`size` of what a device holds of a value: of one with the shape of a trained array that is spread, such as its gradient, a part."""

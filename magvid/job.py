@@ -29,6 +29,8 @@ DEFAULTS = dict(
     ema_groups=(),  # (): every trained group
     mesh={"data": -1},
     sharding=[(".*", None)],
+    activations={},  # how what stands between blocks is spread: {"tokens": [axes of b n d], "frames": [axes of b t h w c]}
+    remat_policy=None,  # of jax.checkpoint_policies: what blocks with `remat` keep; None: nothing but their input
     dtype="float32",  # of the trained groups in the forward pass
     log_every=50,
     save_every=1000,
@@ -54,7 +56,7 @@ WHOLE = {
 }
 DTYPES = ("float32", "bfloat16")
 # What may differ when a run goes on: how long, what is said, and on which devices.
-MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "compile_cache"}
+MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compile_cache"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Job:
 
     def __post_init__(self):
         self.microbatches()  # UserError here, before anything is read or written
+        self._check_frames()
 
     @classmethod
     def from_config(
@@ -194,23 +197,44 @@ class Job:
         local = batch // shards
         return next(n for n in range(1, local + 1) if local % n == 0 and (not most or local // n <= most))
 
+    def pure_step(self, prepared: Prepared) -> Callable:
+        """The training step (state, batch) -> (state, metrics, finite), to be traced."""
+        options = dict(microbatches=self.microbatches(), unroll=self.on_cpu, ema=self.config["ema"], dtype=self.config["dtype"])
+        return self._spread(state.make_step(self.objective, prepared.optimisers, **options))
+
     def step(self, prepared: Prepared):
-        """The compiled training step (state, batch) -> (state, metrics, finite); the given state is donated."""
-        step = state.make_step(
-            self.objective,
-            prepared.optimisers,
-            microbatches=self.microbatches(),
-            unroll=self.on_cpu,
-            ema=self.config["ema"],
-            dtype=self.config["dtype"],
-        )
+        """The compiled training step; the given state is donated."""
+        step = self.pure_step(prepared)
         places = jax.tree.map(lambda x: x.sharding, prepared.like)
         whole = sharding.replicated(self.mesh)
         return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
 
     def eval_step(self):
         """The compiled (params, extra, batch, key, step) -> {name: scalar} without dropout or update."""
-        return jax.jit(state.make_eval(self.objective), out_shardings=sharding.replicated(self.mesh))
+        return jax.jit(self._spread(state.make_eval(self.objective)), out_shardings=sharding.replicated(self.mesh))
+
+    def _spread(self, f: Callable) -> Callable:
+        """`f` traced with the config's `activations` and `remat_policy`."""
+
+        def spread(*args):
+            with sharding.edges(self.config["activations"], self.config["remat_policy"]):
+                return f(*args)
+
+        return spread
+
+    def _check_frames(self) -> None:
+        """XLA's partitioner (jax 0.10.2) gives a convolution that is spread over pixels a gradient that is too large, as often as the pixels' parts are
+        repeated over another axis of the mesh.
+        """
+        axes = self.config["activations"].get("frames") or []
+        named = {name for axis in axes for name in ([axis] if isinstance(axis, str) else axis or ())}
+        large = [name for name, size in self.mesh.shape.items() if size > 1]
+        within = {name for axis in axes[1:] for name in ([axis] if isinstance(axis, str) else axis or ())}
+        if within & set(large) and (missing := [name for name in large if name not in named]):
+            raise UserError(
+                f"config.activations.frames is {json.dumps(axes)}, without {', '.join(missing)} of the mesh: frames that are spread over pixels are spread over "
+                f'all axes, such as ["{next(iter(within))}", "{missing[0]}"] for h, or their gradients come out wrong'
+            )
 
     def _check_groups(self, shapes: Groups, frozen: Groups) -> tuple[str, ...]:
         """Every group has one origin; returns the groups that are averaged."""
@@ -273,8 +297,22 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise UserError(f"config.spike is {json.dumps(config['spike'])}: give a number of deviations, or 0 for none")
     if config["dtype"] not in DTYPES:
         raise UserError(f"config.dtype is {json.dumps(config['dtype'])}: use {' or '.join(DTYPES)}")
+    _check_spread(config)
     if bad := next(_not_finite(config), None):
         raise UserError(f"config{bad}: give a finite number")
+
+
+def _check_spread(config: Mapping[str, Any]) -> None:
+    known = {"tokens": "b n d", "frames": "b t h w c"}
+    for name, axes in config["activations"].items():
+        if name not in known:
+            raise UserError(f"config.activations has no {name}: it may have {' and '.join(known)}")
+        if not isinstance(axes, list) or len(axes) != len(known[name].split()):
+            raise UserError(f"config.activations.{name} is {json.dumps(axes)}: give a list of mesh axes (or null) for {known[name]}")
+    policy = config["remat_policy"]
+    if policy is not None and not hasattr(jax.checkpoint_policies, str(policy)):
+        names = [name for name in dir(jax.checkpoint_policies) if name.endswith("saveable")]
+        raise UserError(f"config.remat_policy is {json.dumps(policy)}: use null or one of {', '.join(names)}")
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:

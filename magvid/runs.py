@@ -216,9 +216,14 @@ def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
         hint = f"; the runs inside it are {', '.join(sorted(inside))}" if inside else ""
         raise UserError(f"{path} is not a run folder: it has no {CONFIG}{hint}")
     config = read_config(folder)
-    if not trust:
-        _check_trust(config, folder)
+    check_trust(config, folder, trust)
     return Run(folder, config)
+
+
+def check_trust(config: Mapping[str, Any], path: pathlib.Path, trust: bool) -> None:
+    """UserError where a config names code outside of magvid, unless that is trusted: a config is a program."""
+    if not trust:
+        _check_trust(config, path)
 
 
 def read_config(folder: pathlib.Path) -> dict:

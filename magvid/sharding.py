@@ -1,11 +1,14 @@
 """One mesh, and where every array lies on it: (regex, spec | "fsdp" | None) rules become `NamedSharding`s."""
 
+import contextlib
+import contextvars
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -52,6 +55,31 @@ def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(_present(a, mesh.axis_names) for a in axes)))
+
+
+_edges: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("edges", default={})
+
+
+@contextlib.contextmanager
+def edges(activations: Mapping[str, Sequence], remat: str | None = None) -> Iterator[None]:
+    """Within, `edge` and `rematerialised` do as a config's fields of these names say, in what is traced."""
+    token = _edges.set(dict(activations, remat=remat))
+    try:
+        yield
+    finally:
+        _edges.reset(token)
+
+
+def edge(x: Array) -> Array:
+    """`x` at the edge of a block of layers: tokens (b n d) or frames (b t h w c), spread as `edges` says."""
+    axes = _edges.get().get({3: "tokens", 5: "frames"}.get(x.ndim))
+    return constrain(x, axes) if axes else x
+
+
+def rematerialised(block: Callable, **options: Any) -> Callable:
+    """`nn.remat` of a module or function, that keeps for the backward pass what the policy of `edges` says; without one nothing but its input."""
+    name = _edges.get().get("remat")
+    return nn.remat(block, policy=name and getattr(jax.checkpoint_policies, name), **options)
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -13,7 +13,7 @@ from magvid.__main__ import open_config
 from magvid.commands import COMMANDS, overview
 from magvid.flags import load_config, parse, program_help, use_huge_pages
 
-NEEDS = {"train": "config workdir", "explain": "config", "compile": "config", "encode": "config out", "sample": "run|config", "connect": "run|config", "predict": "run|config", "export": "run out"}
+NEEDS = {"train": "config workdir", "explain": "config", "compile": "config", "encode": "config out", "sample": "run|config", "connect": "run|config", "predict": "run|config", "export": "run out", "import": "file out"}
 ROOT = pathlib.Path(__file__).parent.parent
 
 

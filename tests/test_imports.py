@@ -14,7 +14,7 @@ MODULES = sorted(
     for folder in ("magvid", "configs", "experiments", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
 )
-DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "compose", "edit", "adapter_files", "evaluate", "explain", "ahead", "sample", "job", "flags", "commands"}
+DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "compose", "edit", "adapter_files", "run_files", "evaluate", "explain", "ahead", "sample", "job", "flags", "commands"}
 MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "cost", "meter", "guard", "watchdog", "cluster", "data.pipeline"}
 MACHINERY |= {"data.cache", "data.joint", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
@@ -56,7 +56,8 @@ ARROWS = {
     "generator": MACHINERY | {"job", "adapter_files"},
     "evaluate": MACHINERY | {"job", "generator"},
     "conditions": MACHINERY | {"generator", "data.images"},
-    "adapter_files": MACHINERY | {"grafts"},
+    "adapter_files": MACHINERY | {"grafts", "run_files"},
+    "run_files": MACHINERY,
     "predict": MACHINERY | {"job", "generator", "conditions", "data.states"},
     "compose": MACHINERY | {"job", "generator", "conditions", "data.images", "data.masks", "data.entities"},
     "edit": MACHINERY | {"job", "generator", "conditions", "compose", "data.masks", "data.entities"},

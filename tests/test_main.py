@@ -32,8 +32,8 @@ def places(tmp_path_factory):
 
 
 BAD = {
-    "": "give a command, one of train, explain, compile, encode, sample, connect, predict, compose, edit, export, evaluate",
-    "frobnicate": 'no command "frobnicate"; choose of train, explain, compile, encode, sample, connect, predict, compose, edit, export, evaluate',
+    "": "give a command, one of train, explain, compile, encode, sample, connect, predict, compose, edit, export, import, evaluate",
+    "frobnicate": 'no command "frobnicate"; choose of train, explain, compile, encode, sample, connect, predict, compose, edit, export, import, evaluate',
     "tran": "did you mean train?",
     "train": "--config is missing",
     "train --config={tiny}": "--workdir is missing",
@@ -134,7 +134,6 @@ BAD = {
     "edit a.mp4 --mask=m.png --prompt=a --run={run} --out=a.mp4": "--out=a.mp4 is a.mp4, which is shown: name another file",
     "edit a.mp4 --mask=m.png --prompt=a --run={run} --out=x.mp4": "{run} is not told of an entity in pictures and words",
     "export --run={run} --out={there}/a.npz": "should end in .safetensors",
-    "export --run={vq} --out={there}/a.safetensors": "has no network that it took from elsewhere",
     "export --run={run}": "--out is missing",
     "evaluate --run={run} --clips=-1": "-1 is not a positive integer",
     "evaluate --run={run} --tasks=FP,QQ": 'there is no task "QQ"',

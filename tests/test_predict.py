@@ -223,7 +223,7 @@ def test_files_of_another_network_or_kind(run, config, files, picture, tmp_path)
     with pytest.raises(UserError, match='were trained with "network" at .*: they belong to another network'):
         made(stranger, picture, tmp_path / "1.gif", adapters=files[0])
     (tmp_path / "bad.safetensors").write_bytes(open(files[0], "rb").read()[:300])
-    with pytest.raises(UserError, match="bad.safetensors cannot be read as adapters"):
+    with pytest.raises(UserError, match="bad.safetensors cannot be read"):
         adapter_files.load(tmp_path / "bad.safetensors")
     from safetensors.numpy import save_file
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from magvid.models.attention import attention
 from magvid.models.layers import check_sizes
+from magvid.sharding import edge, rematerialised
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
 gelu = partial(nn.gelu, approximate=True)
@@ -93,11 +94,11 @@ class CausalTransformer(nn.Module):
         positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
         x = x + lax.dynamic_slice_in_dim(positions, start, n)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block: Callable = nn.remat(Block, static_argnums=(5,)) if self.remat else Block
+        block: Callable = rematerialised(Block, static_argnums=(5,)) if self.remat else Block
         kept = []
         for i in range(self.depth):
             layer = block(self.heads, self.mlp, self.dropout, self.dtype, name=f"block_{i}")
-            x, layer_memory = layer(x, start, None if memory is None else memory[i], mask, train)
+            x, layer_memory = layer(edge(x), start, None if memory is None else memory[i], mask, train)
             kept.append(layer_memory)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         logits = nn.Dense(self.vocab, dtype=self.dtype, name="head")(x).astype(jnp.float32)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from magvid.models.attention import attention
 from magvid.models.layers import Dense, check_sizes
 from magvid.models.resize import resize_antialiased, resize_bicubic
+from magvid.sharding import edge, rematerialised
 
 # Of pixels in [0, 1]; the towers read (x - MEAN) / STD.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -123,11 +124,11 @@ class Encoder(nn.Module):
         check_sizes(x.shape[1], x.shape[1], x.shape[2], self.heads, 0)
         if not 0 <= self.skip < self.depth:
             raise ValueError(f"skip={self.skip} of {self.depth} layers: give a number from 0 to {self.depth - 1}")
-        layer: Callable = nn.remat(Layer) if self.remat else Layer
+        layer: Callable = rematerialised(Layer) if self.remat else Layer
         sizes = self.heads, self.mlp, self.activation, 2 * self.depth, self.dtype
         early = x
         for i in range(self.depth):
-            x = layer(*sizes, name=f"layers_{i}")(x, allowed)
+            x = edge(layer(*sizes, name=f"layers_{i}")(x, allowed))
             if i == self.depth - 1 - self.skip:
                 early = x
         return x, early

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from magvid.models.layers import Conv, Identity, average_pool, space_to_depth
+from magvid.sharding import edge, rematerialised
 
 xavier = nn.initializers.xavier_uniform()
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
@@ -54,7 +55,7 @@ class ResBlock(nn.Module):
         y = leaky_relu(self.norm()(conv(x.shape[-1], name="Conv_0")(x)))
         skip = conv(self.features, kernel=(1, 1, 1), use_bias=False, name="Conv_1")(pool(x))
         y = leaky_relu(self.norm()(conv(self.features, name="Conv_2")(pool(y))))
-        return (y + skip) / math.sqrt(2)
+        return edge((y + skip) / math.sqrt(2))
 
 
 class Discriminator(nn.Module):
@@ -81,7 +82,7 @@ class Discriminator(nn.Module):
         parts = dict(norm=self.norm, pool=self.pool, planar=self.planar, dtype=self.dtype)
         x = leaky_relu(conv(self.filters)(space_to_depth(video, self.patch)))
         for i, multiplier in enumerate(self.multipliers):
-            block = nn.remat(ResBlock) if i < self.remat else ResBlock
+            block = rematerialised(ResBlock) if i < self.remat else ResBlock
             x = block(self.filters * multiplier, name=f"ResBlock_{i}", **parts)(x)
         x = leaky_relu(self.norm()(conv(x.shape[-1])(x)))
         last = x.shape[-1]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from magvid.models.attention import attention
 from magvid.models.layers import Dense, check_sizes
+from magvid.sharding import edge, rematerialised
 
 
 def weights_init(key, shape, dtype=jnp.float32) -> Array:
@@ -85,10 +86,10 @@ class Transformer(nn.Module):
         positions = self.param("positions", weights_init, (self.length, self.width))
         x = words(ids) + positions[:n]
         x = LayerNorm(dtype=self.dtype, name="embedding_norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block: Callable = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        x = edge(nn.Dropout(self.dropout, deterministic=not train)(x))
+        block: Callable = rematerialised(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.depth):
-            x = block(self.heads, self.mlp, self.dropout, self.dtype, name=f"block_{i}")(x, train)
+            x = edge(block(self.heads, self.mlp, self.dropout, self.dtype, name=f"block_{i}")(x, train))
         x = gelu(Dense(self.width, kernel_init=weights_init, dtype=self.dtype, name="head")(x))
         x = LayerNorm(dtype=self.dtype, name="head_norm")(x)
         bias = self.param("head_bias", nn.initializers.zeros, (self.vocab,))

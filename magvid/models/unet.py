@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from magvid.models.attention import Attention, FeedForward, read_scalars
 from magvid.models.layers import MLP, Conv, Dense, Dtype, GroupNorm, nearest_upsample, sinusoid
+from magvid.sharding import edge, rematerialised
 from magvid.types import Condition, Params
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
@@ -74,7 +75,7 @@ class ResBlock(nn.Module):
         y = conv(**window, name="conv2")(nn.silu(norm(name="norm2")(y)))
         if x.shape[-1] != self.features:
             x = conv(kernel=(1, 1, 1), planar=True, name="conv_shortcut")(x)
-        return x + y
+        return edge(x + y)
 
 
 class Res(ResBlock):
@@ -159,7 +160,7 @@ class Transformer(nn.Module):
         position = self.position(y)
         for i in range(self.depth):
             y = self.block(i, y, condition, position)
-        return x + Dense(x.shape[-1], dtype=self.dtype, name="proj_out")(y)
+        return edge(x + Dense(x.shape[-1], dtype=self.dtype, name="proj_out")(y))
 
     def position(self, x: Array) -> Array | None:
         """Embedding of the frames (t c), where the family has one."""
@@ -219,7 +220,7 @@ class Level(nn.Module):
         self, x: Float[Array, "b t h w c"], skips: list[Array], embedding: Float[Array, "b d"], condition: Condition
     ) -> list:
         run = lambda layer, *args: layer(*args)
-        run = nn.remat(run) if self.remat else run
+        run = rematerialised(run) if self.remat else run
         outputs = []
         for i in range(self.layers):
             if skips:

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from magvid.models.layers import Conv, ConvTranspose, GroupNorm, average_pool, depth_to_space, space_to_depth
+from magvid.sharding import edge, rematerialised
 from magvid.types import Params
 
 
@@ -43,7 +44,7 @@ class ResBlock(nn.Module):
         y = conv()(self.activation(self.norm()(y)))
         if x.shape[-1] != self.features:
             x = conv(kernel=(1, 1, 1))(self.shortcut(x, y))
-        return x + y
+        return edge(x + y)
 
 
 # A down- or upsampling layer is made by (features, strides, padding, planar, dtype) inside the parent, which numbers its
@@ -191,7 +192,7 @@ def res_blocks(model: Encoder | Decoder) -> Callable:
         raise ValueError(f"filters={model.filters}, multipliers={tuple(model.multipliers)}: both start at 1")
 
     def at(level: int):
-        cls = nn.remat(ResBlock) if level < model.remat else ResBlock
+        cls = rematerialised(ResBlock) if level < model.remat else ResBlock
         return lambda features: cls(features, name=f"ResBlock_{next(counter)}", **parts)
 
     return at

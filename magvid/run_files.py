@@ -1,0 +1,103 @@
+"""A run as one file (.safetensors), and such a file as a run: its trained weights, its config, and how its clips are read. To sample, to evaluate,
+to build on and to begin with; the optimiser stays behind.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from magvid import runs
+from magvid.checkpoints import Checkpoints
+from magvid.state import TrainState
+from magvid.types import UserError
+
+FORMAT = "magvid.run/1"
+NAMED = "magvid"  # the entry of the file's metadata
+
+
+def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) -> int:
+    """Writes all trained groups to `out`; returns how many numbers. `weights`: "ema" or "params", these alone; by default both where both are there, bit for
+    bit, so that runs that build on this one find the same in what is imported.
+    """
+    if weights is None:
+        leaves = list(run.checkpoints.meta(run.step)["leaves"])
+        flat = {}
+        for item in ("params", *(["ema"] if run.averaged else [])):
+            names = [n.removeprefix(f"{item}/") for n in leaves if n.startswith(f"{item}/")]
+            flat |= {f"{item}/{n}": x for n, x in run.checkpoints.some(run.step, item, names).items()}
+    else:
+        flat = flatten_dict({"params": {group: run.weights(group, weights) for group in run.groups}}, sep="/")
+    about = dict(format=FORMAT, config=runs.relative(run.config, run.path), step=run.step, frozen=run.frozen)
+    if run.trained_clip is not None:
+        about["data"] = runs.read_json(run.path / runs.DATA)
+    return write(out, flat, about)
+
+
+def write(out: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> int:
+    """Under its name only when it is complete; returns how many numbers. UserError where it cannot be written."""
+    from safetensors.numpy import save_file
+
+    path = pathlib.Path(out).expanduser()
+    if path.suffix != ".safetensors":
+        raise UserError(f"--out={out} should end in .safetensors")
+    runs.check_writable(path.parent, "--out")
+    arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, part, {NAMED: json.dumps(about)})
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): make room, or give another --out") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return sum(x.size for x in arrays.values())
+
+
+def read(file: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
+    """(what the file says of itself, its arrays by name). UserError where magvid has not written it."""
+    from safetensors import SafetensorError, safe_open
+
+    path = pathlib.Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no file {file}: `magvid export` writes one from a run")
+    try:
+        with safe_open(path, "numpy") as stored:
+            about = json.loads((stored.metadata() or {}).get(NAMED, "{}"))
+            return about, {name: stored.get_tensor(name) for name in stored.keys()}
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}): export it again") from None
+
+
+def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -> Iterator[str]:
+    """Makes the run folder `out`, with one checkpoint, of a file that `export` wrote; yields what there is to say. UserError where `out` has something in it."""
+    about, arrays = read(file)
+    if about.get("format") != FORMAT:
+        what = "adapters, which `--adapters` of predict takes" if "adapters" in str(about.get("format")) else "no run"
+        raise UserError(f"{file} holds {what}: `magvid export` writes a run that took no adapters")
+    folder = pathlib.Path(out).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out={out} is there already, and not empty: give a new folder")
+    config = runs.anchored(about["config"], folder)
+    runs.check_trust(config, folder, trust)
+    runs.make_folder(folder, "--out")
+    trees = unflatten_dict(arrays, sep="/")
+    state = TrainState(np.int32(about["step"]), trees["params"], {}, {}, trees.get("ema", {}), {}, jax.random.key(0))
+    checkpoints = Checkpoints(folder / "checkpoints", write=True)
+    checkpoints.save(about["step"], state, {}, about["frozen"])
+    checkpoints.wait()
+    checkpoints.close()
+    if "data" in about:
+        runs.write_json(folder / runs.DATA, about["data"])
+    runs.write_json(folder / runs.CONFIG, about["config"])  # last: without it there is no run
+    yield f"{out}: {', '.join(sorted(trees['params']))} of step {about['step']}"
+    for path, _, ref in runs.references(config["objective"]):
+        place = pathlib.Path(ref.get("run") or ref[runs.FILE])
+        if not place.exists():
+            yield f"{path} is to be at {place}: put it there, or say where it is by --config.{path}.{'run' if 'run' in ref else runs.FILE}=PATH"

@@ -1,0 +1,120 @@
+"""A run as one file, and back: the same weights, hashes, samples; wrong files are named."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from magvid import run_files, runs
+from magvid.__main__ import main
+from magvid.types import UserError
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A transformer and its tokenizer, exported."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, run in (("vq", tiny_runs.tokenizer_run()), ("masked", tiny_runs.masked_run())):
+        assert main(["export", f"--run={run}", f"--out={folder}/{name}.safetensors"]) == 0
+    return folder
+
+
+def test_what_is_imported_is_the_run(files, tmp_path, capsys):
+    for name, run in (("vq", tiny_runs.tokenizer_run()), ("masked", tiny_runs.masked_run())):
+        assert main(["import", f"{files}/{name}.safetensors", f"--out={tmp_path}/{run.name}"]) == 0
+        old, new = runs.open_run(run), runs.open_run(tmp_path / run.name)
+        for group in old.groups:
+            jax.tree.map(np.testing.assert_array_equal, old.weights(group), new.weights(group))
+            assert old.read(group)[1] == new.read(group)[1]
+        assert (old.step, old.groups, old.averaged, old.frozen, old.trained_clip) == (new.step, new.groups, new.averaged, new.frozen, new.trained_clip)
+    said = capsys.readouterr().out
+    assert "transformer of step 2" in said and "put it there" not in said  # the tokenizer is where the transformer looks for it
+    config, params = runs.load(runs.open_run(tmp_path / tiny_runs.masked_run().name))
+    assert set(params) == {"tokenizer", "transformer"}
+    command = ["--task=FP", "--number=1", "--format=gif", "--scale=1"]
+    made = []
+    for run in (tiny_runs.masked_run(), tmp_path / tiny_runs.masked_run().name):
+        assert main(["sample", f"--run={run}", f"--out={tmp_path}/samples-{len(made)}", *command]) == 0
+        made.append([p.read_bytes() for p in sorted((tmp_path / f"samples-{len(made)}").glob("*.gif"))])
+    assert made[0] == made[1] and made[0]
+
+
+def test_one_kind_of_weights_alone(tmp_path):
+    run = runs.open_run(tiny_runs.masked_run())
+    for which in ("ema", "params") if run.averaged else ("params",):
+        count = run_files.export(run, tmp_path / f"{which}.safetensors", which)
+        assert count == sum(x.size for x in jax.tree.leaves(run.weights("transformer", which)))
+        list(run_files.load(tmp_path / f"{which}.safetensors", tmp_path / which))
+        jax.tree.map(np.testing.assert_array_equal, run.weights("transformer", which), runs.open_run(tmp_path / which).weights("transformer"))
+
+
+def test_a_run_that_it_builds_on_is_named_where_it_is_not(files, tmp_path, capsys):
+    assert main(["import", f"{files}/masked.safetensors", f"--out={tmp_path}/deep/masked"]) == 0
+    assert f"objective.tokenizer is to be at {tmp_path}/deep/vq: put it there, or say where it is by --config.objective.tokenizer.run=PATH" in capsys.readouterr().out
+
+
+def test_training_begins_with_it_and_does_not_go_on_with_it(files, tmp_path, capsys):
+    assert main(["import", f"{files}/vq.safetensors", f"--out={tmp_path}/vq"]) == 0
+    assert main(["train", f"--config={tiny_runs.TINY}:tokenizer", f"--workdir={tmp_path}/vq", "--config.eval_every=2", "--config.steps=4"]) == 2
+    assert "is of another model or optimiser" in capsys.readouterr().err
+
+
+@pytest.fixture
+def bad(files, tmp_path):
+    """{name: file}"""
+    whole = (files / "vq.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "foreign.safetensors")
+    with safe_open(files / "vq.safetensors", "numpy") as stored:
+        arrays = {name: stored.get_tensor(name) for name in stored.keys()}
+        about = json.loads(stored.metadata()["magvid"])
+    about["config"]["objective"]["tokenizer"]["target"] = "os:system"
+    save_file(arrays, tmp_path / "code.safetensors", {"magvid": json.dumps(about)})
+    save_file(arrays, tmp_path / "adapters.safetensors", {"magvid": json.dumps({"format": "magvid.adapters/1"})})
+    shutil.copy(files / "vq.safetensors", tmp_path / "good.safetensors")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    return tmp_path
+
+
+BAD = {
+    "import {bad}/gone.safetensors --out={bad}/new": "there is no file {bad}/gone.safetensors: `magvid export` writes one",
+    "import {bad}/cut.safetensors --out={bad}/new": "cut.safetensors cannot be read",
+    "import {bad}/foreign.safetensors --out={bad}/new": "foreign.safetensors holds no run",
+    "import {bad}/adapters.safetensors --out={bad}/new": "holds adapters, which `--adapters` of predict takes",
+    "import {bad}/code.safetensors --out={bad}/new": 'names "os:system", which is not part of magvid: give --trust',
+    "import {bad}/good.safetensors --out={bad}/full": "--out={bad}/full is there already, and not empty",
+    "import {bad}/good.safetensors {bad}/good.safetensors --out={bad}/new": "give one file, got 2",
+    "import {bad}/good.safetensors": "--out is missing",
+    "import --out={bad}/new": "--file is missing",
+    "export --run={run} --out={bad}/x.bin": "should end in .safetensors",
+    "export --run={run} --out={bad}/good.safetensors/x.safetensors": "cannot write to {bad}/good.safetensors",
+    "export --run={run} --out={bad}/x.safetensors --weights=average": 'weights="average" is unknown',
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_named_and_leaves_nothing(words, bad, capsys):
+    places = dict(bad=bad, run=tiny_runs.tokenizer_run())
+    assert main(words.format(**places).split()) == 2
+    assert BAD[words].format(**places) in capsys.readouterr().err
+    assert not (bad / "new").exists() and not (bad / "x.safetensors").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(files, tmp_path, monkeypatch):
+    out = tmp_path / "a.safetensors"
+    out.write_bytes(b"before")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(UserError, match="cannot be written .No space left on device.: make room"):
+        run_files.export(runs.open_run(tiny_runs.tokenizer_run()), out)
+    assert out.read_bytes() == b"before" and [p.name for p in pathlib.Path(tmp_path).iterdir()] == ["a.safetensors"]
