@@ -2,6 +2,7 @@
 registry.
 """
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -51,5 +52,6 @@ def build(spec: Any) -> Any:
             signature.bind(**built)
     except TypeError as e:
         names = [p for p in signature.parameters if p not in ("parent", "name")]
-        raise ValueError(f"{path}: {e}; its arguments are {', '.join(names)}") from None
+        near = [n for k in built if k not in signature.parameters for n in difflib.get_close_matches(k, names, 1)]
+        raise ValueError(f"{path}: {e}{f', did you mean {near[0]}?' if near else ''}; its arguments are {', '.join(names)}") from None
     return make(**built) if "target" in spec else functools.partial(make, **built)

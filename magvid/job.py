@@ -5,7 +5,7 @@ import difflib
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,12 @@ WHOLE = {
     "eval_every": (0, None),
     "keep": (1, None),
     "rollbacks": (0, None),
+}
+# {split: fields of config.data.<split>}
+DATA = {
+    "train": ("source", "transforms", "workers", "cache"),
+    "eval": ("source", "transforms", "cache", "batch", "limit"),
+    "pictures": ("source", "transforms", "workers", "batch", "every", "cache"),
 }
 DTYPES = ("float32", "bfloat16")
 # What may differ when a run goes on: how long, what is said, and on which devices.
@@ -282,7 +288,22 @@ def check_config(config: Mapping[str, Any]) -> dict:
         raise UserError(f"the config lacks {', '.join(missing)}")
     config = json.loads(json.dumps(DEFAULTS)) | config
     _check_values(config)
+    _check_data(config["data"])
     return config
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    for split, section in data.items():
+        if split not in DATA:
+            raise UserError(f"config.data has no {split}{_near(split, DATA)}; it may have {', '.join(DATA)}")
+        for name in section or ():
+            if name not in DATA[split]:
+                raise UserError(f"config.data.{split} has no field {name}{_near(name, DATA[split])}; it may have {', '.join(DATA[split])}")
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _check_values(config: Mapping[str, Any]) -> None:

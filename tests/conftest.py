@@ -21,6 +21,9 @@ SHARED = pathlib.Path(os.environ.get("MAGVID_SHARED", ROOT.parent / "shared"))
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 
+# Made-up devices wait for each other: on a busy machine for longer than XLA has them do before it aborts the process
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=900".strip()
+
 # Of the processes that tests start, pytest's workers among them: Linux hands out memory in huge pages (docs: benchmarks/README.md)
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 

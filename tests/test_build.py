@@ -24,7 +24,7 @@ def test_targets_factories_and_leaves():
     [
         (
             {"target": "magvid.types:Vocab", "codebok": 5},
-            "magvid.types:Vocab: .*codebok.*; its arguments are codebook, classes, specials",
+            "magvid.types:Vocab: .*codebok.*, did you mean codebook.; its arguments are codebook, classes, specials",
         ),
         ({"target": "magvid.types:Vocab"}, "missing a required argument: 'codebook'"),
         ({"factory": "magvid.models.quantizers:VQ", "sise": 5}, "sise.*its arguments are size, dim"),

@@ -20,6 +20,20 @@ def test_a_config_is_plain_and_complete():
         job.check_config(dict(objective={}, data={}, optim={}))
 
 
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (dict(train=dict(source={}, transfroms=[])), "config.data.train has no field transfroms, did you mean transforms?; it may have source"),
+        (dict(trian=dict(source={})), "config.data has no trian, did you mean train?; it may have train, eval, pictures"),
+        (dict(train=dict(source={}), eval=dict(source={}, limits=3)), "config.data.eval has no field limits, did you mean limit?"),
+    ],
+)
+def test_wrong_fields_of_data_are_named(data, message):
+    with pytest.raises(UserError) as error:
+        job.check_config(helpers.config() | dict(data=data))
+    assert message in str(error.value)
+
+
 def test_microbatches_fit_the_devices():
     def count(batch, microbatch, devices):
         return make(devices, batch=batch, microbatch=microbatch).microbatches()

@@ -9,7 +9,7 @@ import chex
 import jax
 import pytest
 
-from configs import unets
+from configs import magvit, unets
 from magvid import ahead, cost, explain, job, runs, sharding
 from magvid.build import build
 from magvid.flags import load_config
@@ -30,14 +30,7 @@ OBJECTIVES = {
     "entities": ("magdiff_sprites", ""),
 }
 EDGES = {"tokens": [["data", "fsdp"], "seq", None], "frames": [["data", "fsdp"], None, ["seq", "model"], None, None]}
-# Of MAGVIT's transformer: heads, and the inner width of the feed-forwards
-TRANSFORMER = [
-    ["attention/(query|key|value)/kernel$", [None, "model"]],
-    ["attention/out/kernel$", ["model"]],
-    ["mlp_in/kernel$", [None, "model"]],
-    ["mlp_out/kernel$", ["model", None]],
-]
-TENSOR = [*TRANSFORMER, *unets.TENSOR]
+TENSOR = [*magvit.TENSOR[:-1], *unets.TENSOR]
 MESHES = {  # {devices: fields of the config}
     2: dict(mesh={"data": -1}),
     4: dict(mesh={"fsdp": -1}, sharding=[[".*", "fsdp"]]),
@@ -85,7 +78,8 @@ def two_steps(name: str, devices: int, **fields):
 
 @functools.cache
 def alone(name: str):
-    return jax.device_get(two_steps(name, 1)[0].params), jax.device_get(two_steps(name, 1)[1])
+    state, metrics = two_steps(name, 1)
+    return jax.device_get((state.params, metrics))
 
 
 @pytest.mark.full
@@ -125,7 +119,7 @@ def collectives(how: str, activations: bool = False) -> Mapping:
     fields = {
         "data": dict(mesh={"data": 8}),
         "fsdp": dict(mesh={"fsdp": 8}, sharding=[[".*", "fsdp"]]),
-        "tensor": dict(mesh={"data": 4, "model": 2}, sharding=[*TRANSFORMER, [".*", None]]),
+        "tensor": dict(mesh={"data": 4, "model": 2}, sharding=[*magvit.TENSOR[:-1], [".*", None]]),
         "tokens": dict(mesh={"data": 4, "seq": 2}, activations=EDGES),
     }[how]
     the_job = opened("masked", planned("masked", **fields), frozen("masked"), 8)
@@ -169,7 +163,7 @@ def test_remat_changes_no_number_and_keeps_what_it_says(policy):
         return cost.flops(the_job.step(prepared).trace(prepared.init(), sharding.global_batch(first, the_job.mesh)).jaxpr)
 
     whole, again = traced(), traced(remat=True)
-    assert again == whole if policy == "everything_saveable" else again > 1.05 * whole, (whole, again)
+    assert again == whole if policy == "everything_saveable" else again > 1.02 * whole, (whole, again)
 
 
 BAD = {
