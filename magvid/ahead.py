@@ -60,7 +60,7 @@ class Compiled:
     flops: float  # as magvid counts them, see cost.py
     bytes: float  # read and written in memory
     collectives: dict[str, Moved]
-    seconds: dict[str, float]  # lower and compile; steps, where they were timed
+    seconds: dict[str, float]  # to compile; of a step, where it was timed
     peak: float | None = None  # most bytes that a device held, where it was timed
 
     @property
@@ -139,17 +139,15 @@ def fingerprint(lowered: Any) -> str:
 
 def compile_step(plan: Plan, topology: str, lowered: Any = None, steps: int = 0) -> Compiled:
     """UserError with what it would need where the step does not fit. `steps`: so many are timed, on devices that are there."""
+    mesh, lowered = plan.job.mesh, lowered or lower(plan)
     begin = time.monotonic()
-    lowered = lowered or lower(plan)
-    middle = time.monotonic()
-    mesh = plan.job.mesh
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not (found := re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))):
             raise
         raise UserError(f"{topology}: it does not fit, {found[1]} GiB of {found[2]}: use more chips, a smaller batch or microbatch, fsdp, or remat") from None
-    seconds = dict(lower=middle - begin, compile=time.monotonic() - middle)
+    seconds = dict(compile=time.monotonic() - begin)
     memory, said = compiled.memory_analysis(), compiled.cost_analysis() or {}
     flops = cost.flops(plan.trace()) * sharding.data_shards(mesh) / mesh.size
     loops = max(flops / said["flops"], 1.0) if said.get("flops") else 1.0  # the compiler counts the body of a loop once

@@ -69,6 +69,8 @@ def explain(plan: Plan, depth: int = 2) -> Iterator[str]:
     devices, shards = math.prod(job.mesh.shape.values()), sharding.data_shards(job.mesh)
     micro = plan.local_batch // job.microbatches()
     mesh = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
+    if job.config["data"]["train"].get("cache"):
+        yield f"as without data.train.cache={job.config['data']['train']['cache']}: what is kept there would not be computed in each step"
     yield f"{devices} device{'s' * (devices > 1)} (mesh: {mesh}), batch {job.config['batch']}: {plan.local_batch} on each of {shards}, {micro} at a time"
     groups = {**like.params, **like.frozen}
     yield "\n".join(_tree(groups, depth))
