@@ -235,7 +235,7 @@ def test_a_folder_of_videos(folder, run, stub, capsys):
     assert sorted(entry.instruction for entry in found.states.values()) == sorted(TOLD)
     printed = capsys.readouterr()
     assert 'left out: f.mp4 has no instruction: add a line {"file": "f.mp4", "caption": "..."} to captions.jsonl' in printed.err
-    summary = "states.json: states of 6 videos and instructions, 6 asked now, 0 of them with the instruction repeated, 1 left out\n"
+    summary = "states.json: states of 6 videos and instructions, 0 of them the instruction repeated, 6 asked now, 1 left out\n"
     assert printed.out.endswith(summary)
     record = {"digest": digest, "text": "lift b"}
     assert States(str(folder.parent / "states.json"))(record, np.random.default_rng(0))["states"] == STATES
@@ -285,7 +285,7 @@ def test_answers_of_no_use_are_asked_for_again(run, stub, capsys):
     assert (found["lift c"].states, found["lift c"].how, found["lift c"].tries) == (STATES, "model", 3)
     printed = capsys.readouterr()
     assert 'a.mp4: the instruction is repeated, for there are 0 states instead of 4 in ""' in printed.err and "c.mp4" not in printed.err
-    assert "6 asked now, 1 of them with the instruction repeated" in printed.out
+    assert "1 of them the instruction repeated, 6 asked now" in printed.out
 
 
 def test_no_and_many_retries(run, stub, tmp_path):
@@ -373,7 +373,7 @@ def test_an_interrupted_run_goes_on(run, stub, tmp_path, capsys):
     after = run("--retries=0")
     assert model.all == TOLD[4:] and len(after.states) == 6 and after.states.items() > before.items()
     assert sum(entry.how == "instruction" for entry in after.states.values()) == 1, "what fell back is there as well"
-    assert "2 asked now, 0 of them with the instruction repeated" in capsys.readouterr().out
+    assert "1 of them the instruction repeated, 2 asked now" in capsys.readouterr().out
 
 
 def test_it_is_saved_while_it_runs(run, stub, monkeypatch, tmp_path, capsys):
@@ -724,7 +724,7 @@ def test_a_model_that_babbles_ends_with_the_instruction(folder, tmp_path, capsys
         (f"lift {x}", (f"lift {x}",) * 3, "instruction", 3) for x in "ab"
     }
     printed = capsys.readouterr()
-    assert "2 asked now, 2 of them with the instruction repeated" in printed.out and "a.mp4: the instruction is repeated" in printed.err
+    assert "2 of them the instruction repeated, 2 asked now" in printed.out and "a.mp4: the instruction is repeated" in printed.err
 
 
 @pytest.fixture

@@ -401,9 +401,8 @@ def predict(records: Records, ask: Batches, found: StateFile, out: str | None, r
         if out and set(found.states) != before:
             found.save(out)
     if out:
-        new = [found.states[key] for key in set(found.states) - before]
-        repeated = sum(entry.how == INSTRUCTION for entry in new)
-        told = [f"{len(new)} asked now", f"{repeated} of them with the instruction repeated"]
+        repeated = sum(entry.how == INSTRUCTION for entry in found.states.values())
+        told = [f"{repeated} of them the instruction repeated", f"{len(set(found.states) - before)} asked now"]
         told += [f"{records.left_out} left out"] if records.left_out else []
         print(f"{out}: states of {len(found.states)} videos and instructions, {', '.join(told)}")
 
