@@ -330,10 +330,9 @@ def _check_spread(config: Mapping[str, Any]) -> None:
             raise UserError(f"config.activations has no {name}: it may have {' and '.join(known)}")
         if not isinstance(axes, list) or len(axes) != len(known[name].split()):
             raise UserError(f"config.activations.{name} is {json.dumps(axes)}: give a list of mesh axes (or null) for {known[name]}")
-    policy = config["remat_policy"]
-    if policy is not None and not hasattr(jax.checkpoint_policies, str(policy)):
-        names = [name for name in dir(jax.checkpoint_policies) if name.endswith("saveable")]
-        raise UserError(f"config.remat_policy is {json.dumps(policy)}: use null or one of {', '.join(names)}")
+    policy, policies = config["remat_policy"], [name for name in dir(jax.checkpoint_policies) if name.endswith("saveable")]
+    if policy is not None and policy not in policies:
+        raise UserError(f"config.remat_policy is {json.dumps(policy)}: use null or one of {', '.join(policies)}")
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:
