@@ -142,7 +142,7 @@ def test_the_configs_have_the_original_parameters(size):
     found, _ = convert_magvit.model(config)
     assert found == {group: tree(f"imagenet{size}/{group}") for group in ("tokenizer", "discriminator")}
     masked = check_config(get("maskgit_imagenet", f"size={size}"))
-    assert masked["objective"]["tokenizer"] == {"run": f"runs/vqgan_imagenet-{size}"}
+    assert masked["objective"]["tokenizer"] == {"run": f"runs/vqgan_imagenet-{size}", "config": f"configs/vqgan_imagenet.py:size={size}"}
     masked["objective"]["tokenizer"] = config["objective"]["tokenizer"]
     found, _ = convert_magvit.model(masked)
     expected = convert_magvit.official_shapes(found["transformer"], official.MASKGIT)
