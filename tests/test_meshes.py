@@ -9,6 +9,7 @@ import chex
 import jax
 import pytest
 
+from benchmarks import faults
 from configs import magvit, unets
 from magvid import ahead, cost, explain, job, runs, sharding
 from magvid.build import build
@@ -17,18 +18,8 @@ from magvid.job import check_config
 from magvid.types import UserError
 from test_explain import ROOT
 
-# {name: (config, argument)}: the objectives, on sprites with smoke=1
-OBJECTIVES = {
-    "GAN": ("vq3d_sprites", ""),
-    "masked": ("commit_sprites", ""),
-    "autoregressive": ("table6_ar", ""),
-    "autoencoder": ("vae_sprites", ""),
-    "contrastive": ("clip_sprites", ""),
-    "diffusion": ("diffusion_sprites", ""),
-    "adapters": ("aid_sprites", ""),
-    "infilling": ("mavin_sprites", ""),
-    "entities": ("magdiff_sprites", ""),
-}
+# {name: (config, argument)}, with smoke=1
+OBJECTIVES = faults.OBJECTIVES | {"autoregressive": ("table6_ar", "")}
 EDGES = {"tokens": [["data", "fsdp"], "seq", None], "frames": [["data", "fsdp"], None, ["seq", "model"], None, None]}
 TENSOR = [*magvit.TENSOR[:-1], *unets.TENSOR]
 MESHES = {  # {devices: fields of the config}
