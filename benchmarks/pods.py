@@ -137,7 +137,7 @@ def run(row: Row, effort: float, known: dict[str, dict]) -> dict:
         try:
             plan = planned(row, topology)
             lowered = ahead.lower(plan)
-            fingerprint = f"{ahead.fingerprint(lowered)} {topology}"
+            fingerprint = f"{lowered.fingerprint} {topology}"
             if fingerprint in known:
                 return known[fingerprint]
             estimate = sum(plan.held().values()) + cost.peak(plan.trace(), plan.part(cost.tiled))

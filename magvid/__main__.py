@@ -118,7 +118,7 @@ def _compile(argv: list[str]) -> None:
     jax.config.update("jax_exec_time_optimization_effort", flags.effort)
     config = job.check_config(config)
     plan = explain.Plan.of(config, sharding.make_mesh(config["mesh"], devices), load_config)
-    print("\n\n".join(ahead.compile_step(plan, flags.topology, steps=flags.steps).lines()))
+    print("\n\n".join(ahead.compile_step(plan, flags.topology, ahead.lower(plan), flags.steps).lines()))
 
 
 def _encode(argv: list[str]) -> None:
@@ -170,8 +170,7 @@ def _import(argv: list[str]) -> None:
         raise ValueError(f"give one file, got {len(flags.file)}: {', '.join(flags.file)}")
     from magvid import run_files
 
-    for text in run_files.load(flags.file[0], flags.out, flags.trust):
-        print(text)
+    print("\n".join(run_files.load(flags.file[0], flags.out, flags.trust)))
 
 
 def _evaluate(argv: list[str]) -> None:

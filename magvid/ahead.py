@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from magvid import cost, meter, sharding
+from magvid import cost, meter
 from magvid.explain import Plan, size_text, table
 from magvid.types import UserError
 
@@ -126,30 +126,37 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
     return list(devices)[: chips or None]
 
 
-def lower(plan: Plan) -> Any:
-    """The step as jax hands it to the compiler."""
+class Lowered(NamedTuple):
+    """A step as jax hands it to the compiler, and its FLOPs on one chip."""
+
+    program: jax.stages.Lowered
+    flops: float
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: equal for configs that compile to the same."""
+        return hashlib.sha256(self.program.as_text().encode()).hexdigest()[:16]
+
+
+def lower(plan: Plan) -> Lowered:
+    """Traced once, which takes up to a minute; nothing is compiled."""
     with jax.set_mesh(plan.job.mesh):
-        return plan.job.step(plan.prepared).lower(plan.prepared.like, plan.batch)
+        traced = plan.job.step(plan.prepared).trace(plan.prepared.like, plan.batch)
+        return Lowered(traced.lower(), cost.flops(traced.jaxpr) / plan.job.mesh.size)
 
 
-def fingerprint(lowered: Any) -> str:
-    """16 hex digits of the program: equal for configs that compile to the same."""
-    return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
-
-
-def compile_step(plan: Plan, topology: str, lowered: Any = None, steps: int = 0) -> Compiled:
+def compile_step(plan: Plan, topology: str, lowered: Lowered, steps: int = 0) -> Compiled:
     """UserError with what it would need where the step does not fit. `steps`: so many are timed, on devices that are there."""
-    mesh, lowered = plan.job.mesh, lowered or lower(plan)
+    mesh, flops = plan.job.mesh, lowered.flops
     begin = time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.program.compile()
     except jax.errors.JaxRuntimeError as error:
         if not (found := re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))):
             raise
         raise UserError(f"{topology}: it does not fit, {found[1]} GiB of {found[2]}: use more chips, a smaller batch or microbatch, fsdp, or remat") from None
     seconds = dict(compile=time.monotonic() - begin)
     memory, said = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    flops = cost.flops(plan.trace()) * sharding.data_shards(mesh) / mesh.size
     loops = max(flops / said["flops"], 1.0) if said.get("flops") else 1.0  # the compiler counts the body of a loop once
     peak = None
     if steps:

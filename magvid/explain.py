@@ -63,7 +63,7 @@ def local_bytes(x: jax.ShapeDtypeStruct) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def explain(plan: Plan, depth: int = 2) -> Iterator[str]:
+def explain(plan: Plan, depth: int) -> Iterator[str]:
     """Paragraphs, each as soon as it is known; the last ones need the step to be traced, seconds to a minute. `depth`: of the module tree."""
     job, like = plan.job, plan.prepared.like
     devices, shards = math.prod(job.mesh.shape.values()), sharding.data_shards(job.mesh)

@@ -172,7 +172,7 @@ def duration(seconds: float) -> str:
 
 
 class _Events:
-    """TensorBoard's file. Written by who calls, at most every 10 seconds: a thread that writes, as tensorboardX's SummaryWriter has, ends for good
+    """TensorBoard's file. Written by who calls, and flushed every 10 seconds: a thread that writes, as tensorboardX's SummaryWriter has, ends for good
     on a full disk, and whoever gives it something then waits for ever.
     """
 

@@ -5,7 +5,7 @@ to build on and to begin with; the optimiser stays behind.
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -75,8 +75,8 @@ def read(file: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
         raise UserError(f"{file} cannot be read ({error}): export it again") from None
 
 
-def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -> Iterator[str]:
-    """Makes the run folder `out`, with one checkpoint, of a file that `export` wrote; yields what there is to say. UserError where `out` has something in it."""
+def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -> list[str]:
+    """Makes the run folder `out`, with one checkpoint, of a file that `export` wrote; returns what there is to say, in lines. UserError where `out` has something in it."""
     about, arrays = read(file)
     if about.get("format") != FORMAT:
         what = "adapters, which `--adapters` of predict takes" if "adapters" in str(about.get("format")) else "no run"
@@ -85,7 +85,8 @@ def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out={out} is there already, and not empty: give a new folder")
     config = runs.anchored(about["config"], folder)
-    runs.check_trust(config, folder, trust)
+    if not trust:
+        runs.check_trust(config, folder)
     runs.make_folder(folder, "--out")
     trees = unflatten_dict(arrays, sep="/")
     state = TrainState(np.int32(about["step"]), trees["params"], {}, {}, trees.get("ema", {}), {}, jax.random.key(0))
@@ -96,8 +97,9 @@ def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -
     if "data" in about:
         runs.write_json(folder / runs.DATA, about["data"])
     runs.write_json(folder / runs.CONFIG, about["config"])  # last: without it there is no run
-    yield f"{out}: {', '.join(sorted(trees['params']))} of step {about['step']}"
+    said = [f"{out}: {', '.join(sorted(trees['params']))} of step {about['step']}"]
     for path, _, ref in runs.references(config["objective"]):
         place = pathlib.Path(ref.get("run") or ref[runs.FILE])
         if not place.exists():
-            yield f"{path} is to be at {place}: put it there, or say where it is by --config.{path}.{'run' if 'run' in ref else runs.FILE}=PATH"
+            said.append(f"{path} is to be at {place}: put it there, or say where it is by --config.{path}.{'run' if 'run' in ref else runs.FILE}=PATH")
+    return said

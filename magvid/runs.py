@@ -216,14 +216,9 @@ def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
         hint = f"; the runs inside it are {', '.join(sorted(inside))}" if inside else ""
         raise UserError(f"{path} is not a run folder: it has no {CONFIG}{hint}")
     config = read_config(folder)
-    check_trust(config, folder, trust)
-    return Run(folder, config)
-
-
-def check_trust(config: Mapping[str, Any], path: pathlib.Path, trust: bool) -> None:
-    """UserError where a config names code outside of magvid, unless that is trusted: a config is a program."""
     if not trust:
-        _check_trust(config, path)
+        check_trust(config, folder)
+    return Run(folder, config)
 
 
 def read_config(folder: pathlib.Path) -> dict:
@@ -504,7 +499,8 @@ def _is_reference(spec: Any) -> bool:
     return isinstance(spec, Mapping) and "run" in spec and "target" not in spec
 
 
-def _check_trust(spec: Any, folder: pathlib.Path) -> None:
+def check_trust(spec: Any, folder: pathlib.Path) -> None:
+    """UserError where a config names code outside of magvid: a config is a program."""
     if isinstance(spec, Mapping):
         for key in ("target", "factory", "map"):
             path = spec.get(key)
@@ -515,7 +511,7 @@ def _check_trust(spec: Any, folder: pathlib.Path) -> None:
         spec = list(spec.values())
     if isinstance(spec, list):
         for part in spec:
-            _check_trust(part, folder)
+            check_trust(part, folder)
 
 
 def _folders(path: pathlib.Path) -> list[str]:

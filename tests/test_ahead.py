@@ -27,7 +27,7 @@ def plan(**fields):
 def test_a_step_on_eight_devices(how):
     """Arguments are what was planned; gradients are summed over the devices, and with FSDP what is spread is gathered."""
     planned = plan(**SPREAD[how])
-    found = ahead.compile_step(planned, "cpu:8")
+    found = ahead.compile_step(planned, "cpu:8", ahead.lower(planned))
     held = sum(planned.held().values())
     assert 0.97 * held < found.arguments <= 1.01 * held and found.temporary > 0 and found.chips == 8  # what no output needs is left out
     assert found.flops == pytest.approx(cost.flops(planned.trace()))
@@ -64,7 +64,8 @@ def test_collectives_are_read_from_a_program():
 
 
 def test_the_least_time_of_a_step():
-    found = ahead.compile_step(plan(), "cpu:8")
+    planned = plan()
+    found = ahead.compile_step(planned, "cpu:8", ahead.lower(planned))
     assert found.roofline() == {}
     made_up = dataclasses.replace(found, kind="TPU v5 lite", flops=197e12, bytes=819e9 / 2, collectives={"all-gather": ahead.Moved(1, 1e9, 25e9)})
     assert made_up.roofline() == pytest.approx({"compute": 1.0, "memory": 0.5, "links": 0.25})
@@ -74,17 +75,17 @@ def test_the_least_time_of_a_step():
 
 
 def test_equal_programs_have_equal_fingerprints():
-    same = [ahead.fingerprint(ahead.lower(plan(**fields))) for fields in ({}, {"log_every": 7}, {"batch": 16})]
+    same = [ahead.lower(plan(**fields)).fingerprint for fields in ({}, {"log_every": 7}, {"batch": 16})]
     assert same[0] == same[1] != same[2]
 
 
 def test_what_does_not_fit_is_said():
-    class Lowered:
+    class Program:
         def compile(self):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.93G of 15.75G hbm. Exceeded")
 
     with pytest.raises(UserError, match="v5e:4x4: it does not fit, 18.93 GiB of 15.75"):
-        ahead.compile_step(plan(), "v5e:4x4", Lowered())
+        ahead.compile_step(plan(), "v5e:4x4", ahead.Lowered(Program(), 1.0))
 
 
 BAD = {

@@ -49,9 +49,8 @@ def test_every_config_is_planned_without_its_runs_weights_and_data(name, arg):
     clip = spec["clip"] if isinstance(spec.get("clip"), list) else [source.get(k, 1) for k in ("frames", "height", "width")]
     assert batch["video"].shape[2:] == (*clip[1:], 3) or "entities" in batch
     assert ("text_ids" in batch) == any("text" in str(c) for c in spec.get("conditioners", [])) or "clip" in name
-    for reader, entries in dict(MCondition=("state_ids",), Masked=("task", "ratio")).items():
-        if f":{reader}'" in str(spec) and "repeat': 0" in str(spec):
-            assert set(entries) <= set(batch)
+    assert ("state_ids" in batch) == (":MCondition'" in str(spec) and "'repeat': 0" in str(spec))
+    assert ({"task", "ratio"} <= set(batch)) == spec["target"].endswith((":Masked", ":Autoregressive"))
 
 
 @pytest.mark.parametrize("name", ["aid_sprites", "magdiff_sprites", "mavin_sprites", "commit_sprites", "vq2d_sprites", "clip_sprites"])
