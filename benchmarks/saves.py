@@ -26,13 +26,13 @@ PROGRAM = Program(
     "python benchmarks/saves.py",
     "Measure what saving costs a run, and how fast it leaves when it is preempted.",
     [
-        Flag("steps", "int", 300, "N", "of each run", 20),
+        Flag("steps", "int", 300, "N", "of each run, more than the longest warm-up, 100", 120),
         Flag("every", "int", 50, "N", "steps between saves", 1),
         Flag("preempted", "int", 5, "N", "times that each config is sent SIGTERM", 0),
         Flag("workdir", "str", "runs/saves", "FOLDER", "where runs are kept; what is there is removed"),
         Flag("out", "str", None, "FILE.json", "the figures"),
     ],
-    ["", "--steps=100 --every=20 --preempted=1"],
+    ["", "--steps=120 --every=20 --preempted=1"],
 )
 CONFIGS = ("vq3d_sprites", "vae_sprites", "clip_sprites")  # with a discriminator and an average; with an average; two towers
 
