@@ -1,6 +1,7 @@
 """What the ablations on sprites share: arms trained and scored beside each other, one process each, and tables of means over seeds."""
 
 import concurrent.futures
+import hashlib
 import json
 import math
 import multiprocessing
@@ -95,22 +96,34 @@ def untrained(config: dict) -> dict:
     return config | dict(steps=1)
 
 
+def kept(file: pathlib.Path, made_of: Mapping[str, Any], make: Callable[[], dict]) -> dict:
+    """`make()`, or what it gave before where `file` says that it was made of the same: numbers outlive the weights they were measured on."""
+    from magvid import runs
+
+    if file.exists() and (found := json.loads(file.read_text())).pop("made of") == made_of:
+        return found
+    found = make()
+    file.parent.mkdir(exist_ok=True)
+    runs.write_json(file, {"made of": made_of} | found)
+    return found
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
 def score(run, clips: int, folder: pathlib.Path, row: str, task: str, examples: int = 8) -> dict[str, float]:
     """Numbers of magvid's evaluation of one task, kept in `folder` with the first clips that were generated, `row`.json and .npz."""
-    from magvid import runs
     from magvid.evaluate import evaluate_run
 
-    kept = folder / f"{slug(row)}.json"
-    wanted = dict(hash=run.hash, clips=clips)
-    if kept.exists() and (done := json.loads(kept.read_text()))["made of"] == wanted:
-        return done["numbers"]
-    found = evaluate_run(run, clips=clips, batch=min(clips, 40), examples=examples)
-    some = found.examples[task]
-    arrays = {k: np.stack([getattr(e, k) for e in some]) for k in ("real", "condition", "generated", "reconstruction")}
-    np.savez_compressed(folder / f"{slug(row)}.npz", **arrays)
-    numbers = found.numbers["tasks"][task]
-    runs.write_json(kept, {"made of": wanted, "numbers": numbers, "settings": found.numbers["settings"]})
-    return numbers
+    def make() -> dict:
+        found = evaluate_run(run, clips=clips, batch=min(clips, 40), examples=examples)
+        some = found.examples[task]
+        arrays = {k: np.stack([getattr(e, k) for e in some]) for k in ("real", "condition", "generated", "reconstruction")}
+        np.savez_compressed(folder / f"{slug(row)}.npz", **arrays)
+        return dict(numbers=found.numbers["tasks"][task], settings=found.numbers["settings"])
+
+    return kept(folder / f"{slug(row)}.json", dict(hash=run.hash, clips=clips), make)["numbers"]
 
 
 def slug(row: str) -> str:
@@ -191,6 +204,8 @@ def films(files: Mapping[str, pathlib.Path], others: Mapping[str, np.ndarray], g
     """Of each example {row: clip}: what was `given` ("real", "condition"), what `score` kept of every row, then the `others`."""
     found: list[dict[str, np.ndarray]] = []
     for row, file in files.items():
+        if not file.exists():  # numbers are kept longer than pictures
+            continue
         with np.load(file) as arrays:
             for i, clip in enumerate(arrays["generated"]):
                 if len(found) <= i:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import clip_sprites, magdiff_sprites, vae_sprites
-from experiments.arms import command_line, film_strip, films, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
+from experiments.arms import command_line, digest, film_strip, films, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
 from magvid.flags import guarded, leave, program_help, use_huge_pages
 
 PROGRAM = command_line("magdiff_sprites", "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.")
@@ -80,8 +80,8 @@ def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
 
 
 def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -> tuple[str, dict]:
-    """(name, {row: numbers}) of one run, that of the table and for MagDiff those of the other tables; what is done already is not done again.
-    `arm`: its row, the config's argument.
+    """(name, {row: numbers}) of one run, that of the table and for MagDiff those of the other tables; what is done already, as `workdir`/numbers
+    has it, is not done again. `arm`: its row, the config's argument.
     """
     import jax
 
@@ -90,15 +90,19 @@ def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -
 
     (row, arg), workdir = arm, pathlib.Path(workdir)
     folder, config = workdir / name, config_of(arg, workdir)
-    train_once(untrained(config) if row == "untrained" else config, folder)
-    run, found = runs.open_run(folder), {}
-    for other, change in ({row: ""} | (PICTURES | SEEN | EDITS if row == OURS else {})).items():
-        run.config["data"]["eval"] = config_of(f"{arg},{change}".strip(","), workdir)["data"]["eval"]
-        found[other] = score(run, clips, folder, other, "S2V")
-    _, speed = read_curves(folder).get("perf/steps_per_sec", ((), (np.nan,)))
-    trained = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
-    found[row] |= dict(trained=trained, speed=float(np.median(speed)))
-    return name, found
+
+    def make() -> dict[str, dict]:
+        train_once(untrained(config) if row == "untrained" else config, folder)
+        run, found = runs.open_run(folder), {}
+        for other, change in ({row: ""} | (PICTURES | SEEN | EDITS if row == OURS else {})).items():
+            run.config["data"]["eval"] = config_of(f"{arg},{change}".strip(","), workdir)["data"]["eval"]
+            found[other] = score(run, clips, folder, other, "S2V")
+        _, speed = read_curves(folder).get("perf/steps_per_sec", ((), (np.nan,)))
+        trained = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
+        found[row] |= dict(trained=trained, speed=float(np.median(speed)))
+        return found
+
+    return name, kept(workdir / "numbers" / f"{name}.json", dict(config=digest(magdiff_sprites.get_config(arg).to_dict()), clips=clips), make)
 
 
 # Without a network ---------------------------------------------------------------------------------------------------
