@@ -2,10 +2,11 @@
 
     python benchmarks/saves.py --out=benchmarks/results/saves_cpu.json
 
-Trains configs on sprites at their quick size, each in a process of its own, saved every --every steps: the share of the time in which training waits for a save, and the
-same run without saves beside it for the speed. Then SIGTERM at a random moment, some times over: seconds until the process has left.
+Trains configs on sprites at their quick size, each in a process of its own, saved as often as they say themselves or every --every steps: the share of the time in which
+training waits for a save, and the same run without saves after it for the speed. Then SIGTERM at a random moment, some times over: seconds until the process has left.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -26,15 +27,19 @@ PROGRAM = Program(
     "python benchmarks/saves.py",
     "Measure what saving costs a run, and how fast it leaves when it is preempted.",
     [
-        Flag("steps", "int", 300, "N", "of each run, more than the longest warm-up, 100", 120),
-        Flag("every", "int", 50, "N", "steps between saves", 1),
+        Flag("steps", "int", 1050, "N", "of each run, more than the longest warm-up, 100", 120),
+        Flag("every", "int", 0, "N", "steps between saves; 0: as the config says", 0),
         Flag("preempted", "int", 5, "N", "times that each config is sent SIGTERM", 0),
         Flag("workdir", "str", "runs/saves", "FOLDER", "where runs are kept; what is there is removed"),
         Flag("out", "str", None, "FILE.json", "the figures"),
     ],
-    ["", "--steps=120 --every=20 --preempted=1"],
+    ["", "--steps=300 --every=20 --preempted=1"],
 )
 CONFIGS = ("vq3d_sprites", "vae_sprites", "clip_sprites")  # with a discriminator and an average; with an average; two towers
+
+
+def own_interval(name: str) -> int:
+    return importlib.import_module(f"configs.{name}").get_config("").save_every
 
 
 def start(name: str, folder: pathlib.Path, steps: int, every: int, log) -> subprocess.Popen:
@@ -81,15 +86,16 @@ def main(argv: list[str]) -> None:
         for name in CONFIGS:
             for kind in ("saved", "not", "preempted"):
                 shutil.rmtree(workdir / f"{name}-{kind}", ignore_errors=True)
-            saved = measure(name, workdir / f"{name}-saved", options.steps, options.every, log)
+            every = options.every or own_interval(name)
+            saved = measure(name, workdir / f"{name}-saved", options.steps, every, log) | dict(every=every)
             never = measure(name, workdir / f"{name}-not", options.steps, 0, log)
-            left = [preempt(name, workdir / f"{name}-preempted", options.every, rng, log) for _ in range(options.preempted)]
+            left = [preempt(name, workdir / f"{name}-preempted", 50, rng, log) for _ in range(options.preempted)]
             found[name] = saved | dict(steps_per_sec_without=never["steps_per_sec"], preemption_seconds=[round(s, 2) for s in left])
             print(f"{name}: waits for saves {100 * saved['save_wait_frac']:.2f} % of its time, {saved['steps_per_sec']:.2f} steps per second, "
                   f"{never['steps_per_sec']:.2f} without saves, checkpoints of {saved['checkpoint_mb']:.1f} MB; left after {', '.join(f'{s:.1f}' for s in left)} s", flush=True)  # fmt: skip
             shutil.rmtree(workdir / f"{name}-preempted", ignore_errors=True)
     if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(dict(date=time.strftime("%Y-%m-%d"), steps=options.steps, every=options.every, found=found), indent=1) + "\n")
+        pathlib.Path(options.out).write_text(json.dumps(dict(date=time.strftime("%Y-%m-%d"), steps=options.steps, found=found), indent=1) + "\n")
 
 
 if __name__ == "__main__":
