@@ -188,7 +188,7 @@ def dataset(args, clip, test, key, editing):
     tokenizer = clip_sprites.TOKENIZER if smoke else dict(target="magvid.data.text:HFTokenizer", folder=f"{args['text']}/tokenizer")
     larger = [round(side * max(levels(args), default=1)) for side in size]
     clips = lambda split, t: sprites(t, *larger) if smoke else folder_of(split, t, *larger, args["data"])
-    told, text = [entities(args, size)], [dict(tokenizer, key="caption")]
+    told, text = [entities(args, size)], [*latent.captions(args), dict(tokenizer, key="caption" if smoke else "text")]
     learned = [*told, *text]
     source, after = clips("train", t), learned
     if args["views"]:  # what changes a video belongs to its views
@@ -200,7 +200,7 @@ def dataset(args, clip, test, key, editing):
         data["pictures"] = dict(source=clips("train", t if smoke else 1), transforms=[*one, *learned], workers=0, **several)
     own = smoke or test is None
     source = clips("validation", t) if own else test(t, *larger, args["test"])
-    shown = [entities(args, size, editing, **({"stays": True} if editing else {})), dict(tokenizer, key="caption" if own else key)]
+    shown = [entities(args, size, editing, **({"stays": True} if editing else {})), *(text if own else [dict(tokenizer, key=key)])]
     return data | dict(eval=dict(source=source, transforms=shown, limit=64))
 
 

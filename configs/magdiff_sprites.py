@@ -28,6 +28,8 @@ BUDGETS = {
 }
 WORLD = "entities-seen"
 FRAMES = 8
+DRAWN = 48  # pixels of a side
+GROWN = 2  # pixels around a sprite that are edited with it: its edge is half of its colour
 LATENT = 8  # numbers per latent: with 4, a third of the textures is lost
 VAE = f"world={WORLD},latent={LATENT},steps=1500"  # arguments of vae_sprites.py and clip_sprites.py
 # the same looks, and sprites that grow or shrink beside those that move: without, CLIP had not learned to read motion after 2000 steps; with, after 500
@@ -39,6 +41,8 @@ def network(b, args):
     channels = (8, 16) if args["smoke"] else b["channels"]
     sizes = dict(channels=channels, layers=1, attention_levels=(True, True), heads=[max(c // 32, 1) for c in channels], groups=8, out_channels=LATENT)
     spec = magdiff.layers(args)
+    # the frame's number stays in what the layers between frames pass on: from nothing, nothing else tells where in its motion a sprite is
+    spec["attention"] = dict(spec["attention"], position_stays=True)
     spec["res"] = dict(spec["res"], dropout=[0.0] * 4)  # no clip is seen twice
     return dict(target="magvid.models.unet:UNet", **spec | sizes)
 
@@ -91,12 +95,17 @@ def get_config(arg=None):
 
 
 def data(args, size):
-    """Clips, larger than they are learned where pictures are told larger; their texts; and pictures of their sprites."""
-    side = round(vae_sprites.SIZE * max(magdiff.levels(args), default=1))
-    clip = dict(target="magvid.data.sprites:Sprites", frames=FRAMES, height=side, width=side)
+    """Clips, drawn larger than they are learned, in which size the pictures of their sprites are told where there is a pyramid; and their texts."""
+    clip = dict(target="magvid.data.sprites:Sprites", frames=FRAMES, height=DRAWN, width=DRAWN)
     keys = ("video", "label", "caption", "motion", "masks")
     text = lambda *keys: [dict(target="magvid.data.text:OneOf", keys=keys), dict(clip_sprites.TOKENIZER, key="text")]
-    pictures = lambda args, *share, **options: [] if args["base"] else [magdiff.entities(args, size, *share, centre=True, **options)]
+
+
+    def pictures(args, *share, **options):
+        """The same clips, whatever is told of them."""
+        smaller = [dict(target="magvid.data.pipeline:Resize", height=size[0], width=size[1])] if len(magdiff.levels(args)) < 2 else []
+        return smaller + ([] if args["base"] else [magdiff.entities(args, size, *share, centre=True, grow=GROWN, **options)])
+
     told, words = pictures(args), text("caption", "motion")
     train, after = dict(clip, world=WORLD, split="train", keys=keys), [*told, *words]
     if args["clips"]:  # what changes a video belongs to its views

@@ -9,7 +9,8 @@ from configs import magdiff
 
 
 def clips(t, h, w, path):
-    return dict(target="magvid.data.ucf101:UCF101", path=path, masks=f"{path}/masks", split="test", frames=t, height=h, width=w, crop="centre")
+    as_trained = dict(fps=8, spread=False)
+    return dict(target="magvid.data.ucf101:UCF101", path=path, masks=f"{path}/masks", split="test", frames=t, height=h, width=w, crop="centre", **as_trained)
 
 
 def get_config(arg=None):

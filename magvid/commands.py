@@ -250,6 +250,7 @@ COMMANDS = {
             STEPS,
             BY_TEXT,
             Flag("image_guidance", "float", None, "G", "by what stays; default: as the run's config", 0),
+            Flag("grow", "int", None, "PIXELS", "of the model's pictures, around the mask, are made anew as well: an edge shows some of what was; default: as trained", 0),
             Flag("paste", "bool", False, "", "copy the video's own pixels outside of the mask; default: as they come out of the autoencoder"),
             SCALE,
             SEED,

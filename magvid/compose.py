@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magvid import conditions, runs
-from magvid.data.entities import Entities, cut_out, placed
+from magvid.data.entities import Entities, centred, cut_out, placed
 from magvid.data.images import decode_image
 from magvid.data.masks import decode_alpha, decode_mask, resized
 from magvid.generator import Generator, clip_format
@@ -110,7 +110,7 @@ def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.nda
     """
     file, _, mask_file = entity.partition(",")
     path = conditions.existing(file, "picture")
-    picture = decode_image(path)
+    picture = decode_image(path, blend=False)  # half transparent pixels have the subject's own colour
     mask = decode_mask(conditions.existing(mask_file, "mask")) if mask_file else decode_alpha(path)
     if mask is None:
         print(f"{file} has no transparency: all of it is told. To tell of a subject alone, cut it out, or give --entity={file},MASK")
@@ -118,8 +118,10 @@ def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.nda
     if mask.shape != picture.shape[:2]:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (picture.shape, mask.shape)]
         raise UserError(f"{mask_file} is {sizes[1]} pixels and {file} is {sizes[0]}: a mask has the size of its picture")
-    if not mask.any():
-        raise UserError(f"{mask_file or file} shows no subject: all of it is {'black' if mask_file else 'transparent'}")
     within = lambda images: contain(images, *size)
-    subject = cut_out(picture[None], mask[None])  # before it is resized: no colour from around it, nor white for transparency, comes in
-    return cut_out(within(subject), resized(mask[None], within), centre)
+    small = resized(mask[None], within)
+    if not small.any():
+        why = f"all of it is {'black' if mask_file else 'transparent'}" if not mask.any() else f"{mask.sum()} pixels vanish in {size[1]}x{size[0]}"
+        raise UserError(f"{mask_file or file} shows no subject ({why}): give a picture that the subject fills")
+    shown = cut_out(within(cut_out(picture[None], mask[None])), small)  # cut before it is resized: no colour from around it comes in
+    return centred(shown, small) if centre else shown

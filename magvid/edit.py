@@ -10,10 +10,11 @@ from jaxtyping import Bool
 
 from magvid import conditions, runs
 from magvid.compose import told_of
+from magvid.data.entities import grown
 from magvid.data.masks import decode_mask, resized
 from magvid.generator import Generator, clip_format
 from magvid.types import UserError
-from magvid.video import fit, read_video, upscale, write_video
+from magvid.video import fit, frame_at, read_video, resize_crop, upscale, write_video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Options:
     steps: int | None = None
     guidance: float | None = None  # by the text
     image_guidance: float | None = None  # by what stays
+    grow: int | None = None  # pixels around the mask that are made anew as well, of the pictures that the run is told
     paste: bool = False  # the video's own pixels where nothing was to be made anew
     seed: int = 0
     scale: int = 1
@@ -42,7 +44,7 @@ class Options:
             raise ValueError("--mask is missing: say what is made anew, by a picture, a folder of pictures or a video, white there")
         if not (self.prompt or "").strip():
             raise ValueError('--prompt is missing: say what shall be seen, such as --prompt="a red bus on a road"')
-        ranges = dict(seed=(0, 2**32 - 1), frames=(1, 10**6), start=(0, 1e6), steps=(1, 1000), scale=(1, 64))
+        ranges = dict(seed=(0, 2**32 - 1), frames=(1, 10**6), start=(0, 1e6), steps=(1, 1000), scale=(1, 64), grow=(0, 1000))
         conditions.check_ranges(self, **ranges, guidance=(0, 1000), image_guidance=(0, 1000))
         conditions.check_size(self.size)
         conditions.check_out(self.out, *self.video, self.mask)
@@ -57,13 +59,14 @@ def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: 
     clip = conditions.sized(clip_format(run), options.size)
     path = conditions.existing(options.video[0], "video")
     shown, fps = read_video(path, None, options.frames, options.start)
-    masks = masks_of(options.mask, len(shown), first=round(options.start * fps))
+    masks = masks_of(options.mask, len(shown), first=frame_at(path, options.start) if options.start else 0)
     (h, w), (mask_h, mask_w) = shown.shape[1:3], masks.shape[1:]
     if abs(h * mask_w - w * mask_h) > max(h, w):  # a pixel more or less
         raise UserError(f"{options.mask} is {mask_w}x{mask_h} pixels and {options.video[0]} is {w}x{h}: a mask has the shape of its video")
     large, size = told.size(clip), (clip.height, clip.width)
-    pictures, anew = fit(shown, *large), resized(masks, lambda x: fit(x, *large))
-    video, stays = fit(shown, *size), ~resized(masks, lambda x: fit(x, *size))
+    grow = told.entities.grow if options.grow is None else options.grow
+    pictures, anew = fit(shown, *large), grown(resized(masks, lambda x: fit(x, *large)), grow)
+    video, stays = fit(shown, *size), ~resized(anew, lambda x: resize_crop(x, *size))
     if stays.all():
         raise UserError(f"{options.mask} covers nothing of {options.video[0]} as it is cut to {clip.width}x{clip.height}: white is what is made anew")
     print(f"{path.name}: {len(video)} frames at {fps:g} per second, of each {1 - stays.mean():.0%} is made anew")

@@ -145,6 +145,17 @@ def read_video(
     return np.stack([images[i] for i in order]), float(fps)
 
 
+def frame_at(path: str | os.PathLike, start: float) -> int:
+    """The number of the frame that is on screen at `start` seconds, the first that `read_video` gives."""
+    number, origin = 0, None
+    for k, frame in enumerate(decode(path)):
+        origin = frame.pts if origin is None else origin
+        if float((frame.pts - origin) * frame.time_base) - start > EPSILON:
+            break
+        number = k
+    return number
+
+
 def stream_video(path: str | os.PathLike, fps: float) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """The frames that `read_video(path, fps)` gives, one at a time: a long file takes no more memory than a short one."""
     origin, on_screen, step, time, count = None, None, 0.0, 0.0, 0

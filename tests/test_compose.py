@@ -14,6 +14,8 @@ from magvid.video import read_video, write_video
 CLIP = (4, 16, 24)
 PARTS = tiny_pipeline.PARTS | dict(vision=dict(target="tiny_diffusion:Vision"), network=dict(target="tiny_diffusion:Network"))
 RNG = np.random.default_rng(0)
+LEFT = np.zeros((32, 48), bool)  # of a.gif
+LEFT[:, :24] = True
 
 
 def objective(parts):
@@ -61,13 +63,16 @@ def files(tmp_path_factory):
     mask = np.zeros((30, 20), np.uint8)
     mask[5:20, 4:14] = 255
     Image.fromarray(np.dstack([picture, mask])).save(folder / "cut.png")
+    Image.fromarray(np.dstack([picture, np.where(mask, 140, 3).astype(np.uint8)])).save(folder / "soft.png")
     Image.fromarray(np.dstack([picture, 0 * mask])).save(folder / "empty.png")
+    one = np.zeros((300, 200), np.uint8)
+    one[0, 0] = 255
+    Image.fromarray(np.dstack([np.ones((300, 200, 3), np.uint8), one])).save(folder / "speck.png")
     Image.fromarray(picture).save(folder / "whole.png")
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(mask[:10]).save(folder / "small.png")
     write_video(folder / "a.gif", RNG.integers(0, 256, (9, 32, 48, 3)).astype(np.uint8), 10)
-    left = np.zeros((32, 48), np.uint8)
-    left[:, :24] = 255
+    left = LEFT.astype(np.uint8) * 255
     Image.fromarray(left).save(folder / "left.png")
     Image.fromarray(0 * left).save(folder / "nothing.png")
     write_video(folder / "left.gif", np.repeat(left[None, ..., None], 9, 0).repeat(3, -1), 10)
@@ -93,7 +98,8 @@ def edited(run, files, out, mask, video="a.gif", **fields):
 def test_a_video_of_an_entity(run, files, tmp_path, capsys):
     (one,) = composed(run, files, tmp_path / "1.gif", "cut.png")
     assert one.shape == (4, 16, 24, 3) and "no transparency" not in capsys.readouterr().out
-    np.testing.assert_array_equal(composed(run, files, tmp_path / "2.gif", "whole.png,mask.png")[0], one)
+    for same in ("whole.png,mask.png", "soft.png"):
+        np.testing.assert_array_equal(composed(run, files, tmp_path / "2.gif", same)[0], one)
     for other in (dict(prompt="blue disc"), dict(seed=1), dict(guidance=0.0), dict(image_guidance=9.0), dict(negative="blue")):
         assert np.any(composed(run, files, tmp_path / "3.gif", "cut.png", **other)[0] != one), other
     assert np.any(composed(run, files, tmp_path / "4.gif", "whole.png")[0] != one)
@@ -148,7 +154,8 @@ def reconstructed(run, shown):
 
 
 BAD = {
-    ("compose", "empty.png"): "shows no subject: all of it is transparent",
+    ("compose", "empty.png"): r"shows no subject \(all of it is transparent\): give a picture that the subject fills",
+    ("compose", "speck.png"): r"shows no subject \(1 pixels vanish in 36x24\)",
     ("compose", "whole.png,small.png"): "is 20x10 pixels and .* is 20x30: a mask has the size of its picture",
     ("compose", "lost.png"): "there is no picture",
     ("compose", "a.gif,lost.png"): "there is no mask",
@@ -169,6 +176,15 @@ def test_bad_files_are_named(run, files, tmp_path, command, file):
 def test_more_pictures_than_places(run, files, tmp_path):
     with pytest.raises(UserError, match="5 pictures of an entity are given, and .* has a place for 4"):
         composed(run, files, tmp_path / "x.gif", *["cut.png"] * 5)
+
+
+def test_an_edit_may_begin_later_and_take_more_than_the_mask(run, files, tmp_path, capsys):
+    """At 0.37 s of 10 frames per second number 3 is on the screen."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(edit, "masks_of", lambda place, frames, first: seen.append((frames, first)) or np.repeat(LEFT[None], frames, 0))
+        edited(run, files, tmp_path / "1.gif", "masks", start=0.37, grow=3)
+    assert seen == [(6, 3)] and "of each 58% is made anew" in capsys.readouterr().out
 
 
 def test_a_mask_video_that_is_too_short(run, files, tmp_path):

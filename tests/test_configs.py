@@ -731,13 +731,14 @@ def test_settings_of_magdiff():
     assert objective["drop"] == [[["text"], 0.1], [["image"], 0.1], [["text", "image"], 0.05]]
     assert objective["sampling"]["guidance"] == [[["text", "image"], 1.5], [["text"], 7.5]]
     assert objective["conditioners"][2]["levels"] == [1.5, 1.25, 1.0]
-    pictures, words = config["data"]["train"]["transforms"]
-    assert pictures["references"] == [1, 8] and pictures["size"] == [256, 256] and words["key"] == "caption"
+    pictures, captions, words = config["data"]["train"]["transforms"]
+    assert pictures["references"] == [1, 8] and pictures["size"] == [256, 256] and words["key"] == "text"
+    assert captions["path"] == f"{config['data']['train']['source']['path']}/captions.jsonl"
     assert config["data"]["train"]["source"]["height"] == 384 and config["optim"]["network"]["rules"][1] == [".*", None]
     joint = get("magdiff_pexels", "pictures=4").data.to_dict()["pictures"]
     assert (joint["every"], joint["batch"], joint["source"]["frames"]) == (4, 256, 1)
     davis = get("magdiff_davis", "").data.to_dict()
-    assert davis["train"] == config["data"]["train"] and davis["eval"]["transforms"][0]["editing"] == 1.0 and davis["eval"]["transforms"][0]["stays"]
+    assert davis["train"] == config["data"]["train"] and len(davis["eval"]["transforms"]) == 2 and davis["eval"]["transforms"][0]["editing"] == 1.0 and davis["eval"]["transforms"][0]["stays"]
 
 
 @pytest.mark.parametrize(
@@ -762,6 +763,32 @@ def test_ablations_of_magdiff_are_arguments(arg, path, value):
     for name in path.split("."):
         found = found[int(name)] if name.isdigit() else found[name]
     assert without_spec(found) == value
+
+
+def test_arguments_of_magdiff_reach_what_they_name():
+    objective = lambda arg: get("magdiff_pexels", arg).objective.to_dict()
+    assert "cross_attention" in objective("")["network"]["attention"] and "cross_attention" not in objective("apa=joint")["network"]["attention"]
+    pictures = get("magdiff_pexels", "segmented=0,refs=4,least=2,editing=0.5").to_dict()["data"]["train"]["transforms"][0]
+    assert {k: pictures[k] for k in ("segmented", "references", "editing")} == dict(segmented=False, references=[2, 4], editing=0.5)
+
+
+def test_magdiff_on_sprites():
+    """Every arm sees the same clips, in one size; what is evaluated is an argument; all begin with the base, which is told texts alone."""
+    get_sprites = lambda arg: get("magdiff_sprites", arg).to_dict()
+    plain, one, base = get_sprites(""), get_sprites("rep=32"), get_sprites("base=1")
+    sources = [config["data"]["train"]["source"] for config in (plain, one, get_sprites("rep=none"), base)]
+    assert all(source == sources[0] for source in sources) and sources[0]["height"] == 48
+    first = lambda config, part="train": config["data"][part]["transforms"][0]
+    assert first(plain)["size"] == [32, 32] and (first(one)["height"], first(one)["width"]) == (32, 32) == (first(base)["height"], first(base)["width"])
+    shown = first(get_sprites("shown=2"), "eval")
+    assert shown["references"] == [2, 2] and shown["editing"] == 0 and not shown["stays"] and first(plain, "eval")["references"] == [8, 8]
+    assert first(get_sprites("edits=same"), "eval")["editing"] == 1 and "Recolour" in get_sprites("edits=colour")["data"]["eval"]["transforms"][1]["target"]
+    assert plain["data"]["eval"]["source"]["world"] == "entities-unseen" != get_sprites("unseen=0")["data"]["eval"]["source"]["world"]
+    (init,) = plain["init"]
+    assert init["run"] == "runs/sprites/entities-base" and not get_sprites("begin=0").get("init") and not base.get("init")
+    assert base["objective"]["trained"] == ("network",) and len(base["objective"]["conditioners"]) == 1
+    motion = dict(target="magvid.data.sprites:Sprites", world="entities-moves")
+    assert motion.items() <= get("clip_sprites", "world=entities-moves,motion=1").data.train.source.to_dict().items()
 
 
 def test_wrong_arguments_of_magdiff_are_named():

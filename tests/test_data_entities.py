@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from magvid.data.entities import Entities, cut_out, placed
+from magvid.data.entities import Entities, centred, cut_out, placed
 from magvid.data.masks import resized
 from magvid.video import resize_crop
 
@@ -56,11 +56,34 @@ def test_whole_frames_without_segmentation():
 
 @pytest.mark.parametrize("t", [0, 4])
 def test_a_subject_is_moved_to_the_middle(t):
-    (moved,) = cut_out(CLIP[t : t + 1], MASKS[t : t + 1], centre=True)
+    (moved,) = centred(cut_out(CLIP[t : t + 1], MASKS[t : t + 1]), MASKS[t : t + 1])
     rows, columns = np.nonzero(moved.any(-1))
     assert abs((rows.min() + rows.max()) / 2 - (H - 1) / 2) <= 0.5 and abs((columns.min() + columns.max()) / 2 - (W - 1) / 2) <= 0.5
     inside = moved[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     np.testing.assert_array_equal(inside, CLIP[t, 2 + t : 5 + t, 3 + 2 * t : 8 + 2 * t][:, : inside.shape[1]])
+
+
+def test_a_whole_frame_is_moved_with_its_subject_and_its_edge_goes_on():
+    (picture,) = draw(references=(4, 4), segmented=False, centre=True)["entities"][:1]
+    t = next(t for t in (0, 1, 3, 4) if np.array_equal(picture, shifted(t)))
+    assert not np.array_equal(picture, CLIP[t])
+
+
+def shifted(t):
+    """Frame t with the middle of its subject, at (3 + t, 5 + 2 t), near the middle of the picture, at (5.5, 8.5): of two as near the even one."""
+    rows, columns = np.arange(H) + round(t - 2.5), np.arange(W) + round(2 * t - 3.5)
+    return CLIP[t][np.ix_(rows.clip(0, H - 1), columns.clip(0, W - 1))]
+
+
+def test_what_is_edited_is_grown():
+    found = draw(editing=1.0, stays=True, grow=2)
+    for mask, stays, picture, frame in zip(MASKS, found["stays"], found["entities"], CLIP):
+        near = np.zeros_like(mask)
+        for y, x in zip(*np.nonzero(mask)):
+            near[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = True
+        np.testing.assert_array_equal(stays, ~near)
+        np.testing.assert_array_equal(picture, np.where(near[..., None], 0, frame))
+    assert np.array_equal(draw(references=(1, 1), grow=2)["entities"], draw(references=(1, 1))["entities"])  # of what is edited alone
 
 
 def test_pictures_may_be_larger_than_the_clip():

@@ -466,15 +466,18 @@ def test_masks_are_of_the_picture_as_it_is_seen(tmp_path):
 
 
 def test_pictures_of_every_kind_are_masks(masked):
-    """Of bits, greys, palettes and transparency."""
+    """Of bits, greys, palettes of colours and of greys, transparency, and without any though there could be."""
     grey = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in subject(7)]
     palette = Image.fromarray(subject(7)[2].astype(np.uint8) * 3).convert("P")
-    palette.putpalette([0, 0, 0] * 256)
+    palette.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 128, 0, 0])
     clear = Image.new("RGBA", grey[3].size, "black")
     clear.putalpha(grey[3])
     both = Image.merge("LA", (Image.new("L", grey[4].size), grey[4]))
     middle = Image.fromarray(np.where(subject(7)[6], 128, 127).astype(np.uint8))
-    kinds = [grey[0].convert("1"), grey[1], palette, clear, both, grey[5].convert("RGB"), middle]
+    opaque = grey[1].convert("RGBA")  # its transparency says nothing
+    white_first = Image.fromarray(1 - subject(7)[5].astype(np.uint8)).convert("P")
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    kinds = [grey[0].convert("1"), opaque, palette, clear, both, white_first, middle]
     for k, image in enumerate(kinds):
         image.save(masked / f"masks/run/a.b/{k:05d}.png")
     record = VideoFolder(masked / "videos", 7, 18, 14, masks=masked / "masks")[0]

@@ -81,6 +81,9 @@ def test_many_devices_equal_one(name, devices):
     many, said = two_steps(name, devices, **MESHES[devices])
     chex.assert_trees_all_close(params, jax.device_get(many.params), rtol=2e-3, atol=3e-5)
     chex.assert_trees_all_close(metrics, jax.device_get(said), rtol=2e-3, atol=2e-4)
+    if devices == 4:  # small arrays stay whole, and all others are divided, the optimiser's and the average with them
+        for x in jax.tree.leaves((many.params, many.opt, many.ema)):
+            assert x.addressable_shards[0].data.size == (x.size if x.size < sharding.FSDP_MIN_SIZE else x.size // 4), x.shape
     if devices == 8:  # something is divided where there are heads
         spread = [x for x in jax.tree.leaves(many.params) if "model" in str(x.sharding.spec)]
         assert spread or name in ("GAN", "autoencoder", "contrastive", "adapters")
@@ -90,6 +93,8 @@ FULL = {  # the largest programs, and what spreads all of their parameters
     "3D-VQ-L with its discriminator": ("vq3d_ucf101", "size=L,perceptual=0"),
     "transformer L": ("commit_ucf101", "size=L"),
     "MagDiff": ("magdiff_pexels", "tune=full"),
+    "Stable Video Diffusion": ("svd", "tune=full"),
+    "ModelScope": ("modelscope", "tune=full"),
 }
 
 

@@ -243,8 +243,10 @@ def test_it_is_saved_while_it_runs(run, stub, monkeypatch, tmp_path, capsys):
 def test_every_second_frame(run, stub, tmp_path):
     model = stub()
     content = run("--every=2")
-    assert masks_of(tmp_path / "masks") == [*numbered("a", 0, 2, 4), *numbered("run/b", 2, 4)]
-    assert model.asked == [(3, "")] * 3 and {row["frames"] for row in content["done"].values()} == {3}
+    assert masks_of(tmp_path / "masks") == [*numbered("a", *range(6)), *numbered("run/b", 2, 3, 4, 5)]
+    assert model.asked == [(3, "")] * 3 and {row["frames"] for row in content["done"].values()} == {6}
+    first, between = (decode_mask(tmp_path / f"masks/a/{k:05d}.png") for k in (2, 3))
+    np.testing.assert_array_equal(first, between)
 
 
 def test_the_same_instance_in_all_frames(run, stub, monkeypatch, tmp_path):

@@ -76,14 +76,12 @@ def run(devices, mesh, rules, **changes):
     return steps(helpers.config(objective=dict(target="helpers_objective:ToyGan"), mesh=mesh, sharding=rules, **changes), devices)
 
 
-def steps(config, devices, begin=None):
-    """Two steps of a config: (state, metrics). `begin` gives an initial state in place of the run's own."""
+def steps(config, devices):
+    """Two steps of a config: (state, metrics)."""
     the_job = job.Job.from_config(job.check_config(config), devices)
     loader = the_job.loader()
     prepared = the_job.prepare(next(loader))
-    places = jax.tree.map(lambda x: x.sharding, prepared.like)
-    train_state = prepared.init() if begin is None else jax.device_put(begin(), places)
-    step = the_job.step(prepared)
+    train_state, step = prepared.init(), the_job.step(prepared)
     with jax.set_mesh(the_job.mesh):
         for _ in range(2):
             train_state, metrics, _ = step(train_state, sharding.global_batch(next(loader), the_job.mesh))

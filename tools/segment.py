@@ -7,8 +7,8 @@
     python tools/segment.py --image=clip.mp4 --model=models/mask2former --out=masks/clip
 
 MagDiff (Zhao et al., ECCV 2024, arXiv 2311.17338) is told of an entity by its segmented pictures. Of frame 12 of running/a.mp4, whose first
-one is 0, the mask is running/a/00012.png in `--out`: 255 where the subject is, 0 elsewhere. A frame in which there is none has no file, and
-so have, with --every, those between. Of one picture the result is that picture, transparent outside of its subject.
+one is 0, the mask is running/a/00012.png in `--out`: 255 where the subject is, 0 elsewhere. A frame in which there is none has no file; with
+--every, those between have what the one before them has. Of one picture the result is that picture, transparent outside of its subject.
 
 `--model` is a model of transformers of one of three kinds:
 
@@ -69,7 +69,7 @@ PROGRAM = Program(
         Flag("model", "str", None, "NAME|FOLDER", "a model of the hub, such as CIDAS/clipseg-rd64-refined, or the folder of one"),
         Flag("subject", "str", None, "TEXT", "words or a label, as the model takes; default: captions, or the most salient instance"),
         Flag("out", "str", None, "FOLDER|FILE", "for the masks, to write or to go on with; of --image=PICTURE the .png file to write"),
-        Flag("every", "int", 1, "N", "only every N-th frame of a video", 1),
+        Flag("every", "int", 1, "N", "look at only every N-th frame of a video; those between get its mask", 1),
         Flag("threshold", "float", 0.5, "X", "least probability of a pixel (CLIPSeg) or an instance; labels of pixels have none", 0),
         Flag("batch", "int", 4, "N", "frames of a video at a time; halved where memory does not suffice", 1),
         Flag("limit", "int", None, "N", "only the first so many videos or pictures; default: all", 1),
@@ -296,29 +296,31 @@ def segment(items: Sequence[Item], out: pathlib.Path, settings: Mapping[str, Any
 
 
 def write_masks(name: str, frames: Iterator[Frame], folder: pathlib.Path, every: int, text: str | None, ask: Batches) -> dict[str, int]:
-    """Of one video, all or none; how many frames were looked at, and how many have a mask."""
+    """Of one video, all or none; how many frames there are, and how many have a mask. Of `every` frames the first is looked at."""
     clear(folder)
     if ask.load().words and not text:
         raise Unusable(f'{name} has no caption: give --subject, or add a line {{"file": "{name}", "caption": "..."}} to captions.jsonl')
-    numbered, subject, looked, written, due = itertools.islice(enumerate(read(frames)), 0, None, every), None, 0, 0, clock()
+    numbered, subject, total, written, due = enumerate(read(frames)), None, 0, 0, clock()
     try:
-        while group := list(itertools.islice(numbered, ask.size)):
-            answers = ask([frame for _, frame in group], [text or ""] * len(group))
-            for (number, _), instances in zip(group, answers, strict=True):
+        while group := list(itertools.islice(numbered, ask.size * every)):
+            looked = group[::every]
+            answers = ask([frame for _, frame in looked], [text or ""] * len(looked))
+            for k, instances in enumerate(answers):
                 if found := choose(instances, subject):
                     subject = found
-                    with writing(file := folder / f"{number:05d}.png"):
-                        video.write_image(file, found.mask.astype(np.uint8) * 255)
-                    written += 1
-            looked += len(group)
+                    for number, _ in group[k * every : (k + 1) * every]:
+                        with writing(file := folder / f"{number:05d}.png"):
+                            video.write_image(file, found.mask.astype(np.uint8) * 255)
+                        written += 1
+            total += len(group)
             if due():
-                print(f"{name}: {looked} frames", flush=True)
+                print(f"{name}: {total} frames", flush=True)
     except BaseException:  # Ctrl-C as well: half of the masks would say that the other frames have no subject
         clear(folder)
         raise
-    if not looked:
+    if not total:
         raise Unusable(f"{name} holds no frames any more")
-    return dict(frames=looked, masks=written)
+    return dict(frames=total, masks=written)
 
 
 def read(frames: Iterator[Frame]) -> Iterator[Frame]:

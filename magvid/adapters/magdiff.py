@@ -6,7 +6,7 @@ them, the picture as `Resampler` makes tokens of it (`EntityTokens`). *High-fide
 the picture at several sizes, which are joined to the noisy ones (`EntityLatents`).
 
 A batch has "entities" (b t h w 3), uint8 or in [0, 1], one place for every frame, and "entity_valid" bool (b t): which of them are
-pictures; the others are black. Numbers as in the released code, which has the largest level of the pyramid alone.
+pictures; the others are black. Numbers as in the released code, which has the last level of the pyramid alone, the clip's own size.
 """
 
 from collections.abc import Callable, Mapping, Sequence

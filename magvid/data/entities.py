@@ -1,14 +1,14 @@
 """Pictures of an entity out of a clip and the masks of its subject: what MagDiff (Zhao et al., ECCV 2024, arXiv 2311.17338) is told.
 
 To generate, the subject of one or several frames, on black; to edit, in every frame all that shall stay, with black where something new
-shall be. One model learns both (section 3.2, "subject-driven alignment"). A user's own pictures become the same by `of_pictures`.
+shall be. One model learns both (section 3.2, "subject-driven alignment"). A user's own pictures become the same by `cut_out` and `placed`.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from scipy.ndimage import binary_dilation
 
 from magvid import video
 from magvid.data.masks import resized
@@ -22,9 +22,9 @@ class Entities:
 
     references: how many, drawn uniformly, both ends included; of so many frames that have a subject, or all there are, in random order,
     at the first places (the released data have the first frame). editing: of this share of the clips everything but the subject is told in
-    every frame instead. size: (h, w) to which `video` and `masks` are then made smaller: with (256, 256) from a source of 384x384 the
+    every frame instead, and what is within `grow` pixels of it is left out as well: a subject's edge has some of its colour. size: (h, w) to which `video` and `masks` are then made smaller: with (256, 256) from a source of 384x384 the
     pictures are 1.5 times as large as the clip. segmented=False: whole frames (the ablation without subject-driven alignment).
-    centre: the subject is moved to the middle of its picture, so that it tells nothing of where it is. stays: adds `stays` bool (t h w),
+    centre: the subject is moved to the middle of its picture, so that it tells nothing of where it is; a whole frame with it, and its edge goes on. stays: adds `stays` bool (t h w),
     what is to be kept where everything else is edited, False elsewhere; for evaluation.
     """
 
@@ -34,6 +34,7 @@ class Entities:
     segmented: bool = True
     centre: bool = False
     stays: bool = False
+    grow: int = 0
 
     def __post_init__(self):
         low, high = self.references
@@ -50,9 +51,11 @@ class Entities:
         count = int(rng.integers(self.references[0], self.references[1] + 1))
         chosen = rng.permutation(np.flatnonzero(masks.any(axis=(1, 2))))[:count]
         if edits:
+            masks = grown(masks, self.grow)
             pictures, valid = np.where(masks[..., None], 0, clip).astype(np.uint8), np.ones(len(clip), bool)
         else:
-            shown = clip[chosen] if not self.segmented else cut_out(clip[chosen], masks[chosen], self.centre)
+            shown = clip[chosen] if not self.segmented else cut_out(clip[chosen], masks[chosen])
+            shown = centred(shown, masks[chosen], "constant" if self.segmented else "edge") if self.centre else shown
             pictures, valid = placed(shown, len(clip))
         told = {"entities": pictures, "entity_valid": valid}
         if self.size is not None:
@@ -63,27 +66,28 @@ class Entities:
         return {key: value for key, value in record.items() if key != "masks"} | told | {"video": clip}
 
 
-def cut_out(
-    frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"], centre: bool = False
-) -> UInt8[np.ndarray, "n h w 3"]:
-    """The subject on black; with `centre` in the middle, as far as it then lies within the picture."""
-    shown = np.where(masks[..., None], frames, 0).astype(np.uint8)
-    if not centre:
-        return shown
+def cut_out(frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:
+    """The subject on black."""
+    return np.where(masks[..., None], frames, 0).astype(np.uint8)
+
+
+def centred(frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"], outside: str = "constant") -> UInt8[np.ndarray, "n h w 3"]:
+    """Moved by whole pixels, so that the subject is in the middle, as far as it then lies within the picture. From `outside` comes black
+    ("constant"), or the picture's edge goes on ("edge").
+    """
+    shown = frames.copy()
     for picture, mask in zip(shown, masks, strict=True):
         if mask.any():
             middles = [(places.min() + places.max()) / 2 for places in np.nonzero(mask)]
-            picture[:] = _moved(picture, [round((side - 1) / 2 - middle) for side, middle in zip(mask.shape, middles, strict=True)])
+            at = [round(middle - (side - 1) / 2) for side, middle in zip(mask.shape, middles, strict=True)]
+            wide = np.pad(picture, [*((abs(d), abs(d)) for d in at), (0, 0)], mode=outside)
+            picture[:] = wide[tuple(slice(d + abs(d), d + abs(d) + side) for d, side in zip(at, mask.shape, strict=True))]
     return shown
 
 
-def _moved(picture: UInt8[np.ndarray, "h w 3"], by: Sequence[int]) -> UInt8[np.ndarray, "h w 3"]:
-    """By whole pixels; black comes in from outside."""
-    out = np.zeros_like(picture)
-    at = lambda d, side: (slice(max(d, 0), side + min(d, 0)), slice(max(-d, 0), side + min(-d, 0)))
-    (to_y, from_y), (to_x, from_x) = (at(d, side) for d, side in zip(by, picture.shape[:2], strict=True))
-    out[to_y, to_x] = picture[from_y, from_x]
-    return out
+def grown(masks: Bool[np.ndarray, "n h w"], by: int) -> Bool[np.ndarray, "n h w"]:
+    """With all that is within `by` pixels, up, down and to the sides."""
+    return binary_dilation(masks, np.ones((1, 2 * by + 1, 2 * by + 1))) if by else masks
 
 
 def placed(pictures: UInt8[np.ndarray, "n h w 3"], frames: int) -> tuple[UInt8[np.ndarray, "t h w 3"], Bool[np.ndarray, "t"]]:

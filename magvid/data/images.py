@@ -86,10 +86,10 @@ def _size(file: str) -> int | str:
 
 
 def decode_image(
-    file: pathlib.Path | bytes, cover: tuple[int, int] | None = None, name: str | None = None
+    file: pathlib.Path | bytes, cover: tuple[int, int] | None = None, name: str | None = None, blend: bool = True
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A file (or its bytes) as it is meant to be seen: upright by its EXIF orientation, transparency over white, grey
-    repeated, 16 bits rounded down to 8.
+    """A file (or its bytes) as it is meant to be seen: upright by its EXIF orientation, transparency over white (without `blend`:
+    all as if it were opaque), grey repeated, 16 bits rounded down to 8.
 
     cover: height and width that are needed; a larger JPEG is decoded at a half, quarter or eighth of its size if that
     covers them either way round. Raises UserError naming the file (`name` for bytes) where it cannot be decoded.
@@ -101,18 +101,18 @@ def decode_image(
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             if cover:
                 image.draft(None, (max(cover), max(cover)))
-            return _rgb(ImageOps.exif_transpose(image), Image)
+            return _rgb(ImageOps.exif_transpose(image), Image, blend)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises whatever comes up in a damaged file: ten kinds of exceptions at least
         raise UserError(f"{name or file} cannot be read as an image: {_reason(error)}") from error
 
 
-def _rgb(image: Any, Image: Any) -> np.ndarray:
+def _rgb(image: Any, Image: Any, blend: bool) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
         grey = (np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
-    if image.has_transparency_data:
+    if blend and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))

@@ -18,23 +18,29 @@ def resized(masks: Bool[np.ndarray, "t a b"], resize: Callable[[UInt8[np.ndarray
 
 
 def decode_mask(file: pathlib.Path) -> Bool[np.ndarray, "h w"]:
-    """Where the picture of a mask is not transparent, or, where it has no transparency, lighter than half; of a palette, as DAVIS has it,
-    all but colour number 0. UserError where the file cannot be read.
+    """Where the picture of a mask is not transparent, or, where nothing of it is transparent, lighter than half; of a palette of colours, as DAVIS has
+    it, all but number 0. UserError where the file cannot be read.
     """
     image = _opened(file)
-    if image.mode == "P" and not image.has_transparency_data:
-        return np.asarray(image) > 0
-    alpha = _alpha(image)
-    return np.asarray(image.convert("L")) > 127 if alpha is None else alpha
+    if (alpha := _alpha(image)) is not None:
+        return alpha
+    light = np.asarray(image.convert("L")) > 127
+    return np.asarray(image) > 0 if image.mode == "P" and not (_grey(image) and light.any()) else light
 
 
 def decode_alpha(file: pathlib.Path) -> Bool[np.ndarray, "h w"] | None:
-    """Where a picture is not transparent; None where it has no transparency."""
+    """Where a picture is not transparent; None where nothing of it is."""
     return _alpha(_opened(file))
 
 
 def _alpha(image) -> Bool[np.ndarray, "h w"] | None:
-    return np.asarray(image.convert("RGBA"))[..., 3] > 127 if image.has_transparency_data else None
+    alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+    return None if alpha is None or (alpha == 255).all() else alpha > 127
+
+
+def _grey(image) -> bool:
+    colours = np.asarray(image.convert("RGB"))
+    return bool((colours == colours[..., :1]).all())
 
 
 def _opened(file: pathlib.Path):
