@@ -1,11 +1,11 @@
-"""Kill training runs of eight objectives at random moments, and see that nothing is lost: every checkpoint can be read, and a run that was killed
+"""Kill training runs of nine objectives at random moments, and see that nothing is lost: every checkpoint can be read, and a run that was killed
 ends as one that was not, bit for bit.
 
     python benchmarks/faults.py --kills=200 --out=benchmarks/results/faults_cpu.json
 
-Runs are those of the configs on sprites with smoke=1, longer and saved more often, by `magvid train` in processes of their own. Half of the kills
-wait until a checkpoint is being written, some runs have two processes, of which one is killed. Prints a line for each run. References are kept in
---workdir; kills begin anew.
+Runs are those of the configs on sprites with smoke=1, longer and saved more often, by `magvid train` in processes of their own. Of the kills a tenth come at
+any moment from the start on, also before the first step, half of the others while a checkpoint is being written. Every fourth run has two processes, of which one is
+killed, and the other has to notice. Prints a line for each run. References are kept in --workdir; kills begin anew.
 """
 
 import importlib
@@ -49,6 +49,7 @@ PARTS = {
     "i2v": ("i2v_sprites", ""),
     "entities-vae": ("vae_sprites", "world=entities-seen,latent=8"),
     "entities-clip": ("clip_sprites", "world=entities-moves,motion=1"),
+    "vq3d-central-0": ("ablation", "part=vq3d,inflate=0"),
 }
 OBJECTIVES = {
     "GAN": ("vq3d_sprites", ""),
@@ -59,9 +60,11 @@ OBJECTIVES = {
     "adapters": ("aid_sprites", ""),
     "infilling": ("mavin_sprites", ""),
     "entities": ("magdiff_sprites", ""),
+    "autoregressive": ("ablation", "row=ar,root=runs/sprites"),
 }
 STEPS, SAVE = 24, 3
 LONG = 600.0  # seconds that a start may take
+NOTICED = 120.0  # seconds in which a process leaves whose peer is dead
 
 
 def config_of(name: str, arg: str, workdir: pathlib.Path) -> dict:
@@ -85,37 +88,55 @@ def start(workdir: pathlib.Path, config: Mapping, count: int = 1) -> list[subpro
             flags += [f"--coordinator=127.0.0.1:{s.getsockname()[1]}", f"--processes={count}"]
     command = lambda i: [sys.executable, "-m", "magvid", "train", *flags, *([f"--process={i}"] if count > 1 else [])]
     env = os.environ | dict(PYTHONPATH=str(ROOT), JAX_NUM_CPU_DEVICES="1", JAX_COMPILATION_CACHE_DIR=str(workdir.parent / "compiled"))
-    log = (workdir / "log.txt").open("a")
-    return [subprocess.Popen(command(i), env=env | dict(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"), stdout=log, stderr=log) for i in range(count)]
+    with (workdir / "log.txt").open("a") as log:
+        return [subprocess.Popen(command(i), env=env | dict(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"), stdout=log, stderr=log) for i in range(count)]
 
 
-def wait(processes: list[subprocess.Popen]) -> list[int]:
+def wait(processes: list[subprocess.Popen], most: float = LONG) -> list[int]:
+    """Their exit codes. TimeoutExpired after `most` seconds."""
     try:
-        return [p.wait(LONG) for p in processes]
+        return [p.wait(most) for p in processes]
     finally:
         for p in processes:
             p.kill()
 
 
-def kill(processes: list[subprocess.Popen], workdir: pathlib.Path, rng: random.Random, saving: bool) -> str:
-    """SIGKILL to one of them: "saving" while a checkpoint is being written, "training" at another moment, or "over" where it ended before."""
+def unfinished(folder: pathlib.Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or that a killed process left so."""
+    return {(p.name, p.stat().st_ino) for p in folder.iterdir() if "tmp" in p.name} if folder.is_dir() else set()
+
+
+def kill(processes: list[subprocess.Popen], workdir: pathlib.Path, rng: random.Random, left: set) -> str:
+    """SIGKILL to one of them: "saving" while a checkpoint is being written that is not one of `left`, "training" or "starting" at another moment, or "over" where it
+    ended before.
+    """
     folder = workdir / "run" / "checkpoints"
-    being_written = lambda: any("tmp" in p.name for p in folder.iterdir()) if folder.is_dir() else False
+
+    def being_written() -> bool:
+        try:
+            return bool(unfinished(folder) - left)
+        except FileNotFoundError:  # it was complete between the list and the look
+            return False
+
     saved = lambda: sum(p.name.isdigit() for p in folder.iterdir()) if folder.is_dir() else 0
     before, begin = saved(), time.monotonic()
     alive = lambda: all(p.poll() is None for p in processes)
-    while alive() and time.monotonic() - begin < LONG and not (being_written() if saving else saved() > before):
-        time.sleep(0.0005)
-    time.sleep(rng.uniform(0, 0.03 if saving else 0.5))
+    if rng.random() < 0.1:
+        time.sleep(rng.uniform(0, 20))
+    else:
+        saving = rng.random() < 0.5
+        while alive() and time.monotonic() - begin < LONG and not (being_written() if saving else saved() > before):
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.03 if saving else 0.5))
     if not alive():
         return "over"
-    what = "saving" if being_written() else "training"
+    what = "saving" if being_written() else "training" if saved() > before else "starting"
     rng.choice(processes).send_signal(signal.SIGKILL)
     return what
 
 
 def unreadable(workdir: pathlib.Path) -> int:
-    """Saved steps of which an array is not what was written."""
+    """Saved steps of which an array, or the position of the data, is not what was written."""
     from magvid.checkpoints import Checkpoints, Corrupt
 
     folder, bad = workdir / "run" / "checkpoints", 0
@@ -126,6 +147,7 @@ def unreadable(workdir: pathlib.Path) -> int:
         try:
             for item, names in itertools.groupby(checkpoints.meta(step)["leaves"], lambda name: name.partition("/")[0]):
                 checkpoints.some(step, item, [name.removeprefix(f"{item}/") for name in names])
+            checkpoints.data(step)
         except Corrupt:
             bad += 1
     checkpoints.close()
@@ -170,22 +192,28 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{name} does not train: see {reference / 'log.txt'}")
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier call
         rng = random.Random(f"{options.seed}-{number}")
-        record = dict(objective=name, processes=count, kills=0, saving=0, unreadable=0)
+        record = dict(objective=name, processes=count, kills=0, saving=0, starting=0, unreadable=0, late=0)
         for _ in range(min(options.each, options.kills - sum(r["kills"] for r in found))):
+            left = unfinished(folder / "run" / "checkpoints")
             processes = start(folder, config, count)
-            what = kill(processes, folder, rng, saving=rng.random() < 0.5)
-            wait(processes)
+            what = kill(processes, folder, rng, left)
+            try:
+                wait(processes, LONG if what == "over" else NOTICED)
+            except subprocess.TimeoutExpired:
+                record["late"] += 1
             if what == "over":
                 break
             record["kills"] += 1
-            record["saving"] += what == "saving"
+            if what != "training":
+                record[what] += 1
             record["unreadable"] += unreadable(folder)
         if any(wait(start(folder, config, count))):
             raise ValueError(f"{name} does not go on: see {folder / 'log.txt'}")
+        record["unreadable"] += unreadable(folder)
         record["same"] = ending(folder) == ending(reference)
         found.append(record)
         print(json.dumps(record), flush=True)
-    total = {key: sum(r[key] for r in found) for key in ("kills", "saving", "unreadable")} | {"runs": len(found), "different": sum(not r["same"] for r in found)}
+    total = {key: sum(r[key] for r in found) for key in ("kills", "saving", "starting", "unreadable", "late")} | {"runs": len(found), "different": sum(not r["same"] for r in found)}
     print(json.dumps(total))
     if options.out:
         write_json(pathlib.Path(options.out), dict(total=total, runs=found, versions=versions()))

@@ -19,6 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -38,7 +39,7 @@ PROGRAM = Program(
     ],
     ["", '--only="curves"'],
 )
-PODS = {"v5e-256": "v5e:16x16", "v5p-128": "v5p:4x4x8", "v6e-256": "v6e:16x16"}
+PODS = {"v5e-256": "v5e:16x16", "v5p-128": "v5p:4x4x4", "v6e-256": "v6e:16x16"}  # a v5p's number is of its cores, two on a chip
 MESHES = {
     "as configured": {},
     "data": dict(mesh={"data": -1}, sharding=[[".*", None]]),
@@ -164,8 +165,11 @@ def main(argv: list[str]) -> None:
             continue
         print(f"{time.strftime('%H:%M')} {row.name}", flush=True)
         known = {found["fingerprint"]: found for found in done.values() if "fingerprint" in found}
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # what a compiler holds is given back
-            done[row.name] = pool.apply(run, (row, options.effort, known))
+        try:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # what a compiler holds is given back
+                done[row.name] = pool.submit(run, row, options.effort, known).result()
+        except Exception as error:  # of the compiler, or of its process, which may be out of memory
+            done[row.name] = {"fails": (str(error).splitlines() or [type(error).__name__])[0][:300], "topology": row.topology}
         part = RESULTS.with_suffix(".part")
         part.write_text(json.dumps(done, indent=1) + "\n")
         part.replace(RESULTS)

@@ -36,7 +36,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 
 
 class Moved(NamedTuple):
-    """Collective operations of one kind: how many stand in the program, bytes of their results, and bytes that a chip sends for them on a ring."""
+    """Collective operations of one kind in a step: how many there are, bytes of their results, and bytes that a chip sends for them on a ring."""
 
     count: int
     result: float
@@ -71,7 +71,7 @@ class Compiled:
         """{what: seconds it takes at least} by the data sheet; empty where there is none of such a device. Compute in bfloat16, in which TPUs multiply float32 as
         well unless they are told otherwise.
         """
-        chip, peak = _of(CHIPS, self.kind), _of(meter.PEAKS, self.kind)
+        chip, peak = meter.data_sheet(self.kind, CHIPS), meter.data_sheet(self.kind)
         if chip is None or peak is None:
             return {}
         sent = sum(moved.sent for moved in self.collectives.values())
@@ -80,7 +80,7 @@ class Compiled:
     def lines(self) -> Iterator[str]:
         """Paragraphs for people."""
         yield f"{self.topology}: {self.chips} x {self.kind}, mesh {', '.join(f'{a} {n}' for a, n in self.mesh.items())}, batch {self.batch}"
-        chip = _of(CHIPS, self.kind)
+        chip = meter.data_sheet(self.kind, CHIPS)
         of = f" of {size_text(chip.memory)}: it fits" if chip else ""
         rows = [("arguments", self.arguments), ("temporary", self.temporary), ("outputs", self.outputs), ("code", self.code)]
         yield table(("bytes of a chip", ""), [(name, size_text(n)) for name, n in rows] + [("all", size_text(self.total) + of)])
@@ -157,7 +157,8 @@ def compile_step(plan: Plan, topology: str, lowered: Lowered, steps: int = 0) ->
         raise UserError(f"{topology}: it does not fit, {found[1]} GiB of {found[2]}: use more chips, a smaller batch or microbatch, fsdp, or remat") from None
     seconds = dict(compile=time.monotonic() - begin)
     memory, said = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    loops = max(flops / said["flops"], 1.0) if said.get("flops") else 1.0  # the compiler counts the body of a loop once
+    text = compiled.as_text()
+    loops = max(flops / said["flops"], 1.0) if said.get("flops") else 1.0  # as the compiler counts the body of a loop once
     peak = None
     if steps:
         timed, peak = _timed(compiled, plan, steps)
@@ -167,25 +168,66 @@ def compile_step(plan: Plan, topology: str, lowered: Lowered, steps: int = 0) ->
         parameters={g: sum(x.size for x in jax.tree.leaves(tree)) for g, tree in {**plan.prepared.like.params, **plan.prepared.like.frozen}.items()},
         arguments=memory.argument_size_in_bytes, temporary=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes, code=memory.generated_code_size_in_bytes,
-        flops=flops, bytes=said.get("bytes accessed", 0.0) * loops, collectives=collectives(compiled.as_text(), mesh.size),
+        flops=flops, bytes=said.get("bytes accessed", 0.0) * repeats(text, loops), collectives=collectives(text, mesh.size, loops),
         seconds={k: round(v, 4) for k, v in seconds.items()}, peak=peak,
     )  # fmt: skip
 
 
-def collectives(text: str, chips: int) -> dict[str, Moved]:
-    """{kind: Moved} of a compiled program's text. What stands in a loop counts once."""
+def collectives(text: str, chips: int, loops: float = 1.0) -> dict[str, Moved]:
+    """{kind: Moved} of a compiled program's text. `loops`: how often a loop goes round of which the compiler does not say it."""
     found: dict[str, Moved] = {}
-    for line in text.splitlines():
-        if not (match := re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(", line)):
+    for line, times in _executed(text, loops):
+        if not (match := re.match(rf"(.*?) ({'|'.join(KINDS)})(-start)?\(", line)):
             continue
-        sizes, kind = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])], match[2]
-        if match[3] and kind != "all-reduce":  # operands stand before the results
-            sizes = [max(sizes)]
-        n, result = _group(line, chips), float(sum(sizes))
+        shapes, kind = re.findall(SHAPE, match[1]), match[2]
+        if match[3] and kind != "all-reduce":  # operands stand before the results, numbers of the operation's own behind them
+            shapes = [shape for shape in shapes if shape[1]]
+            shapes = shapes[len(shapes) // 2 :]
+        n, result = _group(line, chips), float(sum(_bytes(*shape) for shape in shapes))
         sent = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, (n - 1) / n) * result
         count, results, all_sent = found.get(kind, (0, 0.0, 0.0))
-        found[kind] = Moved(count + 1, results + result, all_sent + sent)
+        found[kind] = Moved(count + round(times), results + times * result, all_sent + times * sent)
     return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def repeats(text: str, loops: float = 1.0) -> float:
+    """How much larger what a step writes is than what it would write if no loop went round more than once."""
+    once = again = 0.0
+    for line, times in _executed(text, loops):
+        match = re.match(r"(.*?) ([a-z][\w-]*)\(", line)
+        if match and match[2] not in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"):
+            written = sum(_bytes(*shape) for shape in re.findall(SHAPE, match[1]))
+            once, again = once + written, again + times * written
+    return again / once if once else 1.0
+
+
+SHAPE = r"(\w+)\[([\d,]*)\]"  # bf16[8,128]
+
+
+def _executed(text: str, loops: float) -> Iterator[tuple[str, float]]:
+    """(an instruction without its name, how often a step runs it), from the program's entry on."""
+    parts: dict[str, list[str]] = {}
+    entry = ""
+    for line in text.splitlines():
+        if match := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            lines = parts[match[2]] = []
+            entry = match[2] if match[1] else entry
+        elif parts and (match := re.match(r"\s+(?:ROOT )?%?[\w.-]+ = (.*)", line)):
+            lines.append(match[1])
+
+    def walk(name: str, times: float) -> Iterator[tuple[str, float]]:
+        for line in parts.get(name, ()):
+            yield line, times
+            if match := re.search(r" while\(.*body=%?([\w.-]+)", line):
+                known = re.search(r'known_trip_count\D*(\d+)', line)
+                yield from walk(match[1], times * (float(known[1]) if known else loops))
+            elif re.search(r" (call|conditional|async-start)\(", line):
+                for inside in re.findall(r"(?:to_apply|calls|(?:true|false)_computation)=%?([\w.-]+)", line):
+                    yield from walk(inside, times)
+                for inside in re.findall(r"branch_computations=\{([^}]*)\}", line):
+                    yield from (found for branch in inside.split(",") for found in walk(branch.strip(" %"), times))
+
+    yield from walk(entry, 1.0)
 
 
 def _group(line: str, chips: int) -> int:
@@ -203,11 +245,6 @@ def _bytes(kind: str, shape: str) -> int:
     else:
         item = int(re.sub(r"\D", "", kind) or 32) // 8
     return item * math.prod(int(n) for n in shape.split(",") if n)
-
-
-def _of(rows: Mapping[str, Any], kind: str) -> Any:
-    """Of a device's kind, that of the longest beginning."""
-    return next((rows[name] for name in sorted(rows, key=len, reverse=True) if kind.startswith(name)), None)
 
 
 def _timed(compiled: Callable, plan: Plan, steps: int) -> tuple[list[float], float]:

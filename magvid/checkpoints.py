@@ -135,7 +135,7 @@ class Checkpoints:
                 self.folder / str(step),
             )
             arrays = self._arrays(step, meta, wanted)
-            return _state(arrays, like), self._data(step, meta), step
+            return _state(arrays, like), self.data(step), step
 
         return self.newest(load)
 
@@ -213,7 +213,9 @@ class Checkpoints:
                 raise Corrupt(f"the checksum of {name} is wrong")
         return arrays
 
-    def _data(self, step: int, meta: Mapping[str, Any]) -> dict:
+    def data(self, step: int) -> dict:
+        """What `save` was given as `data`; Corrupt when it is damaged."""
+        meta = self.meta(step)
         try:
             data = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
         except Exception as e:

@@ -47,14 +47,17 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
-    """Ask for dimension i of `x` to be spread over mesh axis axes[i]; axes that the mesh lacks are dropped.
+    """Ask for dimension i of `x` to be spread over mesh axis axes[i]; axes that the mesh lacks are dropped, and those of a dimension that they do not divide evenly:
+    XLA's partitioner (jax 0.10.2) fills the last part up, and gives what a lookup read there a part of the gradient.
 
     The mesh is that of `jax.set_mesh`; without one it returns `x`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(_present(a, mesh.axis_names) for a in axes)))
+    spec = [_present(a, mesh.axis_names) for a in axes]
+    parts = [math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())) for axis in spec]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(a if size % n == 0 else None for a, size, n in zip(spec, x.shape, parts, strict=True))))
 
 
 _edges: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("edges", default={})

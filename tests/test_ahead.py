@@ -3,10 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny_config
 
-from magvid import ahead, cost, explain, sharding
+from magvid import ahead, cost, explain, meter, sharding
 from magvid.__main__ import main
 from magvid.flags import load_config
 from magvid.job import check_config
@@ -41,26 +42,63 @@ def test_a_step_on_eight_devices(how):
         assert found.collectives["all-gather"].result >= spread > 0.8 * weights
 
 
-TEXT = """
+TEXT = """HloModule step, is_scheduled=true
+
+%body.1 (p: (s32[], f32[2,3])) -> (s32[], f32[2,3]) {
+  %all-reduce.7 = f32[2,3]{1,0} all-reduce(%x), replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %tuple = (s32[], f32[2,3]{1,0}) tuple(%i, %all-reduce.7)
+}
+
+%unknown.1 (p: f32[5]) -> f32[5] {
+  ROOT %all-to-all.1 = f32[5]{0} all-to-all(%x), dimensions={0}
+}
+
+%fused.1 (p: f32[9]) -> f32[9] {
+  ROOT %all-gather.9 = f32[900]{0} all-gather(%x), dimensions={0}
+}
+
+ENTRY %main.1 (x: f32[9]) -> f32[9] {
+  %while.1 = (s32[], f32[2,3]{1,0}) while(%tuple.1), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"5"},"known_init_step":{"init":"0"}}
+  %while.2 = f32[5]{0} while(%x), condition=%cond.2, body=%unknown.1
   %all-reduce.1 = f32[1024,256]{1,0} all-reduce(%x), channel_id=1, replica_groups=[1,16]<=[16], to_apply=%add
   ROOT %all-reduce.2 = (f32[8]{0}, bf16[8,4]{1,0:T(8,128)}) all-reduce(%x, %y), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
   %all-gather-start.1 = (f32[64,16]{1,0}, f32[128,16]{1,0}) all-gather-start(%x), replica_groups=[2,2]<=[4], dimensions={0}
+  %all-gather-start.2 = ((f32[4]{0}, f32[8]{0}), (f32[8]{0}, f32[16]{0})) all-gather-start(%x, %y), replica_groups=[2,2]<=[4], dimensions={0}
   %all-gather-done.1 = f32[128,16]{1,0} all-gather-done(%all-gather-start.1)
   %reduce-scatter.3 = bf16[32,16]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %collective-permute-start = (u8[100]{0}, u8[100]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
   %all-to-all.9 = f32[10,10]{1,0} all-to-all(%x), dimensions={0}
-  %fusion = f32[9]{0} fusion(%all-reduce.1), kind=kLoop
+  ROOT %fusion = f32[9]{0} fusion(%all-reduce.1), kind=kLoop, calls=%fused.1
+}
 """
 
 
 def test_collectives_are_read_from_a_program():
-    assert ahead.collectives(TEXT, 4) == {
-        "all-reduce": (2, 4 * 2**18 + 32 + 64, 2 * 15 / 16 * 4 * 2**18 + 96),
-        "all-gather": (1, 4 * 2048, 4 * 1024),
+    """Those of a loop as often as it goes round."""
+    assert ahead.collectives(TEXT, 4, loops=3) == {
+        "all-reduce": (2 + 5, 4 * 2**18 + 32 + 64 + 5 * 24, 2 * 15 / 16 * 4 * 2**18 + 96 + 5 * 36),
+        "all-gather": (2, 4 * (2048 + 8 + 16), 2 * (2048 + 8 + 16)),
         "reduce-scatter": (1, 1024, 3 * 1024),
-        "all-to-all": (1, 400, 300),
+        "all-to-all": (1 + 3, 400 + 3 * 20, 300 + 3 * 15),
         "collective-permute": (1, 100, 100),
     }
+
+
+def test_what_a_loop_writes_counts_as_often_as_it_goes_round():
+    def step(x):
+        y = jax.lax.fori_loop(0, 20, lambda i, y: y @ x + y[::-1], x)  # two arrays a round, or what the compiler makes of it
+        return jnp.sort(y)
+
+    text = jax.jit(step).lower(jnp.ones((64, 64))).compile().as_text()
+    assert 8 < ahead.repeats(text) < 20 and ahead.repeats(text.replace("known_trip_count", "no"), loops=20) == ahead.repeats(text)
+
+
+def test_microbatches_are_counted():
+    """The loop over them, not the optimiser behind it."""
+    of = lambda microbatch: (lambda planned: ahead.compile_step(planned, "cpu:8", ahead.lower(planned)))(plan(batch=32, microbatch=microbatch))
+    whole, parts = of(0), of(1)
+    assert parts.flops == pytest.approx(whole.flops, rel=0.05)
+    assert whole.bytes < parts.bytes < 4 * whole.bytes
 
 
 def test_the_least_time_of_a_step():
@@ -71,7 +109,8 @@ def test_the_least_time_of_a_step():
     assert made_up.roofline() == pytest.approx({"compute": 1.0, "memory": 0.5, "links": 0.25})
     text = "\n".join(made_up.lines())
     assert "a step takes at least 1e+03 ms, bound by compute" in text and "of 17.2 GB: it fits" in text
-    assert ahead._of(ahead.CHIPS, "TPU v5p").memory == 95 * 2**30 and ahead._of(ahead.CHIPS, "TPU v5 lite").memory == 16 * 2**30
+    of = lambda kind: meter.data_sheet(kind, ahead.CHIPS)
+    assert of("TPU v5p").memory == 95 * 2**30 and of("TPU v5 lite").memory == 16 * 2**30
 
 
 def test_equal_programs_have_equal_fingerprints():

@@ -59,7 +59,9 @@ def test_constrain_is_nothing_without_a_mesh_and_acts_with_one():
     mesh = sharding.make_mesh({"data": 8})
     with jax.set_mesh(mesh):
         found = jax.jit(lambda x: sharding.constrain(x * 2, (("data", "fsdp"), "model")))(x)
+        uneven = jax.jit(lambda x: sharding.constrain(x * 2, ("data", None)))(jnp.ones((12, 4)))
     assert found.sharding.is_equivalent_to(jax.NamedSharding(mesh, P("data", None)), 2)
+    assert uneven.sharding.is_fully_replicated
 
 
 def test_batch_is_spread_and_texts_stay():
