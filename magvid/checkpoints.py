@@ -79,8 +79,12 @@ class Checkpoints:
 
         `data` is the iterator's state and `frozen` the source and hash of each frozen group, both JSON. Steps at or
         after this one are left from an abandoned future (the run fell back behind them) and are removed. Raises
-        CheckpointError when this save or the one before it could not be written; older checkpoints stay as they are.
+        CheckpointError when this save could not be written; that the one before it failed is said. Older checkpoints stay as they are.
         """
+        try:
+            self.wait()
+        except CheckpointError as e:
+            self.say(str(e))
         arrays = {item: tree for item, tree in _items(state).items() if tree}
         sums = checksums(arrays)
         leaves = {
@@ -203,10 +207,13 @@ class Checkpoints:
             restore_args=unflatten_dict({n: one(x) for n, x in flat.items()}, sep="/"),
             partial_restore=True,
         )
+        why = ""
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**{i: restore(f) for i, f in wanted.items()}))
         except Exception as e:
-            raise Corrupt(_first_line(e)) from e
+            why = _first_line(e)
+        if _any_process(bool(why)):
+            raise Corrupt(why or "another process cannot read its part")
         arrays = {item: flatten_dict(found[item], sep="/") for item in wanted}
         for name, value in checksums(arrays).items():
             if value != meta["leaves"][name][2]:
@@ -225,7 +232,7 @@ class Checkpoints:
         return data
 
     def _not_written(self, step: int | None, error: Exception) -> CheckpointError:
-        what = "the last checkpoint" if step is None else f"step {step} (or the checkpoint before it)"
+        what = "the last checkpoint" if step is None else f"step {step}"
         return CheckpointError(
             f"{what} could not be written to {self.folder} ({_first_line(error)}): is the disk full or read-only?"
         )
@@ -254,6 +261,15 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
         say(f"  skipped {differs[name]}")
     take = {n for n in want if n in have} - set(shapes)
     return unflatten_dict({n: have[n].astype(x.dtype) if n in take else x for n, x in want.items()}, sep="/")
+
+
+def _any_process(here: bool) -> bool:
+    """Whether it is so on any of the processes, which all ask: what one alone cannot read is left by all."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

@@ -10,15 +10,14 @@ WINDOW, LEAST = 64, 16  # losses that one is compared with: the newest so many, 
 
 class Guard:
     """A loss is a spike where it lies above the median of the last WINDOW ones by more than `spike` of their (scaled) median distances
-    from it; 0: none is. `rollbacks`: how many times a run goes back before the next save. `before`: the last line that it has logged.
+    from it; 0: none is. `rollbacks`: how many times a run goes back before the next save.
     """
 
-    def __init__(self, rollbacks: int, spike: float, before: Mapping[str, float] | None = None):
+    def __init__(self, rollbacks: int, spike: float):
         self.most, self.spike = rollbacks, spike
         self.losses: dict[str, list[float]] = {}
         self.now = 0  # since the last save
-        before = before or {}
-        self.counts = {name: int(before.get(name, 0)) for name in ("guard/rollbacks", "guard/skipped")}
+        self.counts = {"guard/rollbacks": 0, "guard/skipped": 0}
 
     def spikes(self, losses: Mapping[str, float]) -> list[str]:
         """What of {name: loss} is one, said in words; all become part of what the next are compared with, unless one is."""
@@ -35,8 +34,9 @@ class Guard:
             self.losses = {name: [*self.losses.get(name, ()), float(value)][-WINDOW:] for name, value in losses.items()}
         return found
 
-    def back(self, skipped: int) -> None:
-        """The run goes back, and skips so many batches."""
+    def back(self, state: Mapping[str, Any], skipped: int) -> None:
+        """The run goes back to where this was its `get_state`, and skips so many batches."""
+        self.set_state(state | {"counts": self.counts})
         self.now += 1
         self.counts = {"guard/rollbacks": self.counts["guard/rollbacks"] + 1, "guard/skipped": self.counts["guard/skipped"] + skipped}
 
@@ -49,7 +49,8 @@ class Guard:
 
     def get_state(self) -> dict[str, Any]:
         """JSON-able, to be saved with a checkpoint: a run that goes on judges as one that was not interrupted."""
-        return {"losses": self.losses}
+        return {"losses": self.losses, "counts": self.counts}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self.losses = {name: list(values) for name, values in state["losses"].items()}
+        self.counts = dict(state["counts"])

@@ -62,6 +62,7 @@ DATA = {
 }
 DTYPES = ("float32", "bfloat16")
 # What may differ when a run goes on: how long, what is said, and on which devices.
+AXES = ("data", "fsdp", "model", "seq")  # of a mesh, in what the library and its configs name
 MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compile_cache"}
 
 
@@ -87,8 +88,11 @@ class Job:
     planned: bool = False  # nothing is there but the config: of all weights shapes alone
 
     def __post_init__(self):
-        self.microbatches()  # UserError here, before anything is read or written
+        # UserError here, before anything is read or written
+        self.microbatches()
         self._check_frames()
+        if (self.config["data"].get("eval") or {}) and (batch := self._held_out_batch()) % (shards := sharding.data_shards(self.mesh)):
+            raise UserError(f"config.data.eval.batch is {batch}, which does not divide over {shards} devices: use a multiple of {shards}")
 
     @classmethod
     def from_config(
@@ -141,7 +145,11 @@ class Job:
 
     def _loader(self, split: str, source: Any, transforms: Sequence[Any], batch: int) -> pipeline.Loader:
         workers = self.config["data"][split].get("workers", 0)
-        return pipeline.Loader(source, batch, seed=self.config["seed"], transforms=transforms, workers=workers, **_process())
+        return pipeline.Loader(source, batch, seed=self.config["seed"], transforms=transforms, workers=workers, **self._rows())
+
+    def _rows(self) -> dict[str, int]:
+        i, n = sharding.rows_of(self.mesh, jax.process_index())
+        return dict(process_index=i, process_count=n)
 
     def clip_shape(self, batch: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         """(t h w) of the clips of a batch, also of one of tokens or latents."""
@@ -153,10 +161,13 @@ class Job:
         if not data:
             return
         source, transforms = self.held_out_data
-        batch, limit = data.get("batch") or self.config["batch"], data.get("limit")
+        batch, limit = self._held_out_batch(), data.get("limit")
         full = (len(source) if limit is None else min(limit, len(source))) // batch  # a count that all processes share
-        batches = pipeline.epoch(source, batch, transforms, limit=limit, **_process())
+        batches = pipeline.epoch(source, batch, transforms, limit=limit, **self._rows())
         yield from itertools.islice(batches, max(full, 1))
+
+    def _held_out_batch(self) -> int:
+        return self.config["data"]["eval"].get("batch") or self.config["batch"]
 
     def prepare(self, batch: Mapping[str, np.ndarray]) -> Prepared:
         """Optimisers, initial state and its places. `batch` only shows the shape of an example."""
@@ -233,10 +244,8 @@ class Job:
         repeated over another axis of the mesh.
         """
         axes = self.config["activations"].get("frames") or []
-        named = {name for axis in axes for name in ([axis] if isinstance(axis, str) else axis or ())}
-        large = [name for name, size in self.mesh.shape.items() if size > 1]
-        within = {name for axis in axes[1:] for name in ([axis] if isinstance(axis, str) else axis or ())}
-        if within & set(large) and (missing := [name for name in large if name not in named]):
+        large, within = [name for name, size in self.mesh.shape.items() if size > 1], _axes(axes[1:])
+        if within & set(large) and (missing := [name for name in large if name not in _axes(axes)]):
             raise UserError(
                 f"config.activations.frames is {json.dumps(axes)}, without {', '.join(missing)} of the mesh: frames that are spread over pixels are spread over "
                 f'all axes, such as ["{next(iter(within))}", "{missing[0]}"] for h, or their gradients come out wrong'
@@ -330,9 +339,21 @@ def _check_spread(config: Mapping[str, Any]) -> None:
             raise UserError(f"config.activations has no {name}: it may have {' and '.join(known)}")
         if not isinstance(axes, list) or len(axes) != len(known[name].split()):
             raise UserError(f"config.activations.{name} is {json.dumps(axes)}: give a list of mesh axes (or null) for {known[name]}")
+    named = {a: "activations" for spec in config["activations"].values() for a in _axes(spec)} | {a: "sharding" for _, spec in config["sharding"] if spec != "fsdp" for a in _axes(spec)}
+    for axis in config["mesh"]:
+        if axis not in AXES and axis not in named:
+            raise UserError(f'config.mesh has an axis "{axis}", over which nothing is spread{_near(axis, AXES)}; usual are {", ".join(AXES)}')
+    for axis, field in named.items():
+        if axis not in AXES and axis not in config["mesh"]:
+            raise UserError(f'config.{field} names a mesh axis "{axis}", which there is not{_near(axis, [*AXES, *config["mesh"]])}; usual are {", ".join(AXES)}')
     policy, policies = config["remat_policy"], [name for name in dir(jax.checkpoint_policies) if name.endswith("saveable")]
     if policy is not None and policy not in policies:
         raise UserError(f"config.remat_policy is {json.dumps(policy)}: use null or one of {', '.join(policies)}")
+
+
+def _axes(spec: Any) -> set[str]:
+    """The mesh axes in a list of axes, lists of axes and nulls."""
+    return {name for axis in spec or () for name in ([axis] if isinstance(axis, str) else axis or ())}
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:
@@ -361,6 +382,3 @@ def _arrays(tree: Mapping[str, Any]) -> dict:
     inner = {k: _arrays(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
     return {k: v for k, v in inner.items() if not isinstance(v, jax.ShapeDtypeStruct)}
 
-
-def _process() -> dict[str, int]:
-    return dict(process_index=jax.process_index(), process_count=jax.process_count())

@@ -40,6 +40,7 @@ class Meter:
         lasted = (before or {}).get("perf/seconds", 0.0)
         self.begun = before["time"] - lasted if lasted else time.time()
         self.trained = lasted * before["perf/goodput"] if lasted else 0.0  # seconds
+        self.kept = self.trained  # at the last save
         self.start: float | None = None
         self.steps = self.examples = 0
         self.flops = 0.0
@@ -67,6 +68,19 @@ class Meter:
         yield
         if self.start is not None:
             self.start += time.monotonic() - begin
+
+    def saved(self) -> None:
+        """What was trained until now counts, whatever comes."""
+        self.kept = self.trained + self._in_steps()
+
+    def back(self) -> None:
+        """What was trained since the last save is lost, and so is the time that going back took."""
+        self.trained = self.kept
+        self._reset()
+
+    def _in_steps(self) -> float:
+        """Seconds since the last reading that went into steps."""
+        return 0.0 if self.start is None else time.monotonic() - self.start - sum(self.waits.values())
 
     def read(self) -> dict[str, float]:
         """Numbers since the last reading, under "perf/": steps and examples per second, TFLOP/s of a device and their share of its data

@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from magvid.types import UserError
+
 DATA_AXES = ("data", "fsdp")  # mesh axes over which the batch is spread
 FSDP_MIN_SIZE = 4096  # a smaller array costs more to gather than to keep whole
 
@@ -98,10 +100,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def rows_of(mesh: Mesh, process: int) -> tuple[int, int]:
+    """(i, n): the devices of a process hold the i-th of n equal parts of a batch, which it reads; another may hold, and read, the same part, where an axis such
+    as "model" goes over both. UserError where its parts do not lie beside each other, or are shared only partly.
+    """
+    shards = data_shards(mesh)
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
+        held.setdefault(device.process_index, set()).add(rows.indices(shards)[0])
+    mine = held[process]
+    first, size = min(mine), len(mine)
+    equal = all(len(other) == size and (other == mine or not other & mine) for other in held.values())
+    if not equal or max(mine) - first != size - 1 or first % size:
+        raise UserError(f"mesh {dict(mesh.shape)}: a process would need other rows of a batch than it can read: let the axes data and fsdp come first, and their sizes be multiples of the number of processes, or divide it")
+    return first // size, shards // size
+
+
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """This process's rows as part of arrays of the whole batch, spread over the data axes; texts are left out."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in numeric(batch).items()}
+    """This process's rows (`rows_of`) as part of arrays of the whole batch, spread over the data axes; texts are left out."""
+    sharding, (_, parts) = batch_sharding(mesh), rows_of(mesh, jax.process_index())
+    return {k: jax.make_array_from_process_local_data(sharding, v, (parts * len(v), *v.shape[1:])) for k, v in numeric(batch).items()}
 
 
 def numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:

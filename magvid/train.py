@@ -88,13 +88,13 @@ def train(
         logger = Logger(workdir, config["steps"], step)
         stack.callback(logger.close)
         checkpoints.say = logger.say
-        guard = Guard(config["rollbacks"], config["spike"], logger.last)
+        guard = Guard(config["rollbacks"], config["spike"])
         if "guard" in data:
             guard.set_state(data["guard"])
         with jax.set_mesh(job.mesh):
             profiler = stack.enter_context(contextlib.closing(_Profiler(workdir / "profile", profile, step, config["steps"], logger.say)))
             watchdog = stack.enter_context(Watchdog(workdir, logger.say, Peers.here()))
-            loop = Loop(job, prepared, checkpoints, logger, evaluate, profiler, guard, watchdog)
+            loop = Loop(job, prepared, checkpoints, logger, evaluate, profiler, guard, watchdog, data.get("evaluated", step))
             return loop.run(train_state, step, loader, waiting)
 
 
@@ -112,7 +112,7 @@ class _Pending(NamedTuple):
 class Loop:
     """Step, log, save and evaluate. The device never waits for the host: metrics are read one step late."""
 
-    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate, profiler: "_Profiler", guard: Guard, watchdog: Watchdog):
+    def __init__(self, job: Job, prepared: Prepared, checkpoints: Checkpoints, logger: Logger, evaluate, profiler: "_Profiler", guard: Guard, watchdog: Watchdog, evaluated: int):
         self.job, self.prepared, self.evaluate, self.profiler = job, prepared, evaluate, profiler
         self.checkpoints, self.logger, self.guard, self.watchdog = checkpoints, logger, guard, watchdog
         self.config = job.config
@@ -121,6 +121,7 @@ class Loop:
         self.newest: dict[str, float] = {}
         self.pending: _Pending | None = None
         self.saved = 0  # the newest saved step
+        self.evaluated = evaluated  # the newest step whose evaluation is done, or whose turn it was not
         self.low: dict[str, int] = {}  # readings in a row that a metric has been below its limit
         self.meter = Meter(job.mesh.devices.flatten().tolist(), self.config["dtype"], logger.last)
         self.flops: dict[tuple, float] = {}  # of a step, by the shapes of its batch
@@ -131,17 +132,19 @@ class Loop:
         if step >= (steps := self.config["steps"]):
             self.logger.say(f"this run is at step {step} already: give more than {step} steps to go on")
         with _stop_signals() as stop:
-            while True:
-                try:
-                    train_state, step = self._train(train_state, step, loader, waiting, stop)
-                    break
-                except _Astray as astray:
+            try:
+                while True:
+                    try:
+                        train_state, step = self._train(train_state, step, loader, waiting, stop)
+                        break
+                    except _Astray as error:
+                        astray = error.with_traceback(None)  # which holds the state that went astray: with another beside it, a device may be full
                     with self.watchdog.paused():
                         train_state, step = self._go_back(astray, loader)
                     waiting = []
-                except Exception as e:
-                    self.watchdog.explain(e)
-                    raise
+            except Exception as e:
+                self.watchdog.explain(e)
+                raise
         if stop.number:
             self.logger.say(f"stopped at step {step} of {steps} and saved; the same command goes on from there")
             raise Interrupted(128 + stop.number)
@@ -150,6 +153,9 @@ class Loop:
     def _train(self, train_state: TrainState, step: int, loader, waiting: list, stop: "_Stop") -> tuple[TrainState, int]:
         """To the last step, or until it shall stop, and save."""
         steps, save_every, eval_every = (self.config[k] for k in ("steps", "save_every", "eval_every"))
+        due = lambda step: bool(eval_every) and (step % eval_every == 0 or step == steps)
+        if due(step) and self.evaluated < step:  # the run was stopped on the way
+            self._evaluate(train_state, step, stop)
         while step < steps and not stop.wanted(step):
             with self.meter.waiting("data"):
                 batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
@@ -160,10 +166,9 @@ class Loop:
             step += 1
             self.profiler.after(step, metrics)
             self.pending = _Pending(step, len(next(iter(batch.values()))), flops, metrics, finite, position)
-            if eval_every and (step % eval_every == 0 or step == steps):
+            if due(step):
                 self._settle()
-                with self.meter.stopped(), self.watchdog.paused():
-                    self._evaluate(train_state, step)
+                self._evaluate(train_state, step, stop)
             if save_every and step % save_every == 0 and step < steps:
                 self._settle()
                 with self.meter.waiting("save"), self.watchdog.paused():
@@ -181,14 +186,13 @@ class Loop:
             self.checkpoints.wait()
         if self.checkpoints.steps():
             train_state, data, step = self.checkpoints.restore(self.prepared.like)
-            self.guard.set_state(data["guard"])
         else:
-            train_state, step = self.prepared.init(), 0
-            self.guard.set_state({"losses": {}})
+            train_state, step, data = self.prepared.init(), 0, {"guard": {"losses": {}}}
         loader.set_state(astray.data)
         self.logger.back(step)
         self.saved = step
-        self.guard.back(astray.step - step)
+        self.guard.back(data["guard"], astray.step - step)
+        self.meter.back()
         times = f"{self.guard.now} of {self.guard.most} times until the next save"
         self.logger.say(f"step {astray.step}: {astray.why}: back to step {step}, and past {astray.step - step} batches ({times})")
         return train_state, step
@@ -247,8 +251,18 @@ class Loop:
         self.newest |= values
         self.logger.scalars(step, values)
 
-    def _evaluate(self, train_state: TrainState, step: int) -> None:
-        """Losses and metrics on held-out data with averaged weights, then what the caller's `evaluate` gives."""
+    def _evaluate(self, train_state: TrainState, step: int, stop: "_Stop") -> None:
+        """Losses and metrics on held-out data with averaged weights, then what the caller's `evaluate` gives. Where the run shall stop meanwhile, nothing: it is
+        made up for when the run goes on.
+        """
+        with self.meter.stopped(), self.watchdog.paused():
+            values = self._held_out(train_state, step, stop)
+        if values is not None:
+            self.evaluated = step
+            if values:
+                self._log(step, values)
+
+    def _held_out(self, train_state: TrainState, step: int, stop: "_Stop") -> dict[str, float] | None:
         params = state.weights(train_state)
         found = []
         for i, batch in enumerate(self.job.held_out()):
@@ -257,6 +271,8 @@ class Loop:
             )  # the same draws each time: comparable numbers
             batch = sharding.global_batch(batch, self.job.mesh)
             found.append(jax.device_get(self.eval_step(params, train_state.extra, batch, key, train_state.step)))
+            if stop.number:
+                return None
         values = {f"eval/{k}": float(np.mean([f[k] for f in found])) for k in (found[0] if found else ())}
         if self.evaluate:
             for name, value in self.evaluate(self.job.objective, params, step).items():
@@ -264,18 +280,18 @@ class Loop:
                     self.logger.videos(step, f"eval/{name}", np.asarray(value))
                 else:
                     values[f"eval/{name}"] = float(value)
-        if values:
-            self._log(step, values)
+        return values
 
     def _save(self, train_state: TrainState, step: int, loader, last: bool = False) -> None:
         """Save once the step is known to be finite. A failure is said, and the next save tried; the last must work."""
         self._settle()
         try:
             if step != self.saved:
-                data = {"loader": loader.get_state(), "guard": self.guard.get_state()}
+                data = {"loader": loader.get_state(), "guard": self.guard.get_state(), "evaluated": self.evaluated}
                 self.checkpoints.save(step, train_state, data, self.job.sources)
                 self.saved = step
                 self.guard.saved()
+                self.meter.saved()
             if last:
                 self.checkpoints.wait()
         except CheckpointError as e:
@@ -313,7 +329,7 @@ class _Profiler:
         self.folder, self.steps, self.say, self.on = folder, steps or (0, 0), say, False
 
     def before(self, step: int) -> None:
-        if step == self.steps[0]:
+        if step == self.steps[0] and not self.on:  # a run may go back behind it
             jax.profiler.start_trace(self.folder)
             self.on = True
 

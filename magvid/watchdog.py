@@ -68,7 +68,7 @@ class Watchdog:
         deadline = time.monotonic() + SILENT + 2 * BEAT
         while self.peers and not isinstance(error, UserError) and time.monotonic() < deadline:
             if gone := self.peers.gone():
-                give_up(f"{gone} ({str(error).splitlines()[0][:200]})")
+                give_up(f"{gone} ({(str(error).splitlines() or [type(error).__name__])[0][:200]})")
             time.sleep(1.0)
 
     def _watch(self) -> None:

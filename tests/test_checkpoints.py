@@ -217,6 +217,23 @@ def test_a_failed_save_names_the_folder_and_leaves_the_state(start, tmp_path):
     same(train_state, at(start, 1))
 
 
+def test_a_save_that_failed_in_the_background_does_not_hinder_the_next(start, tmp_path, monkeypatch):
+    checkpoints, said = open_(tmp_path / "c", write=True)
+    checkpoints.save(1, at(start, 1), DATA)
+    whole, failures = checkpoints._manager.wait_until_finished, [OSError("No space left on device")]
+
+    def fails_once():
+        whole()
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails_once)
+    checkpoints.save(2, at(start, 2), DATA)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    assert "the last checkpoint could not be written" in said[0] and "No space left on device" in said[0] and "is the disk full" in said[0]
+
+
 def test_merge_is_strict_both_ways_and_prints_what_it_skips():
     init = {"a": {"w": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.float32)}, "c": np.zeros(1)}
     loaded = {"a": {"w": np.ones((2, 2), np.float64)}, "c": np.ones(3), "d": np.ones(1)}

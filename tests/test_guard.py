@@ -53,6 +53,21 @@ def test_a_run_that_is_killed_after_it_went_back_equals_one_that_was_not(tmp_pat
     check_same(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_how_often_it_went_back_is_saved(tmp_path):
+    """Also where nothing was logged since."""
+    rare = config(7, log_every=20, eval_every=11)
+    train.train(rare, tmp_path / "whole", **ONE)
+
+    def dies(objective, params, step):
+        raise RuntimeError(f"killed at {step}")
+
+    with pytest.raises(RuntimeError, match="killed at 11"):
+        train.train(rare, tmp_path / "killed", evaluate=dies, **ONE)
+    train.train(rare, tmp_path / "killed", **ONE)
+    check_same(tmp_path / "killed", tmp_path / "whole")
+    assert [line["guard/rollbacks"] for line in numbers(tmp_path / "killed") if "guard/rollbacks" in line] == [1]
+
+
 def test_before_the_first_save_it_begins_anew(tmp_path, capsys):
     train.train(config(2), tmp_path, **ONE)
     assert "step 2: not finite" in (said := capsys.readouterr().out) and "back to step 0, and past 2 batches" in said

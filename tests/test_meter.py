@@ -73,6 +73,21 @@ def test_goodput_counts_what_was_lost_between_two_starts(clock):
     assert later["perf/seconds"] == pytest.approx(109 + 109 + 83 + 109) and later["perf/goodput"] == pytest.approx(12 / 410)
 
 
+def test_what_a_run_went_back_behind_does_not_count(clock):
+    """Four steps of 3 seconds that are saved, four that are lost with the time that going back takes, four more."""
+    found = Meter(jax.devices()[:1], "float32")
+    found.step(1, 0)
+    quick = lambda: [(clock(3.0), found.step(1, 0)) for _ in range(4)]
+    quick()
+    found.saved()
+    quick()
+    clock(10.0)
+    found.back()
+    quick()
+    line = found.read()
+    assert line["perf/goodput"] == pytest.approx(24 / 46) and line["perf/steps_per_sec"] == pytest.approx(1 / 3)
+
+
 def test_data_sheets_go_by_the_longest_name():
     assert meter.data_sheet("TPU v5 lite") == 197e12 and meter.data_sheet("TPU v5p") == meter.data_sheet("TPU v5") == 459e12
     assert meter.data_sheet("NVIDIA H100 80GB HBM3") == 989e12 and meter.data_sheet("NVIDIA H100 PCIe") == 756e12

@@ -23,19 +23,20 @@ import ml_collections
 import helpers_objective as helpers
 
 def get_config(arg=None):
-    return ml_collections.ConfigDict(helpers.config(**helpers.SPREAD, total=20))
+    mesh = dict(data=2, model=2) if arg == "model" else dict(data=-1)
+    return ml_collections.ConfigDict(helpers.config(**helpers.SPREAD, total=20, mesh=mesh))
 """
 
 
-def start(folder, count, steps, devices=1, pause=0.0):
-    """`count` processes of `magvid train`, which train in `folder`/run."""
+def start(folder, count, steps, devices=1, pause=0.0, arg=""):
+    """`count` processes of `magvid train`, which train in `folder`/run; on a mesh of data and, with `arg`, an axis that lies across processes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     (folder / "toy.py").write_text(CONFIG)
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]), JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
     env |= dict(TEST_PAUSE=str(pause), JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir or "")
-    flags = [f"--config={folder / 'toy.py'}", f"--workdir={folder / 'run'}", f"--config.steps={steps}", f"--coordinator={address}", f"--processes={count}"]
+    flags = [f"--config={folder / 'toy.py'}:{arg}", f"--workdir={folder / 'run'}", f"--config.steps={steps}", f"--coordinator={address}", f"--processes={count}"]
     command = lambda i: [sys.executable, "-m", "magvid", "train", *flags, f"--process={i}"]
     return [subprocess.Popen(command(i), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in range(count)]
 
@@ -83,8 +84,10 @@ def alone(tmp_path_factory):
 
 
 def test_two_processes_equal_one_and_resume_on_one_and_four(tmp_path, alone):
-    finish(tmp_path, 2, 4, devices=2)
-    finish(tmp_path, 4, 6)
+    """Each way for two steps. Where two processes hold the same rows, both read them."""
+    finish(tmp_path, 2, 2, devices=2)
+    finish(tmp_path, 4, 4)
+    finish(tmp_path, 4, 6, arg="model")
     state, _ = train.train(helpers.config(**helpers.SPREAD, steps=8, total=20), tmp_path / "run", devices=jax.devices()[:4])
     check_same(tmp_path / "run", alone / "8")
     assert state.step == 8

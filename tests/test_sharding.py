@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from magvid import job, sharding
+from magvid.types import UserError
 
 TREE = {
     "a": {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.float32), "bias": jax.ShapeDtypeStruct((128,), jnp.float32)}
@@ -71,6 +72,38 @@ def test_batch_is_spread_and_texts_stay():
     )
     assert list(batch) == ["video"] and batch["video"].sharding.shard_shape((8, 2, 3)) == (2, 2, 3)
     assert sharding.data_shards(mesh) == 4
+
+
+@pytest.mark.parametrize(
+    "held, parts",
+    [
+        ([[0], [1], [2], [3]], [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ([[0], [0], [1], [1]], [(0, 2), (0, 2), (1, 2), (1, 2)]),  # an axis "model" over two processes each
+        ([[0, 1], [0, 1]], [(0, 1), (0, 1)]),
+        ([[2, 3], [0, 1]], [(1, 2), (0, 2)]),  # devices in another order than processes
+        ([[0, 2], [1, 3]], None),
+        ([[0, 1], [1, 2], [3]], None),
+    ],
+)
+def test_rows_of_a_process_are_those_its_devices_hold(held, parts, monkeypatch):
+    """`held`: of each process, the rows of its devices."""
+
+    class Places:
+        def devices_indices_map(self, shape):
+            return {(p, row): (slice(row, row + 1),) for p, rows in enumerate(held) for row in rows}
+
+    class Device(tuple):
+        process_index = property(lambda self: self[0])
+
+    places = {Device(k): v for k, v in Places().devices_indices_map(()).items()}
+    monkeypatch.setattr(Places, "devices_indices_map", lambda self, shape: places)
+    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: Places())
+    mesh = sharding.abstract_mesh({"data": -1}, 1 + max(map(max, held)))
+    if parts:
+        assert [sharding.rows_of(mesh, p) for p in range(len(held))] == parts
+    else:
+        with pytest.raises(UserError, match="a process would need other rows of a batch than it can read"):
+            sharding.rows_of(mesh, 0)
 
 
 def run(devices, mesh, rules, **changes):

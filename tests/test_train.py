@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tiny_config
 from flax.traverse_util import flatten_dict
+from test_resume import numbers
 
-from magvid import logs, train
+from magvid import job, logs, train
 from magvid.build import build
 from magvid.checkpoints import Checkpoints
 from magvid.types import UserError
@@ -156,6 +157,23 @@ def test_second_interrupt_stops_at_once(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").steps() == []
 
 
+def test_asked_to_stop_in_an_evaluation_it_leaves_and_makes_up_for_it(tmp_path, monkeypatch, capsys):
+    train.train(config(), tmp_path / "whole", **ONE)
+    batches, read = job.Job.held_out, []
+
+    def stops(self):
+        for batch in batches(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield read.append(0) or batch
+
+    with monkeypatch.context() as patch, pytest.raises(train.Interrupted):
+        patch.setattr(job.Job, "held_out", stops)
+        train.train(config(), tmp_path / "stopped", **ONE)
+    assert len(read) == 1 and Checkpoints(tmp_path / "stopped/checkpoints").steps() == [2, 3]
+    train.train(config(), tmp_path / "stopped", **ONE)
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
 def test_a_failed_save_does_not_stop_training(tmp_path, capsys):
     folder = tmp_path / "checkpoints"
 
@@ -184,6 +202,10 @@ def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):
         (dict(lerning_rate=1), "no field lerning_rate"),
         (dict(save_evry=1), "did you mean save_every"),
         (dict(batch=6, mesh={"data": 8}), "use a multiple of 8"),
+        (dict(mesh={"date": -1}), 'config.mesh has an axis "date", over which nothing is spread, did you mean data'),
+        (dict(sharding=[(".*", ["modle", None])]), 'config.sharding names a mesh axis "modle", which there is not, did you mean model'),
+        (dict(activations={"tokens": ["data", "sek", None]}), 'config.activations names a mesh axis "sek", which there is not, did you mean seq'),
+        (dict(data=config()["data"] | dict(eval=config()["data"]["eval"] | dict(batch=6)), mesh={"data": 8}), "config.data.eval.batch is 6, .* use a multiple of 8"),
         (dict(objective=dict(target=TOY, nosie=0.1)), "ToyGan.*nosie"),
         (dict(data=dict(train=dict(source=dict(target="helpers_objective:Clips", siez=1)))), "Clips.*siez"),
     ]:
