@@ -47,10 +47,10 @@ class Checkpoints:
     """The checkpoints of one run. For writing it creates `folder` and removes what an interrupted save left there."""
 
     def __init__(
-        self, folder: str | pathlib.Path, keep: int = 3, write: bool = False, say: Callable[[str], None] = print
+        self, folder: str | pathlib.Path, keep: int = 3, write: bool = False, say: Callable[[str], None] | None = None
     ):
         self.folder = pathlib.Path(folder).absolute()
-        self.say = say
+        self.say = say or speak
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if write else None,
             create=write,
@@ -238,7 +238,13 @@ class Checkpoints:
         )
 
 
-def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[[str], None] = print) -> Params:
+def speak(text: str) -> None:
+    """Of several processes one prints."""
+    if jax.process_index() == 0:
+        print(text)
+
+
+def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[[str], None] | None = None) -> Params:
     """`init` with every leaf replaced by that of `loaded`, which must have the same names and shapes.
 
     A name in which a regex of `skip` is found may differ: it keeps its value in `init`, or is left unused. The two-way
@@ -258,7 +264,7 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
     if wrong := [differs[n] for n in sorted(differs) if n not in skipped]:
         raise UserError(f"the weights do not fit; name what may stay as initialised in `skip`: {_some(wrong)}")
     for name in sorted(skipped):
-        say(f"  skipped {differs[name]}")
+        (say or speak)(f"  skipped {differs[name]}")
     take = {n for n in want if n in have} - set(shapes)
     return unflatten_dict({n: have[n].astype(x.dtype) if n in take else x for n, x in want.items()}, sep="/")
 

@@ -1,4 +1,4 @@
-"""What README and docs/magvit.md show works: the library example, the commands, and the files that they name."""
+"""What README and docs show works: the library example, the commands, and the files that they name."""
 
 import pathlib
 import re
@@ -15,7 +15,8 @@ from magvid.job import DEFAULTS, REQUIRED
 from magvid.video import read_video
 
 ROOT = pathlib.Path(__file__).parent.parent
-README, *PAGES = ((ROOT / name).read_text() for name in ("README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md", "docs/aid.md"))
+NAMES = ("README.md", *(f"docs/{name}.md" for name in ("magvit", "diffusion", "mavin", "aid", "magdiff", "scale")))
+README, *PAGES = ((ROOT / name).read_text() for name in NAMES)
 PUBLISHED = "".join(PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README + PUBLISHED, re.M | re.S)
 SHELL = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", "").splitlines()]
@@ -49,7 +50,7 @@ def test_a_command_names_flags_configs_and_fields_that_exist(line, monkeypatch):
         open_config(command, values.config, argv)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/magvit.md", "docs/diffusion.md", "docs/mavin.md", "docs/aid.md", "docs/design.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", [*NAMES, "docs/design.md", "benchmarks/README.md"])
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
     assert not [link for link in links if not ((ROOT / page).parent / link).exists()]

@@ -17,6 +17,7 @@ from test_resume import numbers
 from magvid import job, logs, train
 from magvid.build import build
 from magvid.checkpoints import Checkpoints
+from magvid.models import vgg
 from magvid.types import UserError
 
 ONE = dict(devices=jax.devices()[:1])
@@ -225,8 +226,9 @@ def test_a_metric_that_stays_low_is_said_once(tmp_path, capsys, monkeypatch):
     assert len(said) == 1 and said[0].startswith("step 2: mse stays below 1e+09") and said[0].endswith("do this")
 
 
-def test_a_gan_trains_resumes_and_reads_its_perceptual_weights_from_a_file(tmp_path):
-    """3D discriminator, LeCam, a perceptual network of random weights, dead codes restarted: 4 steps = 2 and 2."""
+def test_a_gan_trains_resumes_and_reads_its_perceptual_weights_from_a_file(tmp_path, monkeypatch):
+    """3D discriminator, LeCam, a narrow perceptual network of random weights, dead codes restarted: 4 steps = 2 and 2."""
+    monkeypatch.setattr(vgg, "STAGES", [(4, convolutions) for _, convolutions in vgg.STAGES])
     norm = dict(factory="magvid.models.layers:Identity")
     perceptual = dict(target="magvid.models.vgg:VGG16")
     shapes = jax.eval_shape(build(perceptual).init, jax.random.key(0), np.zeros((1, 8, 16, 16, 3), np.float32))
