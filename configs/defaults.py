@@ -3,6 +3,22 @@ magvid.
 """
 
 
+# Places of parameters over a mesh axis "model" (Shoeybi et al., 2019): of all networks heads and the inner width of feed-forwards, the channels between the two
+# convolutions of a residual block, and the inner width of adapters; all else lies over the data
+TENSOR = [
+    [r"(attention/(query|key|value)|mlp_in)/kernel$", [None, "model"]],  # MAGVIT's transformer
+    [r"attention/out/kernel$", ["model"]],
+    [r"mlp_out/kernel$", ["model", None]],
+    [r"(to_[qkv]|ff(_in)?/proj|(beside_\w+|after_res)/down)/kernel$", [None, "model"]],  # U-Nets, adapters
+    [r"(to_out|ff(_in)?/out|(beside_\w+|after_res)/up)/kernel$", ["model", None]],
+    [r"([qkv]_proj|fc1)/kernel$", [None, "model"]],  # CLIP
+    [r"(out_proj|fc2)/kernel$", ["model", None]],
+    [r"(/resnets_\d+/conv1|ResBlock_\d+/Conv_0)/kernel$", ["...", "model"]],  # U-Nets and autoencoders; tokenizers and discriminators
+    [r"(/resnets_\d+/conv2|tokenizer/.*ResBlock_\d+/Conv_1|discriminator/.*ResBlock_\d+/Conv_2)/kernel$", ["...", "model", None]],
+    [r".*", "fsdp"],
+]
+
+
 def parse_arg(arg, **defaults):
     """ "size=B,smoke=1" -> the defaults with these values, in the defaults' types. ValueError names an unknown or
     ill-typed one.

@@ -136,7 +136,7 @@ def tune(config, args, ways=TUNE, subset=""):
         config.sharding = [[".*", "fsdp"]]
         if args["model"] > 1:
             config.mesh = {"data": -1, "model": args["model"]}
-            config.sharding = unets.TENSOR
+            config.sharding = defaults.TENSOR
         if not args["smoke"]:
             config.init = [dict(run=f"{args['weights']}/unet", groups=["network"], weights="params")]
     return config

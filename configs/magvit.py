@@ -72,14 +72,6 @@ TRANSFORMER = {
     "L": dict(depth=24, width=1024, heads=16),
     "H": dict(depth=32, width=1280, heads=16),
 }
-# Of the transformer over a mesh axis "model", as in configs/unets.py: heads, and the inner width of the feed-forwards
-TENSOR = [
-    ["attention/(query|key|value)/kernel$", [None, "model"]],
-    ["attention/out/kernel$", ["model"]],
-    ["mlp_in/kernel$", [None, "model"]],
-    ["mlp_out/kernel$", ["model", None]],
-    [".*", "fsdp"],
-]
 BATCH_2D = BATCH_COMMIT = 256
 SMOKE = dict(frames=4, height=16, width=16)
 

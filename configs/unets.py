@@ -95,12 +95,3 @@ MAVIN_TRAINED = "temp_convs/|attn[12]/to_|time_emb_proj/|time_embedding/(linear_
 # What MagDiff trains (590,871,392 of its 1,207,971,876), and what of it Stable Diffusion does not have
 MAGDIFF_TRAINED = "temp_|transformer_blocks_|^conv_in/"
 MAGDIFF_NEW = "temp_|_ip/|_scale$"
-
-# Over a mesh axis "model": heads and the feed-forwards' inner width are divided (Shoeybi et al., 2019); all else over the data.
-TENSOR = [
-    ["to_[qkv]/kernel$", [None, "model"]],
-    ["to_out/kernel$", ["model", None]],
-    ["ff(_in)?/proj/kernel$", [None, "model"]],
-    ["ff(_in)?/out/kernel$", ["model", None]],
-    [".*", "fsdp"],
-]

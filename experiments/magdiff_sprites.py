@@ -24,7 +24,7 @@ from experiments.arms import command_line, digest, film_strip, films, kept, mark
 from magvid.flags import guarded, leave, program_help, use_huge_pages
 
 PROGRAM = command_line("magdiff_sprites", "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.")
-OURS = "MagDiff"
+OURS, NEVER = "MagDiff", "no edits in training"
 ROWS = {  # row of the table: argument of the config
     OURS: "",
     "whole frames, no subjects": "segmented=0",
@@ -33,10 +33,10 @@ ROWS = {  # row of the table: argument of the config
     "no pyramid, one size": "rep=32",
     "no latents joined": "rep=none",
     "trained on one picture": "refs=1",
-    "no edits in training": "editing=0",
+    NEVER: "editing=0",
     "untrained": "",
 }
-PICTURES = {f"{n} pictures" if n > 1 else "1 picture": f"shown={n}" for n in (1, 2, 4, 8)}  # row: argument to evaluate with
+PICTURES = {f"{n} pictures" if n > 1 else "1 picture": f"shown={n}" for n in (1, 2, 4)}  # row: argument to evaluate with; the table's own are 8
 SEEN = {"combinations that were seen": "unseen=0"}
 EDITS = {"as it was": "edits=same", "in another colour": "edits=colour"}
 HELD, LIMIT = "picture held still", "autoencoder alone"
@@ -80,7 +80,7 @@ def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
 
 
 def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -> tuple[str, dict]:
-    """(name, {row: numbers}) of one run, that of the table and for MagDiff those of the other tables; what is done already, as `workdir`/numbers
+    """(name, {row: numbers}) of one run, that of the table, and those of the other tables; what is done already, as `workdir`/numbers
     has it, is not done again. `arm`: its row, the config's argument.
     """
     import jax
@@ -94,7 +94,8 @@ def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -
     def make() -> dict[str, dict]:
         train_once(untrained(config) if row == "untrained" else config, folder)
         run, found = runs.open_run(folder), {}
-        for other, change in ({row: ""} | (PICTURES | SEEN | EDITS if row == OURS else {})).items():
+        changes = {OURS: PICTURES | SEEN | EDITS, NEVER: EDITS}.get(row, {})
+        for other, change in ({row: ""} | changes).items():
             run.config["data"]["eval"] = config_of(f"{arg},{change}".strip(","), workdir)["data"]["eval"]
             found[other] = score(run, clips, folder, other, "S2V")
         _, speed = read_curves(folder).get("perf/steps_per_sec", ((), (np.nan,)))
@@ -135,8 +136,8 @@ def tables(scores: Mapping[str, Mapping], fixed: Mapping[str, Mapping], seeds: i
     judged = dict(list(COLUMNS.items())[:5])
     return {
         "Never seen in training": table(COLUMNS, arms),
-        "How many pictures": table(judged, {row: runs_of(row) for row in (*PICTURES, *SEEN)}),
-        "Edits": table(EDIT_COLUMNS, {row: runs_of(row) for row in EDITS}),
+        "How many pictures": table(judged, {row: runs_of(row) for row in PICTURES} | {"8 pictures": runs_of(OURS)} | {row: runs_of(row) for row in SEEN}),
+        "Edits": table(EDIT_COLUMNS, {f"{row}{said}": runs_of(row, arm) for arm, said in ((OURS, ""), (NEVER, f", {NEVER}")) if arm in ROWS for row in EDITS}),
     }
 
 

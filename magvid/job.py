@@ -353,7 +353,7 @@ def _check_spread(config: Mapping[str, Any]) -> None:
 
 def _axes(spec: Any) -> set[str]:
     """The mesh axes in a list of axes, lists of axes and nulls."""
-    return {name for axis in spec or () for name in ([axis] if isinstance(axis, str) else axis or ())}
+    return {name for axis in spec or () for name in ([axis] if isinstance(axis, str) else axis or ())} - {"..."}
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What a run says: metrics.jsonl (always), TensorBoard (scalars, videos), one progress line. Only process 0 speaks."""
 
+import contextlib
 import io
 import json
 import math
@@ -35,6 +36,7 @@ class Logger:
             return
         self._close()
         path = self.workdir / "metrics.jsonl"
+        self._unwritten = b"".join(line for line in self._unwritten.splitlines(True) if json.loads(line)["step"] <= step)
         truncate(path, step)
         self._file = path.open("ab", buffering=0)
         if self._tensorboard:
@@ -155,13 +157,17 @@ def read(path: str | pathlib.Path) -> list[dict]:
 
 
 def truncate(path: pathlib.Path, step: int) -> None:
-    """Remove the lines after `step`: a resumed run writes them anew."""
+    """Remove the lines after `step`, and one that was cut off: a resumed run writes them anew. In place, which takes no room on a full disk."""
     if not path.exists():
         return
-    kept = [line for line in read(path) if line.get("step", 0) <= step]
-    part = path.with_suffix(".tmp")
-    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    part.replace(path)
+    with path.open("rb+") as file:
+        kept = 0
+        with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+            for line in file:
+                if json.loads(line).get("step", 0) > step or not line.endswith(b"\n"):
+                    break
+                kept += len(line)
+        file.truncate(kept)
 
 
 def duration(seconds: float) -> str:

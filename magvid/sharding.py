@@ -2,10 +2,10 @@
 
 import contextlib
 import contextvars
-import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
@@ -132,7 +132,7 @@ def shardings(tree: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, An
 
     The first rule whose regex is found in the name "group/layer/kernel" decides: None keeps the array whole on every
     device, "fsdp" spreads its largest dimension that divides evenly, a list such as (None, "model") names a mesh axis
-    per dimension. ValueError names a parameter that no rule covers, or the dimension that a spec does not divide.
+    per dimension, ("...", "model") of the last ones. ValueError names a parameter that no rule covers, or the dimension that a spec does not divide.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, x: _sharding(path_name(path), x.shape, rules, mesh), dict(tree)
@@ -181,7 +181,10 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
 def checksums(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """{"item/name": checksum}. Of a jax.Array every process has a part; a NumPy array is whole on each."""
     flat = {f"{item}/{name}": x for item, tree in arrays.items() for name, x in tree.items()}
-    sums = {name: checksum(x) for name, x in flat.items()}
+    large = [name for name, x in flat.items() if x.nbytes > 2**20]
+    with ThreadPoolExecutor() as pool:  # NumPy lets other threads run
+        sums = dict(zip(large, pool.map(lambda name: checksum(flat[name]), large)))
+    sums |= {name: checksum(x) for name, x in flat.items() if name not in sums}
     parts = {name: sums[name] for name, x in flat.items() if isinstance(x, jax.Array)}
     if jax.process_count() > 1 and parts:
         from jax.experimental import multihost_utils
@@ -200,6 +203,8 @@ def checksum(x: Array | np.ndarray) -> int:
     """
     if x.dtype.itemsize > 4:
         raise ValueError(f"a checkpoint holds arrays of at most 32 bits per element, got {x.dtype}")
+    if not x.size:
+        return 0
     if isinstance(x, jax.Array):
         parts = [(s.index, s.data) for s in x.addressable_shards if s.replica_id == 0]
     else:
@@ -207,12 +212,14 @@ def checksum(x: Array | np.ndarray) -> int:
     total = 0
     for index, part in parts:
         words = np.asarray(part, order="C").view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32, copy=False)
-        axes, stride = [], 1
-        for size, cut in zip(reversed(x.shape), reversed(index), strict=True):
-            axes.append((np.arange(*cut.indices(size)) * stride).astype(np.uint32))
-            stride *= size
-        place = functools.reduce(np.add.outer, reversed(axes), np.zeros((), np.uint32))
-        total += int(words.sum(dtype=np.uint32)) + 2 * 2654435761 * int(np.dot(words.ravel(), place.ravel()))
+        stride = x.size
+        for size, cut in zip(x.shape, index, strict=True):  # i is a sum of what each axis contributes
+            stride //= size
+            rows = words.reshape(len(range(*cut.indices(size))), -1)
+            contributed = (np.arange(*cut.indices(size)) * stride).astype(np.uint32)
+            total += 2 * 2654435761 * int(np.dot(rows.sum(1, dtype=np.uint32), contributed))
+            words = rows.sum(0, dtype=np.uint32)
+        total += int(words.sum(dtype=np.uint32))
     return total % 2**32
 
 
@@ -232,6 +239,8 @@ def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> Na
         return replicated(mesh)
     if spec == "fsdp":
         return NamedSharding(mesh, _fsdp(shape, mesh))
+    if spec[0] == "...":
+        spec = [None] * (len(shape) - len(spec) + 1) + list(spec[1:])
     if isinstance(spec, str) or len(spec) > len(shape):
         raise ValueError(
             f'sharding of "{name}" {shape}: {spec!r} is not None, "fsdp" or a list of at most {len(shape)} mesh axes'
@@ -241,7 +250,8 @@ def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> Na
         parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
         if size % parts:
             raise ValueError(
-                f'sharding of "{name}" {shape}: {size} is not divisible by the {parts} devices of axis {axes}'
+                f'sharding of "{name}" {shape}: {size} is not divisible by the {parts} devices of axis {axes}: give it '
+                'a rule of its own before this one, such as None or "fsdp"'
             )
     return NamedSharding(mesh, PartitionSpec(*spec))
 

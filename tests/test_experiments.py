@@ -101,7 +101,7 @@ def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monke
     """Three rows of the table, in two processes; a second call trains nothing and writes the same."""
     from experiments import magdiff_sprites
 
-    kept = (magdiff_sprites.OURS, "no latents joined", "untrained")
+    kept = (magdiff_sprites.OURS, magdiff_sprites.NEVER, "untrained")
     monkeypatch.setattr(magdiff_sprites, "ROWS", {row: magdiff_sprites.ROWS[row] for row in kept})
     argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
     magdiff_sprites.main(argv)

@@ -122,3 +122,20 @@ def test_a_full_disk_is_said_once_and_loses_no_line(tmp_path, capsys):
     logger.close()
     assert [line["step"] for line in logs.read(tmp_path / "metrics.jsonl")] == list(range(1, 201))
     assert capsys.readouterr().out.count("is the disk full?") == 1
+
+
+def test_a_run_goes_back_on_a_full_disk(tmp_path):
+    """And what waits for room is of the steps that stay."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    logger = logs.Logger(tmp_path, 200, tensorboard=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        for step in range(1, 100):
+            logger.scalars(step, {f"train/{name}": step for name in "abcdefgh"})
+        logger.back(90)
+        logger.scalars(91, {"train/a": -1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    logger.close()
+    lines = logs.read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 92)) and lines[-1]["train/a"] == -1

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from configs import clips, unets, vaes
+from configs import clips, magdiff, unets, vaes
 from helpers import flatten, relative_error
 from helpers_unet import randomised
 from magvid import conditions, job
@@ -164,8 +165,6 @@ def test_stable_video_diffusion(tmp_path):
     image = np.random.default_rng(3).integers(0, 256, (H, W, 3)).astype(np.uint8)
     noise = np.random.default_rng(4).standard_normal((1, T, H // 4, W // 4, 4)).astype(np.float32)
     theirs = []
-    from PIL import Image
-
     video = pipe(
         Image.fromarray(image), height=H, width=W, num_frames=T, num_inference_steps=STEPS, fps=9, motion_bucket_id=33,
         noise_aug_strength=0.0, decode_chunk_size=2, latents=torch.from_numpy(np.moveaxis(noise, -1, 2)),
@@ -312,3 +311,47 @@ def test_mavin_begins_as_modelscope_and_joins_clips(tmp_path):
     command = ["connect", *joined, f"--run={tmp_path / 'run0'}", "--refine=1,2", f"--out={tmp_path / 'out.mp4'}", "--fps=8", "--prompt=a red disc"]
     assert main(command) == 0
     assert read_video(tmp_path / "out.mp4")[0].shape == (14 + 13 + 11, 32, 48, 3)
+
+
+def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
+    """configs/magdiff_pexels.py on converted weights: all of Stable Diffusion is taken, what is new is trained, frozen towers stay; then the commands, on real files."""
+    from helpers_torch import diffusers, transformers
+
+    tokenizer, size = tokenizer_in(tmp_path)
+    parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text_tower(size, 1), tokenizer=tokenizer, scheduler=ddim())
+    unet = diffusers.UNet2DConditionModel(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), in_channels=4, out_channels=4,
+        block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, sample_size=8, attention_head_dim=(2, 4), use_linear_projection=True,
+    )  # fmt: skip
+    checker = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    converted(diffusers.StableDiffusionPipeline(unet=randomised(unet, 2), **parts, **checker), tmp_path / "sd21v", text_parts("sd21", size))
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56, projection_dim=32, hidden_act="gelu"
+    )  # fmt: skip
+    randomised(transformers.CLIPVisionModelWithProjection(vision), 3).save_pretrained(tmp_path / "clip")
+    preset = "openclip_h_vision"
+    tower = {**clips.TOWERS[preset], **TOWER, "patch": 56, "projection": 32}
+    convert_file(tool("vision", preset, tower), preset, str(tmp_path / "clip"), str(tmp_path / "own" / "vision"))
+
+    folders = f"base={tmp_path / 'sd21v'},text={tmp_path / 'sd21v/text'},vision={tmp_path / 'own/vision'}"
+    config = importlib.import_module("configs.magdiff_pexels").get_config(f"{folders},pictures=2,smoke=1")
+    for name, value in UNET.items():
+        config.objective.network[name] = value
+    config.init = magdiff.begins(dict(release=False, base=str(tmp_path / "sd21v")))
+    state, _ = train(config, tmp_path / "run", devices=jax.devices()[:1])
+    network, begin = flatten(jax.device_get(state.params["network"])), flatten(open_run(tmp_path / "sd21v/unet").weights("network"))
+    assert set(begin) < set(network) and all(re.search(unets.MAGDIFF_NEW, name) for name in set(network) - set(begin))
+    same = {name for name in begin if network[name].shape == begin[name].shape and np.array_equal(network[name], begin[name])}
+    assert all(re.search(unets.MAGDIFF_TRAINED, name) for name in set(begin) - same) and same  # res blocks stay as they were
+    assert np.any(network["conv_in/kernel"][:, :, 4:]) and set(state.params) == {"network", "resampler", "pyramid"}
+
+    rng = np.random.default_rng(5)
+    cut = np.dstack([rng.integers(0, 256, (90, 70, 3)), np.where(np.arange(90)[:, None] < 50, 255, np.zeros((90, 70)))]).astype(np.uint8)
+    Image.fromarray(cut).save(tmp_path / "cut.png")
+    write_video(tmp_path / "a.mp4", rng.integers(0, 256, (11, 64, 120, 3)).astype(np.uint8), 8)  # wider than the clips: it is cut
+    Image.fromarray((np.arange(120) < 60).astype(np.uint8)[None].repeat(64, 0) * 255).save(tmp_path / "left.png")
+    run, prompt = f"--run={tmp_path / 'run'}", "--prompt=a red disc"
+    assert main(["compose", f"--entity={tmp_path / 'cut.png'}", prompt, run, f"--out={tmp_path / 'made.mp4'}"]) == 0
+    assert main(["edit", str(tmp_path / "a.mp4"), f"--mask={tmp_path / 'left.png'}", prompt, run, "--start=0.3", "--grow=2", f"--out={tmp_path / 'edited.mp4'}"]) == 0
+    made, edited = (read_video(tmp_path / f"{name}.mp4")[0] for name in ("made", "edited"))
+    assert made.shape[1:] == edited.shape[1:] == (*config.objective.clip[1:], 3) and len(edited) == 9

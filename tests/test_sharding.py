@@ -34,6 +34,8 @@ def test_rules_decide_in_order():
     mesh = sharding.make_mesh({"data": 4, "model": 2})
     found = sharding.shardings(TREE, [("bias", None), ("kernel", [None, "model"])], mesh)
     assert found["a"]["bias"].spec == P() and found["a"]["kernel"].spec == P(None, "model")
+    assert sharding.shardings(TREE, [(".*", ["...", "model"])], mesh)["a"]["bias"].spec == P("model")
+    assert sharding.shardings(TREE, [("bias", None), (".*", ["...", "model", None])], mesh)["a"]["kernel"].spec == P("model", None)
     assert sharding.shardings(TREE, [(".*", "fsdp")], mesh)["a"]["kernel"].spec == P(None, "data")
     assert sharding.shardings(TREE, [(".*", "fsdp")], mesh)["a"]["bias"].spec == P()  # small
     one = sharding.make_mesh({"data": 1}, jax.devices()[:1])
