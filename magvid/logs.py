@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -36,8 +37,7 @@ class Logger:
             return
         self._close()
         path = self.workdir / "metrics.jsonl"
-        self._unwritten = b"".join(line for line in self._unwritten.splitlines(True) if json.loads(line)["step"] <= step)
-        truncate(path, step)
+        self._unwritten = truncate(path, step, self._unwritten)
         self._file = path.open("ab", buffering=0)
         if self._tensorboard:
             self._events = _Events(self.workdir / "tb", step)
@@ -156,18 +156,20 @@ def read(path: str | pathlib.Path) -> list[dict]:
     return lines
 
 
-def truncate(path: pathlib.Path, step: int) -> None:
-    """Remove the lines after `step`, and one that was cut off: a resumed run writes them anew. In place, which takes no room on a full disk."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        kept = 0
-        with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
-            for line in file:
-                if json.loads(line).get("step", 0) > step or not line.endswith(b"\n"):
-                    break
-                kept += len(line)
-        file.truncate(kept)
+def truncate(path: pathlib.Path, step: int, unwritten: bytes = b"") -> bytes:
+    """Remove the lines after `step`, and one that was cut off: a resumed run writes them anew. In place, which takes no room on a full disk. `unwritten` is what
+    follows the file's content; returns what stays of it.
+    """
+    written = path.read_bytes() if path.exists() else b""
+    content, kept = written + unwritten, 0
+    with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+        for line in content.splitlines(True):
+            if json.loads(line).get("step", 0) > step or not line.endswith(b"\n"):
+                break
+            kept += len(line)
+    if kept < len(written):
+        os.truncate(path, kept)
+    return content[len(written) : kept]
 
 
 def duration(seconds: float) -> str:
