@@ -61,8 +61,8 @@ DATA = {
     "pictures": ("source", "transforms", "workers", "batch", "every", "cache"),
 }
 DTYPES = ("float32", "bfloat16")
-# What may differ when a run goes on: how long, what is said, and on which devices.
 AXES = ("data", "fsdp", "model", "seq")  # of a mesh, in what the library and its configs name
+# What may differ when a run goes on: how long, what is said, and on which devices.
 MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compile_cache"}
 
 
@@ -339,7 +339,8 @@ def _check_spread(config: Mapping[str, Any]) -> None:
             raise UserError(f"config.activations has no {name}: it may have {' and '.join(known)}")
         if not isinstance(axes, list) or len(axes) != len(known[name].split()):
             raise UserError(f"config.activations.{name} is {json.dumps(axes)}: give a list of mesh axes (or null) for {known[name]}")
-    named = {a: "activations" for spec in config["activations"].values() for a in _axes(spec)} | {a: "sharding" for _, spec in config["sharding"] if spec != "fsdp" for a in _axes(spec)}
+    named = {axis: "activations" for spec in config["activations"].values() for axis in _axes(spec)}
+    named |= {axis: "sharding" for _, spec in config["sharding"] if spec != "fsdp" for axis in _axes(spec)}
     for axis in config["mesh"]:
         if axis not in AXES and axis not in named:
             raise UserError(f'config.mesh has an axis "{axis}", over which nothing is spread{_near(axis, AXES)}; usual are {", ".join(AXES)}')

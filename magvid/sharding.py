@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,6 +101,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+@functools.cache
 def rows_of(mesh: Mesh, process: int) -> tuple[int, int]:
     """(i, n): the devices of a process hold the i-th of n equal parts of a batch, which it reads; another may hold, and read, the same part, where an axis such
     as "model" goes over both. UserError where its parts do not lie beside each other, or are shared only partly.
@@ -112,7 +114,10 @@ def rows_of(mesh: Mesh, process: int) -> tuple[int, int]:
     first, size = min(mine), len(mine)
     equal = all(len(other) == size and (other == mine or not other & mine) for other in held.values())
     if not equal or max(mine) - first != size - 1 or first % size:
-        raise UserError(f"mesh {dict(mesh.shape)}: a process would need other rows of a batch than it can read: let the axes data and fsdp come first, and their sizes be multiples of the number of processes, or divide it")
+        raise UserError(
+            f"mesh {dict(mesh.shape)}: a process would need other rows of a batch than it can read: let the axes data and fsdp come first, and their "
+            "sizes be multiples of the number of processes, or divide it"
+        )
     return first // size, shards // size
 
 
@@ -239,7 +244,7 @@ def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> Na
         return replicated(mesh)
     if spec == "fsdp":
         return NamedSharding(mesh, _fsdp(shape, mesh))
-    if spec[0] == "...":
+    if not isinstance(spec, str) and list(spec[:1]) == ["..."]:
         spec = [None] * (len(shape) - len(spec) + 1) + list(spec[1:])
     if isinstance(spec, str) or len(spec) > len(shape):
         raise ValueError(
