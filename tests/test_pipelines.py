@@ -334,7 +334,7 @@ def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
     convert_file(tool("vision", preset, tower), preset, str(tmp_path / "clip"), str(tmp_path / "own" / "vision"))
 
     folders = f"base={tmp_path / 'sd21v'},text={tmp_path / 'sd21v/text'},vision={tmp_path / 'own/vision'}"
-    config = importlib.import_module("configs.magdiff_pexels").get_config(f"{folders},pictures=2,smoke=1")
+    config = importlib.import_module("configs.magdiff_pexels").get_config(f"{folders},smoke=1")
     for name, value in UNET.items():
         config.objective.network[name] = value
     config.init = magdiff.begins(dict(release=False, base=str(tmp_path / "sd21v")))
