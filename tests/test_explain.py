@@ -46,7 +46,8 @@ def test_every_config_is_planned_without_its_runs_weights_and_data(name, arg):
     build(spec)
     batch = blank.example(config["data"]["train"], spec)
     source = config["data"]["train"]["source"]
-    clip = spec["clip"] if isinstance(spec.get("clip"), list) else [source.get(k, 1) for k in ("frames", "height", "width")]
+    drawn = source | next((t for t in config["data"]["train"]["transforms"] if t["target"].endswith(":Resize")), {})
+    clip = spec["clip"] if isinstance(spec.get("clip"), list) else [drawn.get(k, 1) for k in ("frames", "height", "width")]
     assert batch["video"].shape[2:] == (*clip[1:], 3) or "entities" in batch
     assert ("text_ids" in batch) == any("text" in str(c) for c in spec.get("conditioners", [])) or "clip" in name
     assert ("state_ids" in batch) == (":MCondition'" in str(spec) and "'repeat': 0" in str(spec))
