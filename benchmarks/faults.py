@@ -198,7 +198,7 @@ def main(argv: list[str]) -> None:
             processes = start(folder, config, count)
             what = kill(processes, folder, rng, left)
             try:
-                wait(processes, LONG if what == "over" else NOTICED)
+                wait(processes, NOTICED if what in ("training", "saving") else LONG)  # at the start others are waited for
             except subprocess.TimeoutExpired:
                 record["late"] += 1
             if what == "over":

@@ -57,11 +57,12 @@ def measure(name: str, folder: pathlib.Path, steps: int, every: int, log) -> dic
     lines = [line for line in logs.read(folder / "metrics.jsonl") if "perf/steps_per_sec" in line]
     size = sum(p.stat().st_size for p in (folder / "checkpoints" / str(steps)).rglob("*") if p.is_file())
     speeds = [line["perf/steps_per_sec"] for line in lines]
-    return dict(steps_per_sec=statistics.mean(speeds), save_wait_frac=statistics.mean(line["perf/save_wait_frac"] for line in lines), checkpoint_mb=size / 1e6)
+    return dict(steps_per_sec=statistics.mean(speeds), save_wait_frac=sum(line["perf/save_wait_frac"] / v for line, v in zip(lines, speeds)) / sum(1 / v for v in speeds), checkpoint_mb=size / 1e6)
 
 
 def preempt(name: str, folder: pathlib.Path, every: int, rng: random.Random, log) -> float:
     """Seconds from SIGTERM, at a random moment of training, until the process has left with 143."""
+    shutil.rmtree(folder, ignore_errors=True)  # a run that goes on would be asked to stop before it trains
     process = start(name, folder, 10**6, every, log)
     while not (folder / "checkpoints" / str(every)).is_dir():
         if process.poll() is not None:

@@ -205,7 +205,7 @@ SHAPE = r"(\w+)\[([\d,]*)\]"  # bf16[8,128]
 
 
 def _executed(text: str, loops: float) -> Iterator[tuple[str, float]]:
-    """(an instruction without its name, how often a step runs it), from the program's entry on."""
+    """(an instruction without its name, how often a step runs it), from the program's entry on; of a choice every branch."""
     parts: dict[str, list[str]] = {}
     entry = ""
     for line in text.splitlines():

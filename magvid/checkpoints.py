@@ -139,7 +139,7 @@ class Checkpoints:
                 self.folder / str(step),
             )
             arrays = self._arrays(step, meta, wanted)
-            return _state(arrays, like), self.data(step), step
+            return _state(arrays, like), self._data(step, meta), step
 
         return self.newest(load)
 
@@ -222,7 +222,9 @@ class Checkpoints:
 
     def data(self, step: int) -> dict:
         """What `save` was given as `data`; Corrupt when it is damaged."""
-        meta = self.meta(step)
+        return self._data(step, self.meta(step))
+
+    def _data(self, step: int, meta: Mapping[str, Any]) -> dict:
         try:
             data = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
         except Exception as e:

@@ -1,7 +1,5 @@
 """Several processes as one run: who they are, before any of them looks for devices."""
 
-WAIT = 300  # seconds for all to have started
-
 
 def join(detect: bool, coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Wait for the other processes of a run, as a cluster says where `detect` (Cloud TPU, SLURM, Open MPI, Kubernetes: what
@@ -26,7 +24,7 @@ def join(detect: bool, coordinator: str | None, processes: int | None, process: 
             raise ValueError(f"--process={process}: one of 0 to {processes - 1} (--processes={processes})")
     try:
         # its own way out waits for all processes: not for ever for one that has ended otherwise
-        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=WAIT, shutdown_timeout_seconds=30)
+        jax.distributed.initialize(coordinator, processes, process, shutdown_timeout_seconds=30)
     except ValueError as e:
         if not detect:
             raise

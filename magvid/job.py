@@ -91,7 +91,7 @@ class Job:
         # UserError here, before anything is read or written
         self.microbatches()
         self._check_frames()
-        if (self.config["data"].get("eval") or {}) and (batch := self._held_out_batch()) % (shards := sharding.data_shards(self.mesh)):
+        if self.config["data"].get("eval") and (batch := self._held_out_batch()) % (shards := sharding.data_shards(self.mesh)):
             raise UserError(f"config.data.eval.batch is {batch}, which does not divide over {shards} devices: use a multiple of {shards}")
 
     @classmethod
@@ -382,4 +382,3 @@ def _arrays(tree: Mapping[str, Any]) -> dict:
     """`tree` without the leaves that are only shapes."""
     inner = {k: _arrays(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
     return {k: v for k, v in inner.items() if not isinstance(v, jax.ShapeDtypeStruct)}
-

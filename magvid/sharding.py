@@ -51,7 +51,7 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
 
 def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
     """Ask for dimension i of `x` to be spread over mesh axis axes[i]; axes that the mesh lacks are dropped, and those of a dimension that they do not divide evenly:
-    XLA's partitioner (jax 0.10.2) fills the last part up, and gives what a lookup read there a part of the gradient.
+    with XLA's partitioner (jax 0.10.2) tokens that were spread unevenly gave an embedding a wrong gradient.
 
     The mesh is that of `jax.set_mesh`; without one it returns `x`.
     """
@@ -59,8 +59,8 @@ def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
     if mesh.empty:
         return x
     spec = [_present(a, mesh.axis_names) for a in axes]
-    parts = [math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())) for axis in spec]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(a if size % n == 0 else None for a, size, n in zip(spec, x.shape, parts, strict=True))))
+    even = (a if size % _parts(a, mesh) == 0 else None for a, size in zip(spec, x.shape, strict=True))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*even))
 
 
 _edges: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("edges", default={})
@@ -252,7 +252,7 @@ def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> Na
         )
     spec = [_present(a, mesh.axis_names) for a in spec]
     for size, axes in zip(shape, spec, strict=False):
-        parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+        parts = _parts(axes, mesh)
         if size % parts:
             raise ValueError(
                 f'sharding of "{name}" {shape}: {size} is not divisible by the {parts} devices of axis {axes}: give it '
@@ -268,6 +268,11 @@ def _fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         return PartitionSpec()
     largest = max(fits, key=lambda i: shape[i])
     return PartitionSpec(*(axis if i == largest else None for i in range(len(shape))))
+
+
+def _parts(axes: str | Sequence[str] | None, mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts these axes divide a dimension."""
+    return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
 def _present(axes: str | Sequence[str] | None, names: Sequence[str]) -> str | tuple[str, ...] | None:

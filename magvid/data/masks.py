@@ -25,6 +25,7 @@ def decode_mask(file: pathlib.Path) -> Bool[np.ndarray, "h w"]:
     if (alpha := _alpha(image)) is not None:
         return alpha
     light = np.asarray(image.convert("L")) > 127
+    # an editor may save black and white as a palette, in either order
     return np.asarray(image) > 0 if image.mode == "P" and not (_grey(image) and light.any()) else light
 
 
