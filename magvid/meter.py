@@ -88,13 +88,13 @@ class Meter:
         saves; the most memory that was held (GB, of a device; on CPU of this process); seconds since the run first began, and the
         share of them that went into steps that count (`goodput`). What is not known is left out.
         """
-        seconds = time.monotonic() - self.start
+        seconds, trained = time.monotonic() - self.start, self._in_steps()
         if not self.steps or not seconds:
             return {}
         rate = self.flops / seconds / len(self.devices)
         device = next(d for d in self.devices if d.process_index == jax.process_index())
         sheet, here = data_sheet(device.device_kind), measured_peak(device, self.dtype)
-        self.trained += seconds - sum(self.waits.values())
+        self.trained += trained
         since = time.time() - self.begun
         found = dict(
             steps_per_sec=self.steps / seconds,

@@ -110,11 +110,7 @@ def test_rows_of_a_process_are_those_its_devices_hold(held, parts, monkeypatch):
 
 def run(devices, mesh, rules, **changes):
     """Two steps of the toy: (state, metrics)"""
-    return steps(helpers.config(objective=dict(target="helpers_objective:ToyGan"), mesh=mesh, sharding=rules, **changes), devices)
-
-
-def steps(config, devices):
-    """Two steps of a config: (state, metrics)."""
+    config = helpers.config(objective=dict(target="helpers_objective:ToyGan"), mesh=mesh, sharding=rules, **changes)
     the_job = job.Job.from_config(job.check_config(config), devices)
     loader = the_job.loader()
     prepared = the_job.prepare(next(loader))
