@@ -52,7 +52,9 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class ToyGan:
-    """`nan_at` makes the generator's loss NaN at that step, the record `bad` multiplies it by `fault`; `noise` is drawn from the step's key."""
+    """`nan_at` makes the generator's loss NaN at that step, the record `bad` multiplies it by `fault`; `noise` is drawn from the step's key.
+    The number `order` tells which clips a batch has, and where.
+    """
 
     generator: Part = Part(96, 96)
     discriminator: Part = Part(96, 1)
@@ -84,7 +86,8 @@ class ToyGan:
             generator = generator * jnp.where(jnp.any(batch["index"] == self.bad), self.fault, 1.0)
         extra = {"real": 0.9 * extra["real"] + 0.1 * jnp.mean(real_logit).astype(jnp.float32)}
         losses = {"generator": generator, "discriminator": discriminator, "features": mse}
-        return losses, ({"mse": mse}, extra)
+        order = jnp.sum(batch["index"] * (1.0 + jnp.arange(len(x))))
+        return losses, ({"mse": mse, "order": order}, extra)
 
 
 def config(total=None, **changes):
@@ -123,4 +126,4 @@ def frequent():
     return config(save_every=2, log_every=1, eval_every=0, keep=20)
 
 
-SPREAD = dict(sharding=[("enter/kernel", "fsdp"), (".*", None)], save_every=2, log_every=2, eval_every=2)
+SPREAD = dict(sharding=[("enter/kernel", "fsdp"), (".*", None)], save_every=2, log_every=1, eval_every=5)

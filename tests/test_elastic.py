@@ -22,7 +22,7 @@ def run(folder, monkeypatch, parts):
 
     monkeypatch.setattr(sharding, "global_batch", noted)
     for steps, devices in parts.items():
-        train(helpers.config(**helpers.SPREAD, total=STEPS) | dict(steps=steps, log_every=1, eval_every=0), folder, devices=jax.devices()[:devices])
+        train(helpers.config(**helpers.SPREAD, total=STEPS) | dict(steps=steps, eval_every=0), folder, devices=jax.devices()[:devices])
     monkeypatch.undo()
     lines = logs.read(folder / "metrics.jsonl")
     return seen, {(line["step"], k): v for line in lines for k, v in line.items() if k.startswith("train/loss/")}
