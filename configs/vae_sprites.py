@@ -4,7 +4,8 @@
 
 Frames of 32x32, each by itself; `kl_weight` is such that the latents have a standard deviation near 1, so that `scaling` is 1. budget=quick:
 the "small" world, minutes on two CPU cores; budget=long: the full world. world=NAME: another one. latent: numbers per latent; the fine
-dots and checks of textures want 8 and steps=1500. smoke=1: two steps.
+dots and checks of textures want 8 and steps=1500. kl: its weight, and scaling: 1 / the standard deviation that latents then have (eval/latent_std).
+smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -19,8 +20,8 @@ FACTOR, SIZE = 4, 32  # pixels per latent, pixels
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", world="", latent=4, steps=0, smoke=False)
-    defaults.within(args, latent=(1, 1000), steps=(0, 10**9))
+    args = defaults.parse_arg(arg, budget="quick", world="", latent=4, steps=0, kl=2e-4, scaling=1.0, smoke=False)
+    defaults.within(args, latent=(1, 1000), steps=(0, 10**9), kl=(0, 1), scaling=(1e-3, 1e3))
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
     config = ConfigDict(dict(seed=0, steps=2 if smoke else args["steps"] or b["steps"], batch=4))
     config.objective = dict(
@@ -31,9 +32,9 @@ def get_config(arg=None):
             layers=b["layers"],
             latent=args["latent"],
             groups=8,
-            scaling=1.0,
+            scaling=args["scaling"],
         ),
-        kl_weight=2e-4,
+        kl_weight=args["kl"],
     )
     clip = dict(target="magvid.data.sprites:Sprites", world=args["world"] or b["world"], frames=4, height=SIZE, width=SIZE, keys=("video",))
     config.data = dict(
