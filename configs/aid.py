@@ -10,9 +10,10 @@ keys and values of their own beside it, all of SVD stays). The run holds these a
 
 Our choices where the paper is silent are the defaults (docs/aid.md names them). Its ablations are arguments: branches=upper or lower,
 mcond=none (no multimodal condition), states=instruction (no predictions: the instruction repeated), and spatial=0, short=0, long=0,
-each of which leaves an adapter out. states=FILE: of tools/predict_states.py (default: states.json in the data's folder). given: how
+each of which leaves an adapter out. states=FILE: of tools/predict_states.py (default: states.json in the data's folder); count: how many texts it has for each video. given: how
 many frames are given; learned=after: these do not count in the loss; grey=0: the last of them stands still in place of the grey frames that the paper's
-figure shows, as SVD was trained; mask=1: a channel that says which they are. ratio, queries, depth: sizes of adapters and DQFormer. smoke=1: two steps on sprites; all weights are those of `base` and `text`.
+figure shows, as SVD was trained; mask=1: a channel that says which they are. ratio: size of adapters; dqformer, queries, depth: of the DQFormer, whose width
+must be that of the image's token. smoke=1: two steps on sprites; all weights are those of `base` and `text`.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,6 @@ SITES = {  # argument: (layer, site, adapter)
 BRANCHES = dict(both=("upper", "lower"), upper=("upper",), lower=("lower",))
 NEW = "(beside_spatial|beside_temporal|after_res)/|_added(/|$)|added_scale$"  # parameters that SVD does not have
 CROSS = r"(^|/)transformer_blocks_\d+/attn2/"  # of the spatial transformers
-STATES = 4  # texts that are predicted
 
 
 def layers(args, base, dtype=None, head_dim=16):
@@ -67,7 +67,7 @@ def conditioners(args, vae, vision, text, prepare, frames, scalars, dqformer, au
     ]
     if args["mcond"] != "none":
         reads = dict(text=text, dqformer=dict(target="magvid.adapters.dqformer:DQFormer", frames=frames, **dqformer), **seen)
-        repeat = STATES if args["states"] == "instruction" else 0
+        repeat = dqformer["states"] if args["states"] == "instruction" else 0
         told.append(dict(target="magvid.adapters.dqformer:MCondition", given=args["given"], repeat=repeat, **reads))
     return told
 
@@ -122,12 +122,12 @@ def published(arg, source, given, frames, steps, data, key="text"):
 def parse(arg, given, data):
     """The arguments, checked."""
     args = latent.parse(
-        arg, base="weights/svd", text="weights/sd21/text", frames=0, height=256, width=256, given=given, fps=7, motion=127, states="", ratio=0.25,
-        queries=77, depth=1, learned="all", grey=True, mask=False, chunk=0, **ARMS,
+        arg, base="weights/svd", text="weights/sd21/text", frames=0, height=256, width=256, given=given, fps=7, motion=127, states="", count=4, ratio=0.25,
+        dqformer=1024, queries=77, depth=1, learned="all", grey=True, mask=False, chunk=0, **ARMS,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "data" in explicit else dict(data=data)
-    defaults.within(args, motion=(1, 255), given=(1, 100), ratio=(0.001, 4))
+    defaults.within(args, motion=(1, 255), given=(1, 100), ratio=(0.001, 4), count=(1, 100), dqformer=(8, 10**5))
     return checked(args)
 
 
@@ -137,8 +137,8 @@ def objective(args, clip):
     tower = lambda folder: latent.converted(folder, args["dtype"])
     vae, vision = (tower(f"{args['base']}/{part}") for part in ("vae", "vision"))
     kind = {} if args["dtype"] == "float32" else dict(dtype=args["dtype"])
-    sizes = dict(queries=4, width=32, heads=4) if smoke else dict(queries=args["queries"])
-    sizes |= dict(depth=args["depth"], states=STATES, branches=BRANCHES[args["branches"]], **kind)
+    sizes = dict(width=args["dqformer"], heads=max(args["dqformer"] // 64, 1), queries=4 if smoke else args["queries"])
+    sizes |= dict(depth=args["depth"], states=args["count"], branches=BRANCHES[args["branches"]], **kind)
     scalars = dict(fps=args["fps"] - 1, motion=args["motion"])
     prepare = dict(factory="magvid.models.clip:prepare")
     chunked = dict(in_parts=dict(factory="magvid.models.vae:in_chunks", frames=args["chunk"])) if args["chunk"] else {}

@@ -20,6 +20,7 @@ BUDGETS = {
 }
 NOISE = dict(i2v_sprites.NOISE, mean=2.0)  # more of it than for the base: what happens in a clip is decided there
 WIDTH = clip_sprites.BUDGETS["quick"]["projection"]  # of the image's token, beside which the multimodal condition stands
+STATES = 4  # texts that a sprite's clip has
 
 
 def get_config(arg=None):
@@ -38,7 +39,7 @@ def get_config(arg=None):
     vae = dict(run="runs/sprites/vae", weights="ema", **defaults.made_by("vae_sprites", args))
     tower = lambda part: dict(run="runs/sprites/clip", part=f"clip.{part}", weights="ema", **defaults.made_by("clip_sprites", args))
     width = 16 if smoke else WIDTH
-    sizes = dict(width=width, heads=4, queries=4 if smoke else args["queries"], states=aid.STATES, branches=aid.BRANCHES[args["branches"]])
+    sizes = dict(width=width, heads=4, queries=4 if smoke else args["queries"], states=STATES, branches=aid.BRANCHES[args["branches"]])
     own = i2v_sprites.network(b, smoke)
     changed = aid.layers(args, own, head_dim=8)
     config.objective = dict(

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import aid_sprites, clip_sprites, i2v_sprites, vae_sprites
-from experiments.arms import command_line, digest, film_strip, films, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
+from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
 from magvid.flags import guarded, leave, program_help, use_huge_pages
 
 PROGRAM = command_line("aid_sprites", "Train a base and on it AID's adapters and their ablations, or go on with that; write tables, pictures and a page.")
@@ -87,7 +87,8 @@ def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -
         trained = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
         return score(run, clips, folder, row, task) | dict(trained=trained, speed=float(np.median(speed)))
 
-    return name, kept(workdir / "numbers" / f"{name}.json", dict(config=digest(aid_sprites.get_config(arg).to_dict()), clips=clips), make)
+    made_of = dict(config=digest(aid_sprites.get_config(arg).to_dict()), parts=hashes(workdir, PARTS), clips=clips)
+    return name, kept(workdir / "numbers" / f"{name}.json", made_of, make)
 
 
 # Without adapters ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,13 @@ def kept(file: pathlib.Path, made_of: Mapping[str, Any], make: Callable[[], dict
 
 def digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def hashes(workdir: pathlib.Path, parts: Collection[str]) -> dict[str, str]:
+    """{part: hash} of runs in `workdir`, of which an arm's numbers are: those of another base are others."""
+    from magvid import runs
+
+    return {part: runs.open_run(workdir / part).hash for part in sorted(parts)}
 
 
 def score(run, clips: int, folder: pathlib.Path, row: str, task: str, examples: int = 8) -> dict[str, float]:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import clip_sprites, magdiff_sprites, vae_sprites
-from experiments.arms import command_line, digest, film_strip, films, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
+from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
 from magvid.flags import guarded, leave, program_help, use_huge_pages
 
 PROGRAM = command_line("magdiff_sprites", "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.")
@@ -103,7 +103,8 @@ def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -
         found[row] |= dict(trained=trained, speed=float(np.median(speed)))
         return found
 
-    return name, kept(workdir / "numbers" / f"{name}.json", dict(config=digest(magdiff_sprites.get_config(arg).to_dict()), clips=clips), make)
+    made_of = dict(config=digest(magdiff_sprites.get_config(arg).to_dict()), parts=hashes(workdir, PARTS), clips=clips)
+    return name, kept(workdir / "numbers" / f"{name}.json", made_of, make)
 
 
 # Without a network ---------------------------------------------------------------------------------------------------

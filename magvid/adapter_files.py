@@ -17,13 +17,16 @@ FORMAT = "magvid.adapters/1"
 
 
 class Adapters(NamedTuple):
-    """`frozen`: {group: hash of its weights} of the networks beside which these groups were trained; `told`: settings of their conditions."""
+    """`frozen`: {group: hash of its weights} of the networks beside which these groups were trained; `told`: settings of their conditions; `seed`:
+    which random numbers they began with, None where a file does not say.
+    """
 
     groups: Groups
     frozen: dict[str, str]
     run: str
     step: int
     told: dict[str, Any]
+    seed: int | None
 
 
 def told(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) ->
     if not additions(run):
         raise UserError(f"{run.path} has no network that it took from elsewhere: what it trained is no addition to one")
     flat = flatten_dict({group: run.weights(group, weights) for group in run.groups}, sep="/")
-    about = dict(format=FORMAT, frozen={g: s["hash"] for g, s in run.frozen.items()}, run=run.path.name, step=run.step, told=told(run.config))
+    about = dict(format=FORMAT, frozen={g: s["hash"] for g, s in run.frozen.items()}, run=run.path.name, step=run.step, told=told(run.config), seed=run.config["seed"])
     return run_files.write(out, {name: x.astype("float32") for name, x in flat.items()}, about)
 
 
@@ -55,11 +58,12 @@ def load(file: str | os.PathLike) -> Adapters:
     about, arrays = run_files.read(file)
     if about.get("format") != FORMAT:
         raise UserError(f"{file} holds other weights than adapters of magvid: `magvid export` writes them")
-    return Adapters(unflatten_dict(arrays, sep="/"), about["frozen"], about["run"], about["step"], about.get("told", {}))
+    return Adapters(unflatten_dict(arrays, sep="/"), about["frozen"], about["run"], about["step"], about.get("told", {}), about.get("seed"))
 
 
 def combine(text: str) -> Adapters:
-    """Of "a.safetensors", or the weighted mean of several, "a.safetensors:3,b.safetensors:1"; what else it says is of the first.
+    """Of "a.safetensors", or the weighted mean of several, "a.safetensors:3,b.safetensors:1"; what else it says is of the first. Says where
+    they did not begin with the same random numbers: a mean of weights then need not do what either does.
 
     UserError for files of other networks or other forms.
     """
@@ -68,6 +72,8 @@ def combine(text: str) -> Adapters:
     for file, other in zip(files, found, strict=True):
         if other.frozen != found[0].frozen:
             raise UserError(f"{files[0]} and {file} were trained beside other networks: they cannot be combined")
+        if other.seed != found[0].seed:
+            print(f"{files[0]} and {file} began with other random numbers (seed={found[0].seed} and {other.seed}): their mean may do neither's task")
     try:
         total = sum(weights)
         return found[0]._replace(groups=grafts.average([f.groups for f in found], [w / total for w in weights]))

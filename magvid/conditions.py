@@ -110,15 +110,13 @@ def evaluation_clips(clips: Clips, first: int, count: int | None) -> Shown:
     return Shown(rows, [f"{i:05d}" for i in rows["index"]], FPS, rows["video"])
 
 
-def of_picture(clip: ClipFormat, file: str, count: int | None, fps: float | None, least: int) -> Shown:
-    """A picture as the first frame, cut to the size of the clips, `count` times. Says what was done to it. UserError where
+def of_picture(clip: ClipFormat, file: str, count: int | None, fps: float | None, least: int, remedy: str) -> Shown:
+    """A picture as the first frame, cut to the size of the clips, `count` times. Says what was done to it. UserError with the remedy where
     the model needs more than that: `least` frames.
     """
     path = existing(file, "picture")
     if least > 1:
-        raise UserError(
-            f"{file} is one frame, this run needs {least}: give a --video, or name a task that is given one frame (--task)"
-        )
+        raise UserError(f"{file} is one frame, this run needs {least}: {remedy}")
     return _cut(path, decode_image(path)[None], clip, clip.frames, count, fps or clip.fps or FPS)
 
 

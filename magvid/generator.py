@@ -43,21 +43,23 @@ class Programs:
         self.steps = jax.jit(lambda params, *rest: self._by_row(objective.decoding_steps, params, *rest))
 
     def continuation(self, overlap: int) -> "Programs":
-        """Of the objective that goes on from the first `overlap` frames; made once."""
+        """Of the objective that goes on from the first `overlap` frames; made once, and not where it is the same one."""
         if overlap not in self._continuations:
-            self._continuations[overlap] = Programs(self.objective.continuation(overlap))
+            objective = self.objective.continuation(overlap)
+            self._continuations[overlap] = self if objective is self.objective else Programs(objective)
         return self._continuations[overlap]
 
-    def _generate(self, params: Groups, rows, seed, *draw):
-        return self._by_row(self.objective.sample, params, rows, seed, *draw)
+    def _generate(self, params: Groups, rows, seed, draw, window):
+        return self._by_row(self.objective.sample, params, rows, seed, draw, window)
 
     @staticmethod
-    def _by_row(sample: Callable, params: Groups, rows, seed, *draw):
-        """Each row with a key of its own, of (seed, its index, the numbers in `draw`), so that a clip's sample does not
+    def _by_row(sample: Callable, params: Groups, rows, seed, draw, window=0):
+        """Each row with a key of its own, of (seed, its index, draw, and the window where it is not the first), so that a clip's sample does not
         depend on its neighbours."""
 
         def one(row, index):
-            key = functools.reduce(jax.random.fold_in, (index, *draw), jax.random.key(seed))
+            key = functools.reduce(jax.random.fold_in, (index, draw), jax.random.key(seed))
+            key = jax.lax.cond(window > 0, jax.random.fold_in, lambda key, _: key, key, window)  # one program for all windows
             return jax.tree.map(lambda x: x[0], sample(params, jax.tree.map(lambda x: x[None], row), key))
 
         return jax.vmap(one)(rows, rows["index"])
@@ -125,7 +127,7 @@ class Generator:
 
     def generate(self, rows: Rows, seed: int = 0, draw: int = 0) -> UInt8[np.ndarray, "b t h w 3"]:
         """Sample number `draw` of each row, a function of (seed, row's `index`, draw)."""
-        return to_uint8(self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw)))
+        return to_uint8(self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw), np.uint32(0)))
 
     def extend(
         self,
@@ -152,7 +154,7 @@ class Generator:
             raise ValueError(f"a video of {frames} frames was asked for: give at least 1")
         count = windows(frames, clip, overlap)
         following = self.programs.continuation(overlap) if count > 1 else None
-        done, made = [], self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw))
+        done, made = [], self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw), np.uint32(0))
         for i in range(1, count):
             done.append(to_uint8(made[:, :-overlap]))
             tail, shown = made[:, -overlap:], {"video": np.zeros_like(rows["video"])}
@@ -303,7 +305,7 @@ class Preview:
             self._kept = self._prepare(objective)
         programs, rows = self._kept
         shown = [rows["video"]]
-        shown.insert(0, to_uint8(np.asarray(programs.generate(params, rows, np.uint32(self.seed), np.uint32(0)))))
+        shown.insert(0, to_uint8(np.asarray(programs.generate(params, rows, np.uint32(self.seed), np.uint32(0), np.uint32(0)))))
         if programs.tasks:
             shown.insert(0, to_uint8(np.asarray(programs.condition(params, rows)[0])))
         return {"samples": np.concatenate(shown, axis=2)}

@@ -23,7 +23,8 @@ class Grafts:
     changed: those of the base to which a trained difference is added; "": none.
     widened: kernels that read more channels than the base's, `more` of them, at the end; the new part begins at zero; "": none.
     scale: of what is new in a sense that holds for all kinds: differences are multiplied by it, and so are the last
-    projections (`last`) of adapters, whose outputs are linear in them. 0 is the base.
+    projections (`last`) of adapters, whose outputs are linear in them. 0 is the base, unless layers of the base are shown tokens that it was not
+    trained on (AID with mcond=replace: what is new is read beside the image's token, in one softmax).
     """
 
     new: str

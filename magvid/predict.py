@@ -15,6 +15,9 @@ from magvid.types import UserError
 from magvid.video import upscale, write_video
 
 
+MORE = "give the beginning of a video in its place"
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What is predicted and how, as the flags of `magvid predict` say it. None stands for the run's own."""
@@ -68,6 +71,7 @@ def predict(run: runs.Run, options: Options, *, weights: str | None = None, trus
         raise UserError(refusal(run))
     told = texts(run, options)
     clip = conditions.sized(clip_format(run), options.size)
+    _enough(options, clip, max([1, *(spec.get("given", 1) for spec in run.config["objective"]["conditioners"])]))
     model = Generator.open(
         run,
         decoding=conditions.decoding(options),
@@ -84,6 +88,17 @@ def predict(run: runs.Run, options: Options, *, weights: str | None = None, trus
     for path, video in zip(options.files, made, strict=True):
         write_video(path, upscale(video, options.scale), shown.fps)
     return options.files
+
+
+def _enough(options: Options, clip: ClipFormat, given: int) -> None:
+    """UserError where the file is no beginning of `given` frames, as far apart as the run's."""
+    if given > 1 and options.is_picture:
+        raise UserError(f"{options.file[0]} is one frame, this run needs {given}: {MORE}")
+    if given > 1 and clip.spread and options.fps is None:
+        raise UserError(
+            f"this run is given {given} frames and was trained on {clip.frames} that lie evenly over a whole video, however long: say with --fps how many "
+            f"of {options.file[0]} are taken in a second; {clip.frames} over four seconds are --fps={clip.frames / 4:g}"
+        )
 
 
 def _task(model: Generator, run: runs.Run, clip: ClipFormat) -> tuple[int, int]:
@@ -103,8 +118,9 @@ def refusal(run: runs.Run) -> str:
 
 def _shown(clip: ClipFormat, options: Options, given: int) -> conditions.Shown:
     if options.is_picture:
-        return conditions.of_picture(clip, options.file[0], options.number, options.fps, given)
-    return conditions.of_video(clip, options.file[0], options.number, options.fps, options.start, given, clip.frames)
+        return conditions.of_picture(clip, options.file[0], options.number, options.fps, given, MORE)
+    fps = options.fps or (conditions.FPS if clip.spread else None)  # of one given frame the rate is that of what is written alone
+    return conditions.of_video(clip, options.file[0], options.number, fps, options.start, given, clip.frames)
 
 
 # Words --------------------------------------------------------------------------------------------------------------

@@ -33,10 +33,11 @@ CONFIG = "config.json"
 DATA = "data.json"
 LOCK = ".lock"
 FILE = "weights_file"
+TOKENIZER = "magvid.data.text:HFTokenizer"  # its `folder` stands beside the weights
 
 
 REFERENCE = {"run", "weights", "part", "fields", "config", "spec"}  # entries of one, see `_follow` and `planned`
-READING = dict(stride=1, fps=None, most_stride=None, keep_aspect=True)  # what a source says of how it reads, and what that is otherwise
+READING = dict(stride=1, fps=None, most_stride=None, keep_aspect=True, spread=False)  # what a source says of how it reads, and what that is otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ClipFormat:
     fps: float | None = None  # at this rate; None: the file's own
     most_stride: int | None = None  # of the file's own frames every s-th, s = round(its rate / fps) but at most this
     keep_aspect: bool = True  # pictures are cropped to height x width, not squeezed
+    spread: bool = False  # frames lie evenly over the whole file
     classes: tuple[str, ...] = ()  # names by number
 
     @property
@@ -473,7 +475,7 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
 
 
 def anchored(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
-    """`config` with the paths of other runs and of caches absolute; relative ones start at `base`."""
+    """`config` with the paths of other runs, of caches and of published tokenizers absolute; relative ones start at `base`."""
     return _map_runs(
         config, lambda path: os.path.normpath(pathlib.Path(base).absolute() / pathlib.Path(path).expanduser())
     )
@@ -486,12 +488,8 @@ def relative(config: Mapping[str, Any], base: str | os.PathLike) -> dict:
 
 def _map_runs(spec: Any, f) -> Any:
     if isinstance(spec, Mapping):
-        return {
-            k: f(v)
-            if isinstance(v, str) and (k == FILE or (k == "run" and "target" not in spec) or (k == "cache" and "source" in spec))
-            else _map_runs(v, f)
-            for k, v in spec.items()
-        }
+        paths = {"run": "target" not in spec, "cache": "source" in spec, "folder": spec.get("target") == TOKENIZER, FILE: True}
+        return {k: f(v) if isinstance(v, str) and paths.get(k) else _map_runs(v, f) for k, v in spec.items()}
     return [_map_runs(v, f) for v in spec] if isinstance(spec, (list, tuple)) else spec
 
 

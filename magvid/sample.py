@@ -22,6 +22,7 @@ from magvid.video import upscale, write_image, write_video
 
 FORMATS = ("mp4", "gif", "webm", "png")
 FLAGS = dict(text="a text (--prompt)", image="a picture (--image or --video)")
+PICTURE_ALONE = "give a --video, or name a task that is given one frame (--task)"
 VIDEO = "a video (--video)"  # where more than a first frame is needed
 VISIBLE = 128  # pixels: smaller videos are enlarged to at least this height
 
@@ -180,7 +181,7 @@ def _show(model: Generator, options: Options, clip: ClipFormat | None, alone: bo
         clip = dataclasses.replace(clip, frames=1 if options.image is not None else options.frames or clip.frames)
     least = model.programs.objective.given_frames(clip.frames) if model.tasks else clip.frames
     if options.image is not None:
-        return conditions.of_picture(clip, options.image, options.number, options.fps, least), clip.classes
+        return conditions.of_picture(clip, options.image, options.number, options.fps, least, PICTURE_ALONE), clip.classes
     frames = options.frames or clip.frames
     shown = conditions.of_video(clip, options.video, options.number, options.fps, options.start, least, frames)
     return shown, clip.classes

@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
 B, N, S, M, T, Q, C = 2, 4, 3, 5, 3, 2, 8
 TEXT, STATES, SEEN = draw(B, N, 6), draw(B, S, N, 6), draw(B, M, 7)
-SIZES = dict(width=C, frames=T, queries=Q, heads=2, states=4)
+SIZES = dict(width=C, frames=T, queries=Q, heads=2, states=S)
 
 
 def norm(x, p):
@@ -89,8 +89,9 @@ def test_sizes_of_the_published_form():
 def test_what_cannot_be_meant():
     with pytest.raises(ValueError, match="branches=.*a DQFormer has upper and lower"):
         DQFormer(**SIZES, branches=("middle",)).init(KEY, TEXT, STATES, SEEN)
-    with pytest.raises(ValueError, match="5 states are given, and this DQFormer tells 4 apart"):
-        DQFormer(**SIZES).init(KEY, TEXT, draw(B, 5, N, 6), SEEN)
+    for count in (2, 5):
+        with pytest.raises(ValueError, match=f"{count} states are given, and this DQFormer is told 3"):
+            DQFormer(**SIZES).init(KEY, TEXT, draw(B, count, N, 6), SEEN)
 
 
 # The conditioner ------------------------------------------------------------------------------------------------------

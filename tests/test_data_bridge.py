@@ -85,6 +85,8 @@ def test_splits_are_disjoint(archive):
     assert sorted(train + held_out) == of(None).files and train and held_out
     assert len(of("validation", holdout=0.9).files) > len(held_out)
     assert of("train").classes == of("validation").classes == of(None).classes
+    inside = lambda split: [f"{V2.split('/')[0]}/{name}" for name in Bridge(archive / "bridge_data_v2", 4, 16, 16, split=split).files]
+    assert set(inside("validation")) <= set(held_out) and set(inside("train")) <= set(train)  # from wherever they are looked for
     with pytest.raises(ValueError, match="split must be \"train\", \"validation\" or None, got 'test'"):
         of("test")
 

@@ -309,6 +309,8 @@ def test_captions(tmp_path):
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     folder = VideoFolder(tmp_path, 2, 8, 8)
     assert [r["caption"] for r in folder] == ["a man runs", ""]
+    told = VideoFolder(tmp_path, 2, 8, 8, captioned=True)
+    assert told.files == ["run/a.mp4"] and "has no caption in" in told.bad["run/b.mp4"]
     assert {folder.read(0, rng(seed))["caption"] for seed in range(10)} == {"a man runs", "running"}
     for bad in ('{"file": "run/a.mp4", "caption": 5}', "[]"):
         (tmp_path / "captions.jsonl").write_text(bad)

@@ -78,6 +78,14 @@ def test_windows_have_their_own_randomness_and_clips_their_own():
     assert (model.extend(rows, 40, seed=3, draw=1) != video).any()
 
 
+def test_windows_that_are_made_alike_are_one_program():
+    model = ramp(noise=100.0, overlap=2)
+    model.extend(black(2), 40)
+    programs = model.programs.continuation(2)
+    assert (programs is model.programs) == (model.programs.objective.continuation(2) is model.programs.objective)
+    assert programs.generate._cache_size() == 1
+
+
 def test_a_masked_model_predicts_window_after_window():
     model = Generator.open(open_run(tiny_runs.masked_run()), ["FP", "CFP5", "OPC"])
     rows = next(Clips.of(model.config).batches(0, 3, 3)) | {"task": np.array([0, 1, 1], np.int32)}

@@ -34,6 +34,7 @@ STEPS, T, H, W = 3, 5, 32, 48
 UNET = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(2, 4), epsilon=1e-5)
 VAE = dict(channels=(32, 32, 64), layers=1)
 TOWER = dict(width=32, depth=2, heads=4, mlp=64)
+WORDS = 90  # more than the smoke configs have
 TOOLS = {"unet": convert_unet, "vae": convert_vae, "text": convert_clip, "vision": convert_clip}
 
 
@@ -102,6 +103,22 @@ def fine_tune(name: str, how: str, folder, latents: bool = False, **shown):
     assert set(state.params) == ({"lora"} if how == "lora" else {"network"})
     paths = sample_run(open_run(folder / how), Options(number=1, out=str(folder / "out"), **shown))
     assert all(path.stat().st_size for path in paths)
+
+
+def follow_an_instruction(folder, image):
+    """Two steps of AID on sprites with the converted weights, then a video that goes on from the picture, from the adapters' file as well."""
+    where = f"base={folder},text={folder / 'text'},smoke=1,dqformer=32,frames={T},height={H},width={W}"
+    config = importlib.import_module("configs.aid_videos").get_config(where)
+    state, metrics = train(config, folder / "aid", devices=jax.devices()[:1])
+    assert int(state.step) == 2 and all(v == v for v in metrics.values()) and set(state.params) == {"adapters", "dqformer"}
+    told = ["--instruction=move the red disc to the left", "--states=red disc|red disc|red disc|disc"]
+    main(["predict", str(image), f"--run={folder / 'aid'}", *told, f"--out={folder / 'aid.gif'}"])
+    main(["export", f"--run={folder / 'aid'}", f"--out={folder / 'aid.safetensors'}"])
+    beside = [f"--config=configs/aid_videos.py:{where}", f"--adapters={folder / 'aid.safetensors'}"]
+    main(["predict", str(image), *beside, *told, f"--out={folder / 'beside.gif'}"])
+    whole, again = (read_video(folder / name)[0] for name in ("aid.gif", "beside.gif"))
+    assert whole.shape == (T, H, W, 3)
+    np.testing.assert_array_equal(whole, again)
 
 
 def recorder(found: list):
@@ -188,12 +205,18 @@ def test_stable_video_diffusion(tmp_path):
     fine_tune("svd", "lora", tmp_path, image=str(tmp_path / "a.png"))
     back(unet, "svd", tmp_path)
     fine_tune("svd", "temporal", tmp_path, latents=True, image=str(tmp_path / "a.png"))
+    text_tower(WORDS, 5).save_pretrained(tmp_path / "words")
+    preset, tower = text_part(WORDS)
+    convert_file(tool("text", preset, tower), preset, str(tmp_path / "words"), str(tmp_path / "text"))
+    follow_an_instruction(tmp_path, tmp_path / "a.png")
+
+
+def text_part(size):
+    return "openclip_h_text", {**clips.TOWERS["openclip_h_text"], **TOWER, "vocab": size, "projection": None}
 
 
 def text_parts(preset, size):
-    tower = {**clips.TOWERS["openclip_h_text"], **TOWER, "vocab": size, "projection": None}
-    vae = {**vaes.VAES["sd"], **VAE}
-    return {"unet": (preset, small(preset)), "vae": ("sd", vae), "text": ("openclip_h_text", tower)}
+    return {"unet": (preset, small(preset)), "vae": ("sd", {**vaes.VAES["sd"], **VAE}), "text": text_part(size)}
 
 
 def autoencoder():

@@ -108,6 +108,19 @@ def test_states_of_a_file(run, picture, tmp_path):
         made(run, picture, tmp_path / "2.gif", states=str(file), instruction="blue disc")
 
 
+def test_a_run_that_is_given_more_than_one_frame(run, picture, tmp_path):
+    first, *others = run.config["objective"]["conditioners"]
+    two = dataclasses.replace(run, config=run.config | dict(objective=run.config["objective"] | dict(conditioners=[first | dict(given=2), *others])))
+    with pytest.raises(UserError, match="a.png is one frame, this run needs 2: give the beginning of a video in its place"):
+        made(two, picture, tmp_path / "1.gif")
+    options = Options([str(tmp_path / "a.gif")], "a", "x.mp4")
+    spread = runs.ClipFormat(*CLIP, spread=True)
+    with pytest.raises(UserError, match=r"trained on 4 that lie evenly over a whole video, .*: say with --fps .*; 4 over four seconds are --fps=1"):
+        predict._enough(options, spread, 2)
+    predict._enough(options, spread, 1)
+    predict._enough(dataclasses.replace(options, fps=3.0), spread, 2)
+
+
 BAD = {
     "no states": (dict(states=None), 'is told 2 predicted states .* give --states="first'),
     "one state": (dict(states="a"), "there are 1 states; give"),
@@ -190,12 +203,15 @@ def test_saved_loaded_and_swapped(run, config, files, picture, tmp_path):
     assert np.any(other != own)
 
 
-def test_combined_by_weights(run, files, picture, tmp_path):
+def test_combined_by_weights(run, files, picture, tmp_path, capsys):
     groups = adapter_files.combine(f"{files[0]}:3,{files[1]}").groups
     a, b = (adapter_files.load(f).groups for f in files)
     jax.tree.map(lambda x, y, z: np.testing.assert_allclose(z, 0.75 * x + 0.25 * y, atol=1e-6), a, b, groups)
     both = made(run, picture, tmp_path / "1.gif", adapters=f"{files[0]},{files[1]}")[0]
     assert both.shape == (4, 16, 24, 3)
+    assert "began with other random numbers (seed=0 and 1)" in capsys.readouterr().out
+    adapter_files.combine(f"{files[0]},{files[0]}")
+    assert not capsys.readouterr().out
 
 
 def test_other_conditions_than_in_training_are_said(run, files, picture, tmp_path, capsys):

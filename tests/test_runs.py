@@ -148,12 +148,14 @@ def test_paths_are_saved_relative_and_read_absolute(tmp_path):
         "objective": {"a": {"run": "x/y"}, "b": {"target": "t", "run": "kept"}},
         "init": [{"run": "/z"}],
         "run": "w",
+        "data": [{"target": runs.TOKENIZER, "folder": "text"}, {"target": "t", "folder": "kept"}],
     }
     found = runs.anchored(config, tmp_path)
     assert found == {
         "objective": {"a": {"run": f"{tmp_path}/x/y"}, "b": {"target": "t", "run": "kept"}},
         "init": [{"run": "/z"}],
         "run": f"{tmp_path}/w",
+        "data": [{"target": runs.TOKENIZER, "folder": f"{tmp_path}/text"}, {"target": "t", "folder": "kept"}],
     }
     assert runs.relative(found, tmp_path / "x")["objective"]["a"] == {"run": "y"}
     assert runs.anchored(runs.relative(found, tmp_path / "q"), tmp_path / "q") == found
@@ -165,7 +167,7 @@ def test_a_run_folder_says_what_its_clips_are(home, tmp_path):
     run = runs.open_run(path, trust=True)
     assert run.clip == runs.ClipFormat(frames=2, height=4, width=4)
     assert json.loads((path / "data.json").read_text())["clip"] == dict(
-        frames=2, height=4, width=4, stride=1, fps=None, most_stride=None, keep_aspect=True
+        frames=2, height=4, width=4, stride=1, fps=None, most_stride=None, keep_aspect=True, spread=False
     )  # fmt: skip
     assert runs.Run(run.path, run.config | dict(data={})).clip is None
     clip = runs.ClipFormat(16, 64, 48, stride=2, fps=12.5, classes=("cat", "dog"))

@@ -63,7 +63,7 @@ class Branch(nn.Module):
 
 class DQFormer(nn.Module):
     """`frames`, `queries`: of the lower branch, so many tokens for each of so many frames. `branches`: which there are (the paper's
-    ablation). `states`: how many texts there may be at most, one of which each has an embedding.
+    ablation). `states`: how many texts there are, each of which has an embedding.
     """
 
     width: int = 1024
@@ -85,8 +85,8 @@ class DQFormer(nn.Module):
         """seen: the tokens of all given frames, one after the other. q = n of the upper branch + queries of the lower one."""
         if not self.branches or set(self.branches) - set(BRANCHES):
             raise ValueError(f"branches={tuple(self.branches)}: a DQFormer has {' and '.join(BRANCHES)}, at least one of them")
-        if states.shape[1] > self.states:
-            raise ValueError(f"{states.shape[1]} states are given, and this DQFormer tells {self.states} apart: set states")
+        if states.shape[1] != self.states:
+            raise ValueError(f"{states.shape[1]} states are given, and this DQFormer is told {self.states}: its `states` is their number (count= of configs/aid.py)")
         b, make = len(instruction), partial(Branch, self.heads, self.depth, self.dtype)
         project = lambda name, x: x if x.shape[-1] == self.width else Dense(self.width, dtype=self.dtype, name=name)(x)
         instruction = project("text_in", instruction)
@@ -99,7 +99,7 @@ class DQFormer(nn.Module):
             place = sinusoid(jnp.arange(self.frames, dtype=jnp.float32), self.width)[:, None]
             which = self.param("state_embedding", nn.initializers.normal(0.02), (self.states, 1, self.width))
             states = project("state_in", states)
-            states = (states + which[: states.shape[1]].astype(states.dtype)).reshape(b, -1, self.width)
+            states = (states + which.astype(states.dtype)).reshape(b, -1, self.width)
             x = (query + place).reshape(1, -1, self.width).astype(instruction.dtype)
             x = make(name="lower")(jnp.broadcast_to(x, (b, *x.shape[1:])), {"instruction": instruction, "states": states})
             told.append(x.reshape(b, self.frames, self.queries, self.width))

@@ -93,8 +93,14 @@ class Bridge(Source):
         self.bad = {name: reason for name, reason in found.items() if isinstance(reason, str)}
         remedy = "Unpack the archive again, or lower frames or stride where they are too short."
         report_bad(self.path, self.bad, len(found), "trajectories", remedy)
-        self.files = split_names([name for name in names if name not in self.bad], split, holdout)
+        usable = {name: self._place(name) for name in names if name not in self.bad}
+        chosen = set(split_names(sorted(set(usable.values())), split, holdout))
+        self.files = [name for name, place in usable.items() if place in chosen]
         self.records, self._trajectories = len(self.files), [found[name] for name in self.files]
+
+    def _place(self, name: str) -> str:
+        """Where the archive has a trajectory, from its task on: the same in whichever of the folders above it it is looked for."""
+        return "/".join((self.path.resolve() / name).parts[-6:])
 
     @property
     def fingerprint(self) -> str:

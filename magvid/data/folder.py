@@ -64,7 +64,8 @@ class VideoFolder(Source):
     round(linspace(0, n - 1, frames)). `stride` must then be 1, there is no most_stride, and `crop` has no effect in time; a file
     with fewer frames than a clip is too short. masks: the folder of the masks of a subject, each named by the file and the number of the
     frame in it (see the module). They are read as `data.masks` says, and may be of another size than the frames, not of another shape. A
-    frame without a mask has no subject, and so may all frames of a clip; a file none of whose frames has one is left out.
+    frame without a mask has no subject, and so may all frames of a clip; a file none of whose frames has one is left out. captioned: so is a
+    file without a caption.
 
     A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str (the name of the class),
     "caption": str, "file": str, "digest": str (the SHA-256 of the file)}; with `masks` also "masks": bool (t h w), cut as the video
@@ -92,6 +93,7 @@ class VideoFolder(Source):
         motion: Motion | None = None,
         spread: bool = False,
         masks: str | os.PathLike | None = None,
+        captioned: bool = False,
     ):
         super().__init__(frames, height, width, stride, crop, windows, keep_aspect=keep_aspect, motion=motion, spread=spread)
         if fps is not None and fps <= 0:
@@ -101,6 +103,7 @@ class VideoFolder(Source):
         if most_stride is not None and spread:
             raise ValueError(f"{most_stride=}: with spread the length of a file decides which frames are taken")
         self.path, self.fps, self.most_stride = pathlib.Path(path).expanduser(), fps, most_stride
+        self.captioned = captioned
         self.masks = None if masks is None else pathlib.Path(masks).expanduser()
         if self.masks and not self.masks.is_dir():
             raise UserError(f"there is no folder {self.masks}: `masks` is where the mask of frame 12 of running/a.mp4 is running/a/00012.png")
@@ -119,8 +122,12 @@ class VideoFolder(Source):
     noun = "videos"  # what the names in `files` and `bad` are of
 
     def _parts(self, entries: dict[str, Entry]) -> dict[str, Entry]:
-        """Out of the entries of the files those of the clips, by their names; here these are the same."""
-        return entries
+        """Out of the entries of the files those of the clips, by their names; here these are the same. Those that cannot be used say why."""
+        if not self.captioned:
+            return entries
+        texts = {name for name, captions in _captions(self.path).items() if any(text.strip() for text in captions)}
+        lacks = {"error": f"has no caption in {self.path / 'captions.jsonl'}"}
+        return {name: entry if name in texts or "error" in entry else {**entry, **lacks} for name, entry in entries.items()}
 
     def _file(self, name: str) -> str:
         """The file of the clip `name`."""

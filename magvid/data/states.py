@@ -142,7 +142,8 @@ class States:
         name = record.get("file") or f"record {record.get('index', '')}".strip()
         raise UserError(
             f'{self.path} has no states of {name} with the instruction "{instruction}": run python {TOOL} --config=... '
-            f"--out={self.path} with the model that it was made with, or set fallback=True to repeat the instruction"
+            f"--out={self.path} with the model that it was made with (clips to evaluate on: --split=eval --limit=N for as many as are evaluated), or "
+            "set fallback=True to repeat the instruction"
         )
 
     @functools.cached_property
