@@ -96,7 +96,7 @@ def _tokenizer(args):
             dict(run=f"{args['root']}/vq2d-{args['seed']}", map=f"magvid.models.vq3d:inflate_{args['inflate']}")
         ]
     config.optim = dict(
-        tokenizer=defaults.muon(4e-3, 1 if smoke else 50),
+        tokenizer=defaults.muon(4e-3, smoke),
         discriminator=dict(
             optimizer=dict(name="adam", b1=0.0, b2=0.99, eps=1e-8),
             rules=[[".*", dict(peak=2e-4, warmup=1 if smoke else 50, decay="cosine")]],

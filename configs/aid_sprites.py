@@ -67,7 +67,7 @@ def get_config(arg=None):
     if args["clips"]:
         config.data.train.source = defaults.views(config.data.train.source, clips=args["clips"])
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
-    optim = defaults.muon(b["peak"], 1 if smoke else 50)
+    optim = defaults.muon(b["peak"], smoke)
     config.optim = {group: optim for group in config.objective.trained}
     if full:
         config.init = [dict(run="runs/sprites/i2v", groups=["network"], weights="ema")]

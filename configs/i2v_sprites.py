@@ -73,6 +73,6 @@ def get_config(arg=None):
     if args["clips"]:
         config.data.train.source = defaults.views(config.data.train.source, clips=args["clips"])
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
-    config.optim = dict(network=defaults.muon(b["peak"], 1 if smoke else 50))
+    config.optim = dict(network=defaults.muon(b["peak"], smoke))
     config.ema = 0.995
     return defaults.paced(config, smoke)

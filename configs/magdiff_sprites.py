@@ -85,7 +85,7 @@ def get_config(arg=None):
     )
     config.data = data(args, size)
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world="entities")]
-    optim = defaults.muon(b["peak"], 1 if smoke else 50)
+    optim = defaults.muon(b["peak"], smoke)
     config.optim = {group: optim for group in magdiff.trained(args)}
     config.ema = 0.995
     if args["begin"] and not smoke:

@@ -80,6 +80,6 @@ def get_config(arg=None):
         dict(target="magvid.metrics.frames:GapFrames"),
         dict(target="magvid.metrics.clip:ClipSmoothness", vision=tower("vision")),
     ]
-    config.optim = dict(network=defaults.muon(b["peak"], 1 if smoke else 50))
+    config.optim = dict(network=defaults.muon(b["peak"], smoke))
     config.ema = 0.99
     return defaults.paced(config, smoke)

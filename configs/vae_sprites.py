@@ -41,6 +41,6 @@ def get_config(arg=None):
         train=dict(source=dict(clip, split="train"), transforms=[], workers=0),
         eval=dict(source=dict(clip, split="validation"), transforms=[], limit=64),
     )
-    config.optim = dict(vae=defaults.muon(b["peak"], 1 if smoke else 50))
+    config.optim = dict(vae=defaults.muon(b["peak"], smoke))
     config.ema = 0.99
     return defaults.paced(config, smoke, evaluations=5)

@@ -71,7 +71,7 @@ def get_config(arg=None):
         ),
     )
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world=b["world"])]
-    config.optim = dict(tokenizer=defaults.muon(b["peak"], 1 if smoke else 50))
+    config.optim = dict(tokenizer=defaults.muon(b["peak"], smoke))
     config.ema = 0.99
     config.log_every = 1 if smoke else 10
     config.eval_every = 0 if smoke else b["steps"] // 15

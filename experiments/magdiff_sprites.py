@@ -79,23 +79,22 @@ def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
     return name, None
 
 
-def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -> tuple[str, dict]:
+def train_and_score(name: str, arm: tuple[str, str, Mapping[str, str]], workdir: str, clips: int) -> tuple[str, dict]:
     """(name, {row: numbers}) of one run, that of the table, and those of the other tables; what is done already, as `workdir`/numbers
-    has it, is not done again. `arm`: its row, the config's argument.
+    has it, is not done again. `arm`: its row, the config's argument, and {row: another argument to evaluate with}.
     """
     import jax
 
     from magvid import runs
     from magvid.curves import read_curves
 
-    (row, arg), workdir = arm, pathlib.Path(workdir)
+    (row, arg, others), workdir = arm, pathlib.Path(workdir)
     folder, config = workdir / name, config_of(arg, workdir)
 
     def make() -> dict[str, dict]:
         train_once(untrained(config) if row == "untrained" else config, folder)
         run, found = runs.open_run(folder), {}
-        changes = {OURS: PICTURES | SEEN | EDITS, NEVER: EDITS}.get(row, {})
-        for other, change in ({row: ""} | changes).items():
+        for other, change in ({row: ""} | others).items():
             run.config["data"]["eval"] = config_of(f"{arg},{change}".strip(","), workdir)["data"]["eval"]
             found[other] = score(run, clips, folder, other, "S2V")
         _, speed = read_curves(folder).get("perf/steps_per_sec", ((), (np.nan,)))
@@ -103,7 +102,7 @@ def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -
         found[row] |= dict(trained=trained, speed=float(np.median(speed)))
         return found
 
-    made_of = dict(config=digest(magdiff_sprites.get_config(arg).to_dict()), parts=hashes(workdir, PARTS), clips=clips)
+    made_of = dict(config=digest(magdiff_sprites.get_config(arg).to_dict()), parts=hashes(workdir, PARTS), rows=dict(others), clips=clips)
     return name, kept(workdir / "numbers" / f"{name}.json", made_of, make)
 
 
@@ -159,7 +158,9 @@ def main(argv: list[str]) -> None:
     common = f"budget={options.budget},smoke={int(options.smoke)}"
     parts = [dict.fromkeys(TOWERS, common), dict.fromkeys(PARTS.keys() - TOWERS, common)]
     stages.run("parts", lambda: list(run_stages(parts, train_part, (str(workdir),), options.jobs, say)))
-    arms = [{f"{slug(row)}-{seed}": (row, f"{common},seed={seed},{arg}".strip(",")) for seed in range(options.seeds) for row, arg in ROWS.items()}]
+    others = {OURS: PICTURES | SEEN | EDITS, NEVER: EDITS}
+    arm = lambda row, seed: (row, f"{common},seed={seed},{ROWS[row]}".strip(","), others.get(row, {}))
+    arms = [{f"{slug(row)}-{seed}": arm(row, seed) for seed in range(options.seeds) for row in ROWS}]
     scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), options.clips), options.jobs, say)))
     fixed, shown = stages.run("references", references, workdir, options.clips)
     first = f"{slug(OURS)}-0"

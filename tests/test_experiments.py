@@ -32,6 +32,13 @@ def test_diffusion_on_sprites_writes_its_report_and_goes_on(tmp_path):
         assert set(result["config"]) == {"vae", "clip", "diffusion"} and "<video" in (tmp_path / "report.html").read_text()
 
 
+def here(stages, work, arguments, jobs, say):
+    """As `arms.run_stages`, in this process: where all is done, nothing is left to compute."""
+    for stage in stages:
+        for name, arm in stage.items():
+            yield work(name, arm, *arguments)
+
+
 @pytest.mark.full
 def test_the_ablation_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     """Few arms of tiny models, in two processes: trained, scored, in tables and pictures; a second call trains nothing."""
@@ -48,6 +55,7 @@ def test_the_ablation_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     assert set(scores["scores"]["commit-MT8-0"]) == {"", "latent"}
     assert all((tmp_path / name).stat().st_size for name in ("cfp.png", "mt8_opc.png", "tokenizers.png"))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    monkeypatch.setattr(commit_ablation, "run_stages", here)
     commit_ablation.main(argv)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     assert (tmp_path / "table.md").read_text() == table
@@ -69,6 +77,7 @@ def test_transitions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
     assert "clip_rs" in result["scores"]["full-0"]["MAVIN"] and "<video" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "transitions.png").stat().st_size
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    monkeypatch.setattr(mavin_sprites, "run_stages", here)
     mavin_sprites.main(argv)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     assert (tmp_path / "table.md").read_text() == table
@@ -91,6 +100,7 @@ def test_predictions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
     assert result["fixed"][aid_sprites.HELD]["given_psnr"] >= 90  # the first frame itself
     assert (tmp_path / "predictions.png").stat().st_size and "<video" in (tmp_path / "report.html").read_text()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    monkeypatch.setattr(aid_sprites, "run_stages", here)
     aid_sprites.main(argv)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     assert (tmp_path / "table.md").read_text() == table
@@ -103,6 +113,7 @@ def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monke
 
     kept = (magdiff_sprites.OURS, magdiff_sprites.NEVER, "untrained")
     monkeypatch.setattr(magdiff_sprites, "ROWS", {row: magdiff_sprites.ROWS[row] for row in kept})
+    monkeypatch.setattr(magdiff_sprites, "PICTURES", {"1 picture": "shown=1"})
     argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
     magdiff_sprites.main(argv)
     table = (tmp_path / "table.md").read_text()
@@ -115,6 +126,7 @@ def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monke
     assert all((tmp_path / f"{name}.png").stat().st_size for name in ("compositions", "edits"))
     assert "<video" in (tmp_path / "report.html").read_text()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
+    monkeypatch.setattr(magdiff_sprites, "run_stages", here)
     magdiff_sprites.main(argv)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     assert (tmp_path / "table.md").read_text() == table
