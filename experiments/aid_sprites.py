@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import aid_sprites, clip_sprites, i2v_sprites, vae_sprites
-from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
+from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, training, untrained
 from magvid.flags import guarded, leave, program_help, use_huge_pages
 
 PROGRAM = command_line("aid_sprites", "Train a base and on it AID's adapters and their ablations, or go on with that; write tables, pictures and a page.")
@@ -71,10 +71,7 @@ def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
 
 def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -> tuple[str, dict]:
     """(name, numbers) of one run; what is done already, as `workdir`/numbers has it, is not done again. `arm`: its row, the config's argument."""
-    import jax
-
     from magvid import runs
-    from magvid.curves import read_curves
 
     (row, arg), workdir = arm, pathlib.Path(workdir)
     folder, config = workdir / name, config_of(aid_sprites, arg, workdir)
@@ -83,9 +80,7 @@ def train_and_score(name: str, arm: tuple[str, str], workdir: str, clips: int) -
     def make() -> dict[str, float]:
         train_once(untrained(config) if row == "untrained" else config, folder)
         run = runs.open_run(folder)
-        _, speed = read_curves(folder).get("perf/steps_per_sec", ((), (np.nan,)))
-        trained = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
-        return score(run, clips, folder, row, task) | dict(trained=trained, speed=float(np.median(speed)))
+        return score(run, clips, folder, row, task) | training(run)
 
     made_of = dict(config=digest(aid_sprites.get_config(arg).to_dict()), parts=hashes(workdir, PARTS), clips=clips)
     return name, kept(workdir / "numbers" / f"{name}.json", made_of, make)

@@ -133,6 +133,17 @@ def score(run, clips: int, folder: pathlib.Path, row: str, task: str, examples: 
     return kept(folder / f"{slug(row)}.json", dict(hash=run.hash, clips=clips), make)["numbers"]
 
 
+def training(run) -> dict[str, float | None]:
+    """{"trained": how many parameters, "speed": steps per second, None where it was hardly trained}."""
+    import jax
+
+    from magvid.curves import read_curves
+
+    trained = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
+    _, speed = read_curves(run.path).get("perf/steps_per_sec", ((), ()))
+    return dict(trained=trained, speed=float(np.median(speed)) if len(speed) else None)
+
+
 def slug(row: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in row.lower())
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import clip_sprites, magdiff_sprites, vae_sprites
-from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, untrained
+from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, training, untrained
 from magvid.flags import guarded, leave, program_help, use_huge_pages
 
 PROGRAM = command_line("magdiff_sprites", "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.")
@@ -83,10 +83,7 @@ def train_and_score(name: str, arm: tuple[str, str, Mapping[str, str]], workdir:
     """(name, {row: numbers}) of one run, that of the table, and those of the other tables; what is done already, as `workdir`/numbers
     has it, is not done again. `arm`: its row, the config's argument, and {row: another argument to evaluate with}.
     """
-    import jax
-
     from magvid import runs
-    from magvid.curves import read_curves
 
     (row, arg, others), workdir = arm, pathlib.Path(workdir)
     folder, config = workdir / name, config_of(arg, workdir)
@@ -97,9 +94,7 @@ def train_and_score(name: str, arm: tuple[str, str, Mapping[str, str]], workdir:
         for other, change in ({row: ""} | others).items():
             run.config["data"]["eval"] = config_of(f"{arg},{change}".strip(","), workdir)["data"]["eval"]
             found[other] = score(run, clips, folder, other, "S2V")
-        _, speed = read_curves(folder).get("perf/steps_per_sec", ((), (np.nan,)))
-        trained = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
-        found[row] |= dict(trained=trained, speed=float(np.median(speed)))
+        found[row] |= training(run)
         return found
 
     made_of = dict(config=digest(magdiff_sprites.get_config(arg).to_dict()), parts=hashes(workdir, PARTS), rows=dict(others), clips=clips)

@@ -1,6 +1,7 @@
 """The command lines of convert_unet.py and convert_clip.py: files become folders that a config can name, and come back."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -34,6 +35,7 @@ TOOLS = {
 }
 
 
+@functools.cache
 def published(preset):
     """{name of the file: array}; the names themselves are held to torch's in the tests of the rules."""
     tool = TOOLS[preset]
@@ -48,7 +50,7 @@ def run(preset, *argv) -> int:
 
 @pytest.mark.parametrize("preset, group, folder", [("modelscope", "network", "unet"), ("clip_l_text", "text", "text_encoder")])
 def test_a_pipelines_folder_there_in_a_config_and_back(tmp_path, capsys, preset, group, folder):
-    arrays = published(preset)
+    arrays = dict(published(preset))
     (tmp_path / "pipeline" / folder).mkdir(parents=True)
     (tmp_path / "pipeline" / "tokenizer").mkdir()
     (tmp_path / "pipeline" / "tokenizer" / "vocab.json").write_text("{}")
