@@ -106,19 +106,14 @@ def fine_tune(name: str, how: str, folder, latents: bool = False, **shown):
 
 
 def follow_an_instruction(folder, image):
-    """Two steps of AID on sprites with the converted weights, then a video that goes on from the picture, from the adapters' file as well."""
+    """Two steps of AID on sprites with the converted weights, then a video that goes on from the picture."""
     where = f"base={folder},text={folder / 'text'},smoke=1,dqformer=32,frames={T},height={H},width={W}"
     config = importlib.import_module("configs.aid_videos").get_config(where)
     state, metrics = train(config, folder / "aid", devices=jax.devices()[:1])
     assert int(state.step) == 2 and all(v == v for v in metrics.values()) and set(state.params) == {"adapters", "dqformer"}
     told = ["--instruction=move the red disc to the left", "--states=red disc|red disc|red disc|disc"]
     main(["predict", str(image), f"--run={folder / 'aid'}", *told, f"--out={folder / 'aid.gif'}"])
-    main(["export", f"--run={folder / 'aid'}", f"--out={folder / 'aid.safetensors'}"])
-    beside = [f"--config=configs/aid_videos.py:{where}", f"--adapters={folder / 'aid.safetensors'}"]
-    main(["predict", str(image), *beside, *told, f"--out={folder / 'beside.gif'}"])
-    whole, again = (read_video(folder / name)[0] for name in ("aid.gif", "beside.gif"))
-    assert whole.shape == (T, H, W, 3)
-    np.testing.assert_array_equal(whole, again)
+    assert read_video(folder / "aid.gif")[0].shape == (T, H, W, 3)
 
 
 def recorder(found: list):
