@@ -84,7 +84,7 @@ class Checkpoints:
         try:
             self.wait()
         except CheckpointError as e:
-            self.say(str(e))
+            self.say(f"{e} Training goes on and tries again now.")
         arrays = {item: tree for item, tree in _items(state).items() if tree}
         sums = checksums(arrays)
         leaves = {

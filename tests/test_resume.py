@@ -97,7 +97,7 @@ def test_sigterm_from_outside_saves_and_leaves_with_143(tmp_path, reference):
 def test_full_disk_is_said_and_leaves_older_checkpoints(tmp_path):
     """No file may grow beyond 20 kB, as on a full disk: every save fails, and the last failure ends the run."""
     (tmp_path / "run").mkdir()
-    limit = "import jax; jax.config.update('jax_enable_compilation_cache', False); import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    limit = "import os, resource; os.environ['JAX_ENABLE_COMPILATION_CACHE'] = '0'; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     out = start(tmp_path / "run", limit).communicate(timeout=120)[0].decode()
     assert f"could not be written to {tmp_path}/run/checkpoints" in out and "Training goes on" in out
     assert any(line.startswith("magvid.checkpoints.CheckpointError") for line in out.splitlines())
