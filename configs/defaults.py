@@ -72,7 +72,7 @@ def adamw(peak, warmup, b2=0.99, weight_decay=0.0, clip=1.0):
 
 def muon(peak, smoke=False):
     """Muon on convolutions and linear layers, whose last axis is the output, and Adam on the rest; linear warm-up, cosine to 0. `smoke`: of one
-    iteration each, which are half of what such a step compiles.
+    iteration each, so that there is less to compile.
     """
     optimizer = dict(name="muon", matrices=(("kernel", -1),), iterations=1 if smoke else 3, b1=0.9, b2=0.99)
     return dict(optimizer=optimizer, rules=[[".*", dict(peak=peak, warmup=1 if smoke else 50, decay="cosine")]], clip=1.0)

@@ -146,6 +146,7 @@ SETS = {
     "spatial": dict(mcond="none", short=False, long=False),
     "short": dict(mcond="none", spatial=False, long=False),
     "long": dict(mcond="none", spatial=False, short=False),
+    "all": dict(mcond="none"),
     "all, decoupled": dict(mcond="decoupled"),
     "all, replaced": dict(mcond="replace"),
     "replaced alone": dict(mcond="replace", spatial=False, short=False, long=False),

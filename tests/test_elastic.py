@@ -34,7 +34,7 @@ def alone(tmp_path_factory):
         return run(tmp_path_factory.mktemp("alone"), patch, {STEPS: 1})
 
 
-@pytest.mark.parametrize("devices", [(1, 2, 4, 8), *(pytest.param(d, marks=pytest.mark.full) for d in ((8, 1, 4, 2),))], ids=str)
+@pytest.mark.parametrize("devices", [(1, 2, 4, 8), *(pytest.param(d, marks=pytest.mark.full) for d in ((8, 4, 2, 1), (2, 8, 1, 4)))], ids=str)
 def test_a_run_goes_on_with_other_devices(alone, tmp_path, monkeypatch, devices):
     ids, losses = run(tmp_path, monkeypatch, dict(zip((5, 10, 15, STEPS), devices, strict=True)))
     assert ids == alone[0] and len(ids) == STEPS and sorted(sum(ids, [])) == list(range(len(sum(ids, []))))

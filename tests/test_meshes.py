@@ -50,7 +50,7 @@ def planned(name: str, **fields) -> dict:
 
 @functools.cache
 def frozen(name: str) -> Mapping:
-    """Random weights of the groups that are not trained, for all meshes the same; drawn here, as `init` takes up to two minutes to compile."""
+    """Random weights of the groups that are not trained, for all meshes the same; drawn here, as `init` takes long to compile."""
     config, rng = planned(name), np.random.default_rng(7)
     loader = opened(name, config, {}, 1).loader()
     first = sharding.numeric(next(loader))
@@ -95,7 +95,7 @@ def alone(name: str):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_many_devices_equal_one(name, devices):
     first, params, averages, metrics = alone(name)
-    begin = None if devices == 8 and name not in SHALLOW else first  # on eight the first state is made there, which takes minutes to compile
+    begin = None if devices == 8 and name not in SHALLOW else first  # on eight the first state is made there, which takes long to compile
     _, many, said = two_steps(name, devices, begin, **MESHES[devices])
     chex.assert_trees_all_close((params, averages), jax.device_get((many.params, many.ema)), rtol=2e-3, atol=3e-5)
     chex.assert_trees_all_close(metrics, jax.device_get(said), rtol=2e-3, atol=2e-4)

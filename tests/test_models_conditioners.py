@@ -133,7 +133,7 @@ def test_given_frames_then_grey(given):
     np.testing.assert_allclose(said.concat, encode(np.concatenate([shown, grey], axis=1)), atol=1e-5)
     np.testing.assert_array_equal(said.scalars["aug"], [0, 0])
     some = run(given_latents(given=given), keep={"image": FIRST})[0].concat
-    np.testing.assert_allclose(some[0], said.concat[0], atol=1e-6)
+    np.testing.assert_array_equal(some[0], said.concat[0])
     assert not some[1].any()
 
 
@@ -141,8 +141,9 @@ def test_given_frames_then_grey(given):
 def test_the_last_given_frame_in_place_of_grey_ones(given):
     """Of one given frame what `ImageLatent` says: a frozen SVD then sees what it was trained on."""
     said, variables = run(given_latents(given=given, grey=False))
-    with_grey = run(given_latents(given=given))[0].concat
-    np.testing.assert_allclose(said.concat[:, :given], with_grey[:, :given], atol=1e-6)  # another number of frames
+    shown = BATCH["video"][:, :given] / np.float32(127.5) - 1
+    encoded = tiny.VAE().apply({"params": variables["params"]["vae"]}, shown, method="encode").mode()
+    np.testing.assert_array_equal(said.concat[:, :given], encoded)  # of as many frames: a program of another size rounds otherwise
     np.testing.assert_array_equal(said.concat[:, given:], np.repeat(said.concat[:, given - 1 : given], 5 - given, axis=1))
     if given == 1:
         first = ImageLatent(tiny.VAE(), aug=0.0).apply(variables, BATCH, {}, rngs={"condition": KEY}).concat
