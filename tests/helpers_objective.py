@@ -53,7 +53,7 @@ class Part:
 @dataclasses.dataclass(frozen=True)
 class ToyGan:
     """`nan_at` makes the generator's loss NaN at that step, the record `bad` multiplies it by `fault`; `noise` is drawn from the step's key.
-    The number `order` tells which clips a batch has, and where.
+    The number `order` tells which clips a loader's batch has, and where.
     """
 
     generator: Part = Part(96, 96)
@@ -86,8 +86,10 @@ class ToyGan:
             generator = generator * jnp.where(jnp.any(batch["index"] == self.bad), self.fault, 1.0)
         extra = {"real": 0.9 * extra["real"] + 0.1 * jnp.mean(real_logit).astype(jnp.float32)}
         losses = {"generator": generator, "discriminator": discriminator, "features": mse}
-        order = jnp.sum(batch["index"] * (1.0 + jnp.arange(len(x))))
-        return losses, ({"mse": mse, "order": order}, extra)
+        metrics = {"mse": mse}
+        if "index" in batch:  # of a loader
+            metrics["order"] = jnp.sum(batch["index"] * (1.0 + jnp.arange(len(x))))
+        return losses, (metrics, extra)
 
 
 def config(total=None, **changes):
