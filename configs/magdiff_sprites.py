@@ -11,7 +11,7 @@ place, as the whole caption says, edits=colour in another colour.
 
 base=1 is what stands for Stable Diffusion here: the same layers at a small size, from nothing, told texts alone, whole captions or the motion. All
 else begins with it, in runs/sprites/entities-base (begin=0: from nothing), as MagDiff does with Stable Diffusion; other than that, it moves. Both are on the
-latents of an autoencoder and told by CLIP's towers, which saw the same looks: vae_sprites.py:world=entities-seen,latent=8,steps=1500 and
+latents of an autoencoder and told by CLIP's towers, which saw the same looks: vae_sprites.py:world=entities-seen,latent=8,steps=1500,kl=1e-5,scaling=0.72 and
 clip_sprites.py:world=entities-moves,motion=1,steps=1500, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
@@ -31,7 +31,8 @@ FRAMES = 8
 DRAWN = 48  # pixels of a side
 GROWN = 2  # pixels around a sprite that are edited with it: its edge is half of its colour
 LATENT = 8  # numbers per latent: with 4, a third of the textures is lost
-VAE = f"world={WORLD},latent={LATENT},steps=1500"  # arguments of vae_sprites.py and clip_sprites.py
+# arguments of vae_sprites.py and clip_sprites.py. With vae_sprites' own kl, half of the latents' variance was noise, and the base learned motion slowly
+VAE = f"world={WORLD},latent={LATENT},steps=1500,kl=1e-5,scaling=0.72"
 # the same looks, and sprites that grow or shrink beside those that move: without, CLIP had not learned to read motion after 2000 steps; with, after 500
 CLIP = "world=entities-moves,motion=1,steps=1500"
 RUNS = {name: f"runs/sprites/entities-{name}" for name in ("vae", "clip", "base")}

@@ -126,7 +126,7 @@ def _encode(argv: list[str]) -> None:
     config = open_config("encode", flags.config, argv)
     from magvid import encode, evaluate
 
-    options = dict(split=flags.split, rows=flags.rows, batch=flags.batch, trust=flags.trust)
+    options = dict(split=flags.split, rows=flags.rows, batch=flags.batch, features=flags.features, trust=flags.trust)
     record = encode.encode(config, flags.out, **options, on_progress=evaluate.PrintProgress())
     print(f"encoded: {record.rows} rows, {sum(record.sizes) / 1e6:.1f} MB in {flags.out} ({record.parts}: {record.contents})")
     print(f"to train on them, add --config.data.{flags.split}.cache={flags.out}")
@@ -210,8 +210,9 @@ def open_config(command: str, spec: str, argv: list[str]) -> dict:
         missing = {name: value for name, value in job.DEFAULTS.items() if name not in config}
         config.update({k: placeholder(str) if v is None else v for k, v in missing.items()})  # None alone has no type
         for section in (config.get("data") or {}).values():
-            if hasattr(section, "keys") and section.get("cache") is None:
-                section.cache = placeholder(str)
+            for name, kind in dict(cache=str, features=bool).items():
+                if hasattr(section, "keys") and section.get(name) is None:
+                    section[name] = placeholder(kind)
     return parse(COMMANDS[command], argv, config=config).config.to_dict()
 
 

@@ -28,9 +28,10 @@ from magvid.data import pipeline
 from magvid.data.cache import CacheRecord, Rows, Writer, is_complete
 from magvid.data.latents import DTYPE, LatentRecord
 from magvid.data.tokens import TokenRecord
-from magvid.provenance import describe
+from magvid.data.views import take_view
+from magvid.provenance import describe, example, steady
 from magvid.state import Objective
-from magvid.types import Params, UserError
+from magvid.types import Groups, UserError
 
 Progress = Callable[[int, int, str], None]  # (batches done, of how many, speed)
 SPLITS = ("train", "eval")
@@ -43,6 +44,7 @@ def encode(
     split: str = "train",
     rows: int | None = None,
     batch: int | None = None,
+    features: bool = False,
     devices: Sequence[jax.Device] | None = None,
     trust: bool = False,
     on_progress: Progress | None = None,
@@ -50,9 +52,10 @@ def encode(
 ) -> CacheRecord:
     """Writes what the objective keeps of all clips and views of `config.data.<split>` to the folder `out` -> its record.
 
-    rows: of a shard, default 4096 or 256 MB. batch: clips that this process encodes at a time, default as in training. devices:
-    default all of this process. `say` is told how much it will be. UserError for a config that has nothing to keep, a folder
-    that holds something else, and where something cannot be written.
+    rows: of a shard, default 4096 or 256 MB. batch: clips that this process encodes at a time, default as in training. features: with
+    latents, keep what frozen towers say of texts and pictures too. devices: default all of this process. `say` is told how much
+    it will be, and what is not kept. UserError for a config that has nothing to keep, a folder that holds something else, and where something cannot
+    be written.
     """
     if split not in SPLITS:
         raise UserError(f'--split="{split}" is unknown: use {" or ".join(SPLITS)}')
@@ -62,8 +65,17 @@ def encode(
         raise UserError(f"the config has no data.{split}: there is nothing to encode")
     resolved, frozen, sources = job.resolve(config, trust)
     objective, source = build(resolved["objective"]), build(config["data"][split]["source"])
-    wanted = describe(resolved, objective, sources, split, source)
-    weights = _weights(objective, frozen, wanted)
+    wanted = describe(resolved, objective, sources, split, source, features)
+    transforms, told = build(tuple(resolved["data"][split].get("transforms", ()))), {}
+    if features:
+        first = take_view(source, 0, 0)
+        wanted, drawn = steady(wanted, transforms, first)
+        for name, entry in drawn.items():
+            say(f"{name} is not kept: data.{split}.transforms draw {entry} anew each time")
+        if not wanted.features:
+            raise UserError("no frozen towers tell this model what stays the same of a clip: leave out --features")
+        told = example(first, transforms)
+    weights = _weights(objective, frozen, wanted, told)
     made = dict(magvid=magvid.__version__, jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
     made |= dict(device=jax.devices()[0].device_kind, config=config)
     wanted = dataclasses.replace(wanted, made=made, rows_per_shard=rows or wanted.default_rows)
@@ -82,7 +94,8 @@ def encode(
                 size = f"about {record.rows * record.row_bytes / 1e6:.1f} MB"
                 say(f"{record.data['clips']} clips x {record.data['views']} views, {size} in {out}")
             workers = config["data"][split].get("workers", 0)
-            _make(out, record, todo, source, program, workers, on_progress)
+            made_of = Rows(source, record, np.concatenate([record.shard_rows(shard) for shard in todo]), transforms)
+            _make(out, made_of, todo, program, workers, on_progress)
         _wait_for_all("encoded")
         return _finish(out, record)
 
@@ -92,19 +105,19 @@ class Program:
 
     keys: Sequence[str] | None = None  # the entries of a batch; None: all numeric ones
 
-    def __init__(self, objective: Objective, weights: Params, record: CacheRecord, devices, batch: int):
+    def __init__(self, objective: Objective, weights: Groups, record: CacheRecord, devices, batch: int):
         self.objective, self.record = objective, record
         self.mesh = sharding.make_mesh({"data": -1}, devices or jax.local_devices())
         self.batch = -(-batch // self.mesh.size) * self.mesh.size
-        self.params = jax.device_put({record.encoder: weights}, sharding.replicated(self.mesh))
+        self.params = jax.device_put(weights, sharding.replicated(self.mesh))
 
     def start(self, batch: Mapping[str, Any]) -> Any:
         """What is computed of `batch` clips, which the devices may still be computing."""
         place = sharding.batch_sharding(self.mesh)
         with jax.set_mesh(self.mesh):
-            return self.compute(jax.device_put(batch["video"], place), place)
+            return self.compute({name: jax.device_put(batch[name], place) for name in ("video", *self.record.inputs)}, place)
 
-    def compute(self, video: jax.Array, place: jax.sharding.Sharding) -> Any:
+    def compute(self, batch: Mapping[str, jax.Array], place: jax.sharding.Sharding) -> Any:
         raise NotImplementedError
 
     def rows(self, batch: Mapping[str, Any], computed: Any) -> list[bytes]:
@@ -122,11 +135,11 @@ class TokenProgram(Program):
         ids = jax.jit(lambda params, rows: objective.ids(params, rows).astype(dtype))
         return ids, jax.jit(lambda params, rows: objective.condition(params, rows)[0].astype(dtype))
 
-    def compute(self, video, place):
+    def compute(self, batch, place):
         ids, condition = self._programs
         task = lambda i: jax.device_put(np.full(self.batch, i, np.int32), place)
-        conditions = [condition(self.params, {"video": video, "task": task(i)}) for i in range(len(self.record.tasks))]
-        return [ids(self.params, {"video": video}), *conditions]
+        conditions = [condition(self.params, {**batch, "task": task(i)}) for i in range(len(self.record.tasks))]
+        return [ids(self.params, batch), *conditions]
 
     def rows(self, batch, computed):
         valid = batch["valid"]
@@ -136,43 +149,39 @@ class TokenProgram(Program):
 
 
 class LatentProgram(Program):
-    """The posteriors of an autoencoder."""
+    """The posteriors of an autoencoder, and features of frozen towers."""
 
-    keys = ("video", "rest")
+    @property
+    def keys(self):
+        return ("video", "rest", *self.record.inputs)
 
     @functools.cached_property
-    def _posterior(self) -> Callable:
-        def posterior(params, rows):
-            found = self.objective.posterior(params, rows)
-            return found.mean.astype(DTYPE), found.logvar.astype(DTYPE)
+    def _program(self) -> Callable:
+        def program(params, batch):
+            found = self.objective.posterior(params, batch)
+            features = self.objective.features(params, batch) if self.record.features else {}
+            return jax.tree.map(lambda x: x.astype(DTYPE), (found.mean, found.logvar, features))
 
-        return jax.jit(posterior)
+        return jax.jit(program)
 
-    def compute(self, video, place):
-        return self._posterior(self.params, {"video": video})
+    def compute(self, batch, place):
+        return self._program(self.params, batch)
 
     def rows(self, batch, computed):
-        clips = zip(*computed, batch["video"], batch["rest"], batch["valid"], strict=True)
-        return [self.record.pack(mean, logvar, video, rest) for mean, logvar, video, rest, valid in clips if valid]
+        row = lambda tree, i: {name: x[i] for name, x in tree.items()}
+        (means, logvars, features), inputs = computed, {name: batch[name] for name in self.record.inputs}
+        pack = lambda i: self.record.pack(means[i], logvars[i], batch["video"][i], batch["rest"][i], row(features, i), row(inputs, i))
+        return [pack(i) for i in np.flatnonzero(batch["valid"])]
 
 
 PROGRAMS = {TokenRecord: TokenProgram, LatentRecord: LatentProgram}
 
 
-def _make(
-    out: pathlib.Path,
-    record: CacheRecord,
-    shards: Sequence[int],
-    source: Any,
-    program: Program,
-    workers: int,
-    on_progress: Progress | None,
-) -> None:
+def _make(out: pathlib.Path, rows: Rows, shards: Sequence[int], program: Program, workers: int, on_progress: Progress | None) -> None:
     """Writes `shards`. The devices are given a batch before the one before it is fetched, and wait for nobody."""
-    rows = Rows(source, record, np.concatenate([record.shard_rows(shard) for shard in shards]))
     batches = pipeline.epoch(rows, program.batch, workers=workers, keys=program.keys)
     total, begin = -(-len(rows) // program.batch), None
-    with contextlib.closing(batches), contextlib.closing(Writer(out, record, shards)) as writer:
+    with contextlib.closing(batches), contextlib.closing(Writer(out, rows.record, shards)) as writer:
         for done, (batch, computed) in enumerate(_one_ahead(batches, program), 1):
             writer.add(program.rows(batch, jax.device_get(computed)))
             begin = begin or time.monotonic()  # after the first batch, which was compiled
@@ -194,10 +203,14 @@ def _one_ahead(batches: Iterator[Mapping[str, np.ndarray]], program: Program):
         yield waiting
 
 
-def _weights(objective: Objective, frozen: Mapping[str, Params], wanted: CacheRecord) -> Params:
-    """Those that make the rows, which must be those of the config's module."""
-    shapes = jax.eval_shape(lambda key: objective.init_encoder(key, wanted.clip), jax.random.key(0))
-    return merge(frozen[wanted.encoder], shapes)
+def _weights(objective: Objective, frozen: Groups, wanted: CacheRecord, told: Mapping[str, np.ndarray]) -> Groups:
+    """Those that make the rows, which must be those of the config's modules; with an example of what they are `told`, those of features too."""
+    key = jax.random.key(0)
+    shapes = {wanted.encoder: jax.eval_shape(lambda key: objective.init_encoder(key, wanted.clip), key)}
+    if told:
+        towers = jax.eval_shape(lambda key, batch: objective.init_features(key, batch, frozen)[0], key, told)
+        shapes |= {group: tree for group, tree in towers.items() if group in wanted.towers}
+    return {group: merge(frozen[group], tree) for group, tree in shapes.items()}
 
 
 def _begin(out: pathlib.Path, wanted: CacheRecord, rows: int | None) -> CacheRecord:
@@ -235,7 +248,7 @@ def _finish(out: pathlib.Path, record: CacheRecord) -> CacheRecord:
 
 
 def _without_caches(config: dict) -> dict:
-    without = lambda section: {k: v for k, v in (section or {}).items() if k != "cache"}
+    without = lambda section: {k: v for k, v in (section or {}).items() if k not in ("cache", "features")}
     return {**config, "data": {split: without(section) for split, section in config["data"].items()}}
 
 

@@ -17,7 +17,7 @@ from magvid.checkpoints import merge
 from magvid.data import pipeline
 from magvid.data.joint import Joint
 from magvid.optim import Optimiser
-from magvid.provenance import describe, on_cache, open_cache
+from magvid.provenance import describe, keeps_features, on_cache, open_cache
 from magvid.state import Objective, TrainState
 from magvid.types import Groups, UserError
 
@@ -54,11 +54,11 @@ WHOLE = {
     "keep": (1, None),
     "rollbacks": (0, None),
 }
-# {split: fields of config.data.<split>}
+# {split: fields of config.data.<split>}; features=False: those in the cache are not used
 DATA = {
-    "train": ("source", "transforms", "workers", "cache"),
-    "eval": ("source", "transforms", "cache", "batch", "limit"),
-    "pictures": ("source", "transforms", "workers", "batch", "every", "cache"),
+    "train": ("source", "transforms", "workers", "cache", "features"),
+    "eval": ("source", "transforms", "cache", "features", "batch", "limit"),
+    "pictures": ("source", "transforms", "workers", "batch", "every", "cache", "features"),
 }
 DTYPES = ("float32", "bfloat16")
 AXES = ("data", "fsdp", "model", "seq")  # of a mesh, in what the library and its configs name
@@ -124,8 +124,8 @@ class Job:
         source, transforms = build(data["source"]), build(tuple(data.get("transforms", ())))
         if not data.get("cache"):
             return source, transforms
-        wanted = describe(self.config, self.objective, self.sources, split, source)
-        cache = open_cache(source, data["cache"], wanted)
+        features = data.get("features") is not False and keeps_features(self.objective, data["cache"])
+        cache = open_cache(source, data["cache"], describe(self.config, self.objective, self.sources, split, source, features))
         return cache, (*transforms, *cache.last)
 
     def loader(self) -> pipeline.Loader | Joint:
@@ -172,10 +172,11 @@ class Job:
     def prepare(self, batch: Mapping[str, np.ndarray]) -> Prepared:
         """Optimisers, initial state and its places. `batch` only shows the shape of an example."""
         config, objective = self.config, self.objective
-        batch = {k: np.zeros_like(v[:1]) for k, v in sharding.numeric(batch).items()}  # the same on every process
+        partly, spared = self._features()
+        batch = {k: np.zeros_like(v[:1]) for k, v in sharding.numeric(batch).items() if k not in partly}  # the same on every process
         key, train_key = jax.random.split(jax.random.key(config["seed"]))
         shapes = jax.eval_shape(objective.init, key, batch)
-        frozen = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items()}
+        frozen = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items() if g in shapes or g not in spared}
         if self.planned:
             frozen = {g: tree for g, tree in shapes.items() if g not in config["optim"]}
         averaged = self._check_groups(shapes, frozen)
@@ -199,6 +200,16 @@ class Job:
         options = {"xla_backend_optimization_level": 1} if self.on_cpu else {}
         make = jax.jit(init, out_shardings=places, compiler_options=options)
         return Prepared(optimisers, lambda: make(given, frozen), like)
+
+    def _features(self) -> tuple[set[str], set[str]]:
+        """(features that the clips of some split have and others lack, whose towers are needed; towers that may not be)."""
+        if self.planned or not (mine := getattr(self.training_data[0], "features", None)):
+            return set(), set()
+        data = self.config["data"]
+        others = [self.held_out_data] if data.get("eval") else []
+        others += [self._open("pictures")] if data.get("pictures") else []
+        told = [set(mine), *(set(getattr(source, "features", ())) for source, _ in others)]
+        return set.union(*told) - set.intersection(*told), self.training_data[0].record.towers
 
     @property
     def on_cpu(self) -> bool:
@@ -371,7 +382,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     found = []
     for key in sorted({**old, **new}):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if a == b or name in MAY_CHANGE or (name.startswith("data.") and key in ("workers", "cache")):
+        if a == b or name in MAY_CHANGE or (name.startswith("data.") and key in ("workers", "cache", "features")):
             continue
         both = isinstance(a, Mapping) and isinstance(b, Mapping)
         found += differences(a, b, f"{name}.") if both else [f"{name} ({json.dumps(a)} -> {json.dumps(b)})"]

@@ -1,18 +1,21 @@
 """What a cache must be made of to serve a config: the same words when it is written and when it is read."""
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from magvid.build import build
-from magvid.data.cache import Cache, CacheRecord
+from magvid.data.cache import Cache, CacheRecord, plain
 from magvid.data.latents import LatentCache, LatentRecord
-from magvid.data.stream import Record, Transform
+from magvid.data.stream import Record, Transform, transformed
 from magvid.data.tokens import TokenCache, TokenRecord
 from magvid.data.views import check_views, count_views, take_view
+from magvid.sharding import numeric
 from magvid.state import Objective
 from magvid.types import UserError
 
@@ -21,12 +24,13 @@ CACHES: dict[type[CacheRecord], type[Cache]] = {TokenRecord: TokenCache, LatentR
 
 
 def describe(
-    config: Mapping[str, Any], objective: Objective, sources: Mapping[str, Mapping[str, str]], split: str, source: Any
+    config: Mapping[str, Any], objective: Objective, sources: Mapping[str, Mapping[str, str]], split: str, source: Any, features: bool = False
 ) -> CacheRecord:
     """The record of what can be kept of `config.data.<split>`, whose `source` is given and whose first clip is read.
 
-    `config` without references; `sources` = {frozen group: {"run", "weights", "hash"}}. UserError where nothing can be
-    kept: tokens and latents change while what makes them is trained, and without an end of views there are no rows to number.
+    `config` without references; `sources` = {frozen group: {"run", "weights", "hash"}}; `features`: also what frozen towers say. UserError
+    where nothing can be kept: tokens and latents change while what makes them is trained, and without an end of views there are no rows to
+    number.
     """
     kind = kind_of(objective)
     if kind.encoder not in sources:
@@ -47,9 +51,33 @@ def describe(
         clips=len(source) if limit is None else min(limit, len(source)),
         views=views,
     )
-    _check_transforms(build(tuple(config["data"][split].get("transforms", ()))), first, split)
+    transforms = build(tuple(config["data"][split].get("transforms", ())))
+    _check_transforms(transforms, first, split)
     encoder = {**sources[kind.encoder], "spec": config["objective"][kind.encoder]}
-    return kind(**{kind.encoder: encoder}, data=data, clip=clip, **objective.kept(first))
+    record = kind(**{kind.encoder: encoder}, data=data, clip=clip, **objective.kept(first))
+    if features:
+        record = dataclasses.replace(record, features=_features(config["objective"], objective, sources, example(first, transforms)))
+    return record
+
+
+def example(first: Record, transforms: Sequence[Transform]) -> dict[str, np.ndarray]:
+    """A batch of one, of the record after the data's transforms."""
+    return {name: x[None] for name, x in numeric({name: np.asarray(x) for name, x in transformed(first, transforms, 0).items()}).items()}
+
+
+def _features(spec: Mapping[str, Any], objective: Objective, sources: Mapping[str, Mapping[str, str]], batch: dict) -> dict[str, dict]:
+    """{name: what `LatentRecord.features` says of it}; UserError where the clip lacks what they are made of."""
+    try:
+        _, found = jax.eval_shape(lambda key, batch: objective.init_features(key, batch, sources), jax.random.key(0), batch)
+    except ValueError as error:
+        raise UserError(f"what frozen towers say of clips cannot be kept: {error}") from error
+    features = {}
+    for i, shapes in found.items():
+        conditioner, own = objective.conditioners[i], spec["conditioners"][i]
+        hashes = {tower: sources[tower]["hash"] for tower in conditioner.towers}
+        made_by = {name: own[name] for name in (*conditioner.towers, *conditioner.made_by) if name in own}
+        features |= {name: dict(shape=x.shape[1:], inputs=conditioner.inputs, hash=hashes, spec=made_by) for name, x in shapes.items()}
+    return plain(features)
 
 
 def _check_transforms(transforms: Sequence[Transform], first: Record, split: str) -> None:
@@ -65,12 +93,26 @@ def _check_transforms(transforms: Sequence[Transform], first: Record, split: str
                 )
 
 
+def steady(record: LatentRecord, transforms: Sequence[Transform], first: Record) -> tuple[LatentRecord, dict[str, str]]:
+    """(`record` with the features alone that are the same in every epoch, {another one: the entry that transforms draw anew})."""
+    made = [transformed(first, transforms, seed) for seed in range(8)]
+    drawn = {name for name in record.inputs if any(not np.array_equal(other[name], made[0][name]) for other in made)}
+    why = {name: next(iter(sorted(drawn & set(kept["inputs"]))), "") for name, kept in record.features.items()}
+    kept = {name: kept for name, kept in record.features.items() if not why[name]}
+    return dataclasses.replace(record, features=kept), {name: entry for name, entry in why.items() if entry}
+
+
 def kind_of(objective: Objective) -> type[CacheRecord]:
     """UserError for an objective that learns from nothing but videos."""
     for kind in CACHES:
         if getattr(objective, "keeps", None) == kind.what:
             return kind
     raise UserError(f"{type(objective).__name__} learns from videos: there is nothing to keep of them")
+
+
+def keeps_features(objective: Objective, folder: str) -> bool:
+    """Whether the cache in `folder` does."""
+    return bool(getattr(kind_of(objective).read(pathlib.Path(folder).expanduser()), "features", None))
 
 
 def open_cache(source: Any, folder: str, wanted: CacheRecord) -> Cache:

@@ -11,6 +11,7 @@ import tiny_diffusion as tiny
 from helpers import flatten, nest
 from magvid.adapters.dqformer import DQFormer, MCondition
 from test_adapters_aid import gelu, heads_attend
+from test_models_conditioners import on_features
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -155,3 +156,16 @@ def test_what_is_missing_is_named():
         run(conditioner(given=4))
     with pytest.raises(ValueError, match="2 frames are given to this model.*got .*image"):
         run(conditioner(given=2), {k: v for k, v in BATCH.items() if k != "video"} | {"image": BATCH["video"][:, 0]})
+
+
+HIDDEN = [{}, {"text": FIRST}, {"image": FIRST}, {"text": FIRST, "image": ~FIRST}]
+
+
+@pytest.mark.parametrize("keep", HIDDEN)
+@pytest.mark.parametrize("fields", [{}, dict(given=2), dict(repeat=3)])
+def test_a_condition_by_its_features(fields, keep):
+    module = conditioner(**fields)
+    said, whole = on_features(module, BATCH, keep)
+    np.testing.assert_allclose(said.tokens["mcondition"], whole.tokens["mcondition"], atol=1e-5)
+    kept = module.apply(run(module)[1], BATCH, method="features")
+    assert kept["mcondition_text"].shape[1] == (2 if module.repeat else 5)  # the empty text, the instruction, three states

@@ -16,6 +16,7 @@ from magvid.models.vae import Posterior
 from magvid.types import Condition
 from test_adapters_aid import gelu, heads_attend
 from test_adapters_dqformer import norm
+from test_models_conditioners import on_features
 from tools import convert_resampler, rules
 
 KEY = jax.random.key(0)
@@ -215,3 +216,15 @@ def test_golden_resampler(shared):
     back = rules.restore(params, convert_resampler.RULES, convert_resampler.shapes(module, 40))
     assert set(back) == set(arrays)
     assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
+
+
+@pytest.mark.parametrize("keep", [{}, {"image": jnp.asarray([True, False])}])
+def test_pictures_by_their_features(keep):
+    """Of the tokens, those that count."""
+    said, whole = on_features(entity_tokens(), BATCH, keep)
+    np.testing.assert_array_equal(said.masks["image"], whole.masks["image"])
+    counts = np.asarray(whole.masks["image"])[:, None, :, None]
+    np.testing.assert_allclose(np.where(counts, said.tokens["image"], 0), np.where(counts, whole.tokens["image"], 0), atol=1e-5)
+    said, whole = on_features(EntityLatents(tiny.VAE(), Pyramid(), (1.5, 1.0)), BATCH, keep)
+    np.testing.assert_allclose(said.concat, whole.concat, atol=1e-5)
+    assert not entity_tokens(count_all=True).towers  # black pictures count, and which are black changes

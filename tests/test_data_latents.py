@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from magvid.data.cache import Rows, Writer, is_complete
-from magvid.data.latents import LatentCache, LatentRecord, pack_entries, unpack_entries
+from magvid.data.latents import LatentCache, LatentRecord, checksum, pack_entries, unpack_entries
 from magvid.data.pipeline import Loader
+from magvid.data.stream import transformed
 from magvid.data.text import WordTokenizer
 from magvid.data.views import Views
 from magvid.types import UserError
@@ -39,7 +40,7 @@ def record(**changes) -> LatentRecord:
     """Five clips, three views, latents of 3x2x3x2; four shards of four rows, the last of three."""
     data = dict(source=dict(target="x:Y"), fingerprint=None, first="00ff", clips=5, views=3)
     vae = dict(run="runs/vae", weights="ema", hash="ab12", spec=dict(target="x:Z"))
-    fields = dict(vae=vae, data=data, clip=(3, 4, 6), latent=(3, 2, 3, 2), image=True, entries=["caption", "label"])
+    fields = dict(vae=vae, data=data, clip=(3, 4, 6), latent=(3, 2, 3, 2), frames=1, entries=["caption", "label"])
     return LatentRecord(**(fields | dict(rows_per_shard=4) | changes))
 
 
@@ -48,12 +49,26 @@ def latents_of(row):
     return [rng.normal(size=(3, 2, 3, 2)).astype(np.float16) for _ in range(2)]
 
 
+def features_of(row):
+    """Of `FEATURES`."""
+    rng = np.random.default_rng(100 + row)
+    return {name: rng.normal(size=kept["shape"]).astype(np.float16) for name, kept in FEATURES.items()}
+
+
+WORDS = WordTokenizer(("a", "b"), 4, key="caption")
+FEATURES = {
+    "text_text": dict(shape=[2, 4, 5], inputs=["text_ids", "null_ids"], hash={"text": "11"}, spec={"null": []}),
+    "image_vision": dict(shape=[1, 3], inputs=[], hash={"vision": "22"}, spec={"pooled": True}),
+}
+
+
 def write(folder, made=None):
     made = made or record()
     writer = Writer(folder, made, range(made.shards))
     for row in range(made.rows):
-        shown = made.shown(SOURCE.view(*divmod(row, 3)))
-        writer.add([made.pack(*latents_of(row), shown["video"], shown["rest"])])
+        view = SOURCE.view(*divmod(row, 3))
+        shown = made.shown(view, transformed(view, (WORDS,), 0))
+        writer.add([made.pack(*latents_of(row), shown["video"], shown["rest"], features_of(row), shown)])
     writer.close()
     made = dataclasses.replace(made, sizes=[(folder / made.shard_name(s)).stat().st_size for s in range(made.shards)])
     made.file(folder).write_text(json.dumps(made.to_json()))
@@ -70,9 +85,9 @@ def test_entries_come_back_as_they_were():
         pack_entries({"what": {}})
 
 
-@pytest.mark.parametrize("shown", ["image", "video", ""])
-def test_every_row_is_read_as_it_was_written(tmp_path, shown):
-    made = write(tmp_path, record(image=shown == "image", video=shown == "video"))
+@pytest.mark.parametrize("shown,frames", [("image", 1), ("frames", 2), ("video", 3), ("", 0)])
+def test_every_row_is_read_as_it_was_written(tmp_path, shown, frames):
+    made = write(tmp_path, record(frames=frames))
     cache = pickle.loads(pickle.dumps(LatentCache(SOURCE, tmp_path, made)))
     assert len(cache) == 5 and cache.views == 3  # what the source says
     for row in range(15):
@@ -84,7 +99,40 @@ def test_every_row_is_read_as_it_was_written(tmp_path, shown):
         assert set(found) == {"latent_mean", "latent_logvar", "caption", "label"} | ({shown} if shown else set())
         assert (found["caption"], found["label"]) == (expected["caption"], expected["label"])
         if shown:
-            np.testing.assert_array_equal(found[shown], expected["video"][0] if shown == "image" else expected["video"])
+            np.testing.assert_array_equal(found[shown], expected["video"][0] if shown == "image" else expected["video"][:frames])
+
+
+def test_features_come_to_the_texts_they_were_made_of(tmp_path):
+    made = write(tmp_path, record(features=FEATURES))
+    assert made.contents == "latents, first frames, image_vision, text_text, caption, label"
+    cache = pickle.loads(pickle.dumps(LatentCache(SOURCE, tmp_path, made)))
+    assert cache.record.towers == {"text", "vision"}
+    for row in range(15):
+        clip, view = divmod(row, 3)
+        found = transformed(cache.view(clip, view), (WORDS, *cache.last), clip)
+        assert set(found) == {"latent_mean", "latent_logvar", "image", "caption", "label", "text_ids", "null_ids", "index", *FEATURES}
+        for name, feature in features_of(row).items():
+            assert found[name].dtype == np.float16
+            np.testing.assert_array_equal(found[name], feature)
+    other = WordTokenizer(("b", "a"), 4, key="caption")
+    with pytest.raises(UserError, match="text_text in .* was made of other text_ids and null_ids than those of record 1: were texts changed.* --features"):
+        transformed(cache.view(1, 0), (other, *cache.last), 1)
+
+
+def test_features_serve_where_they_are_those_of_the_run(tmp_path):
+    made, words = write(tmp_path, record(features=FEATURES)), (WORDS,)
+    keys = lambda wanted: set(transformed((cache := LatentCache(SOURCE, tmp_path, wanted)).view(0, 0), (*words, *cache.last), 0))
+    assert keys(made) - keys(record()) == set(FEATURES)  # a run may do without
+    assert keys(record(features=FEATURES | {"state_text": FEATURES["text_text"]})) == keys(made)  # or make those that are not there
+    assert keys(record(features={"image_vision": FEATURES["image_vision"]})) - keys(record()) == {"image_vision"}
+    changed = {"image_vision": FEATURES["image_vision"] | dict(hash={"vision": "33"})}
+    with pytest.raises(UserError, match=r"image_vision.hash.vision is 22 there, 33 here \(config.data.<split>.features=False does without\)"):
+        LatentCache(SOURCE, tmp_path, record(features=changed))
+
+
+def test_a_checksum_tells_all_that_features_are_made_of():
+    texts = dict(a=np.arange(4), b=np.arange(3))
+    assert checksum(texts, ["a", "b"]) != checksum(texts, ["a"]) != checksum(texts, ["b"]) and checksum(texts, []) == 0
 
 
 def test_it_draws_as_the_source_does(tmp_path):
@@ -111,7 +159,10 @@ def test_the_rows_to_encode():
     row = Rows(SOURCE, record(), np.array([14, 4]))[1]
     expected = SOURCE.view(1, 1)
     np.testing.assert_array_equal(row["video"], expected["video"])
-    assert unpack_entries(row["rest"]) == dict(caption="b", label=1)
+    assert unpack_entries(row["rest"]) == dict(caption="b", label=1) and "text_ids" not in row
+    told = Rows(SOURCE, record(features=FEATURES), np.array([14, 4]), (WORDS,))[1]
+    np.testing.assert_array_equal(told["text_ids"], WORDS.encode("b"))
+    assert told["rest"] == row["rest"]
 
 
 OTHER = {
@@ -131,13 +182,13 @@ def test_latents_of_something_else_are_refused(tmp_path, message):
 
 def test_a_part_of_what_is_there_serves(tmp_path):
     write(tmp_path)
-    LatentCache(SOURCE, tmp_path, record(image=False, entries=["label"]))
-    with pytest.raises(UserError, match="the frames, which this model is shown, are not there"):
-        LatentCache(SOURCE, tmp_path, record(video=True))
+    LatentCache(SOURCE, tmp_path, record(frames=0, entries=["label"]))
+    with pytest.raises(UserError, match="this model is shown 3 of a clip's frames, and 1 are there"):
+        LatentCache(SOURCE, tmp_path, record(frames=3))
     blind = tmp_path / "blind"
     blind.mkdir()
-    write(blind, record(image=False))
-    with pytest.raises(UserError, match="the first frames, which this model is shown, are not there"):
+    write(blind, record(frames=0))
+    with pytest.raises(UserError, match="this model is shown 1 of a clip's frames, and 0 are there"):
         LatentCache(SOURCE, blind, record())
 
 
@@ -159,8 +210,11 @@ def test_what_is_no_row_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("value", [1e6, np.nan])
-def test_latents_that_float16_cannot_hold_are_refused(value):
-    with np.errstate(over="ignore"):
-        mean = np.full((3, 2, 3, 2), value).astype(np.float16)
-    with pytest.raises(UserError, match="too large for float16, or not a number"):
-        record().pack(mean, np.zeros_like(mean), np.zeros((3, 4, 6, 3), np.uint8), "{}")
+def test_what_float16_cannot_hold_is_refused(value):
+    full = lambda value: np.full((3, 2, 3, 2), value).astype(np.float16)
+    video = np.zeros((3, 4, 6, 3), np.uint8)
+    with np.errstate(over="ignore"), pytest.raises(UserError, match="a latent is too large for float16, or not a number"):
+        record().pack(full(value), full(0), video, "{}")
+    made = record(features={"image_vision": FEATURES["image_vision"]})
+    with np.errstate(over="ignore"), pytest.raises(UserError, match="image_vision is too large for float16, or not a number"):
+        made.pack(full(0), full(0), video, "{}", {"image_vision": full(value)})

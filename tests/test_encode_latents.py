@@ -62,7 +62,7 @@ def latents(tmp_path_factory):
 def test_the_folder_says_what_it_is(latents):
     record = LatentRecord.read(latents)
     assert tuple(record.clip) == CLIP and tuple(record.latent) == LATENT and record.rows == 12 and record.shards == 3
-    assert record.image and record.entries == ["caption", "label"] and record.made["config"]["batch"] == 4
+    assert record.frames == 1 and not record.features and record.entries == ["caption", "label"] and record.made["config"]["batch"] == 4
     assert record.vae["hash"] == tiny_runs.open_run(vae_run(), trust=True).read("vae")[1]
 
 
@@ -119,11 +119,115 @@ def test_pictures_of_an_entity_are_kept_beside_latents(tmp_path):
     chex.assert_trees_all_close((p1, m1), (p2, m2), rtol=2e-3, atol=2e-4)
 
 
+# Features of frozen towers
+
+
+@functools.cache
+def towers_run():
+    """A run that holds a text and an image tower."""
+    objective = dict(target="magvid.objectives.contrastive:Contrastive", clip=dict(target="magvid.models.clip:CLIP", text=TEXT, vision=VISION))
+    words = dict(target="magvid.data.text:WordTokenizer", words=["left", "moves"], length=20, key="caption", unknown=True)
+    config = dict(steps=1, batch=2, objective=objective, data=dict(train=dict(source=sprites(), transforms=[words])))
+    config |= dict(optim=dict(clip=tiny_config.get_config()["optim"]["tokenizer"]))
+    train(config, tiny_runs.folder() / "towers", devices=ONE, trust=True)
+    return tiny_runs.folder() / "towers"
+
+
+SIZES = dict(width=8, depth=1, heads=2, mlp=16, projection=4)
+TEXT = dict(target="magvid.models.clip:TextTower", vocab=6, length=20, **SIZES)
+VISION = dict(target="magvid.models.clip:VisionTower", patch=8, image=[16, 24], **SIZES)
+
+
+def told(cache=None, given=1, held_out=None, **train):
+    """AID's condition: a text, states and `given` frames, as towers that are frozen say them, and the frames' latents."""
+    conf = config(cache)
+    tower = lambda part: dict(run=str(towers_run()), part=f"clip.{part}")
+    seen = dict(vision=tower("vision"), prepare=dict(factory="magvid.models.clip:shortest_side", size=[16, 24]))
+    dqformer = dict(target="magvid.adapters.dqformer:DQFormer", width=8, frames=5, queries=2, heads=2, states=2)
+    conditioners = [
+        dict(target="magvid.models.conditioners:ImageTokens", **seen),
+        dict(target="magvid.models.conditioners:GivenLatents", vae=dict(run=str(vae_run())), frames=5, given=given),
+        dict(target="magvid.adapters.dqformer:MCondition", text=tower("text"), dqformer=dqformer, given=given, repeat=2, **seen),
+    ]
+    drop = [[["text"], 0.2], [["image"], 0.2], [["text", "image"], 0.2]]
+    conf["objective"] |= dict(conditioners=conditioners, drop=drop, trained=["network", "dqformer"])
+    conf["optim"]["dqformer"] = conf["optim"]["network"]
+    conf["data"]["train"] |= train
+    conf["data"]["eval"]["cache"] = held_out
+    return conf
+
+
+def test_a_step_on_features_is_that_on_videos_without_the_towers(tmp_path, given=2):
+    """Whatever is hidden of a clip; and only the frames that are given are kept."""
+    for split in ("train", "eval"):
+        encode.encode(told(given=given), tmp_path / split, split=split, features=True, devices=ONE, trust=True)
+    record, features = LatentRecord.read(tmp_path / "train"), {"image_vision", "mcondition_text", "mcondition_vision"}
+    assert record.frames == given and set(record.features) == features
+    assert record.features["mcondition_text"]["shape"] == [2, 20, 8]  # the empty text and the instruction
+    on_features = told(str(tmp_path / "train"), given, str(tmp_path / "eval"))
+    jobs = [job_of(told(given=given)), job_of(on_features)]
+    (a, params, metrics), (b, params2, metrics2) = map(update, jobs)
+    assert set(b) == set(a) - {"video"} | {"latent_mean", "latent_logvar", "frames", *features}
+    chex.assert_trees_all_close((params, metrics), (params2, metrics2), rtol=2e-3, atol=2e-4)
+    frozen = lambda one, batch: set(one.prepare(batch).like.frozen)
+    assert [frozen(one, batch) for one, batch in zip(jobs, (a, b), strict=True)] == [{"vae", "text", "vision"}, {"vae"}]
+    with_towers = job_of(told(str(tmp_path / "train"), given))  # clips that are held out have no features
+    assert frozen(with_towers, b) == {"vae", "text", "vision"}
+    without = job_of(told(str(tmp_path / "train"), given, features=False)).loader()
+    assert not features & set(next(without))
+
+
+def test_the_command_line_trains_on_features(tmp_path, monkeypatch, capsys):
+    """To the end: the run holds what is trained, and videos are made with the towers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "told.py").write_text(CONFIG.replace(".config()", ".told()"))
+    assert main(["encode", "--config=told.py", "--trust", "--out=kept", "--features"]) == 0
+    assert "latents, first frames, image_vision, mcondition_text, mcondition_vision, caption, label" in capsys.readouterr().out
+    command = ["train", "--config=told.py", "--workdir=run", "--trust", "--config.eval_every=2", "--config.batch=8"]
+    assert main([*command, "--config.data.train.cache=kept", "--config.data.train.features=true"]) == 0
+    assert main(["sample", "--run=run", "--number=1", "--steps=1", "--format=gif", "--trust"]) == 0
+    assert list((tmp_path / "run/samples").glob("*.gif"))
+
+
+def test_features_of_other_texts_are_refused(tmp_path):
+    encode.encode(told(), tmp_path, features=True, devices=ONE, trust=True)
+    changed = told(str(tmp_path))
+    changed["data"]["train"]["transforms"][0]["words"] = ["moves", "left"]
+    with pytest.raises(UserError, match="mcondition_text in .* was made of other text_ids and null_ids than those of record"):
+        next(job_of(changed).loader())
+
+
+def test_features_that_cannot_be_kept(latents, tmp_path):
+    keep = lambda conf: encode.encode(conf, tmp_path, features=True, devices=ONE, trust=True)
+    with pytest.raises(UserError, match="no frozen towers tell this model what stays the same of a clip: leave out --features"):
+        keep(config())
+    drawn = told()
+    drawn["data"]["train"]["transforms"] = [
+        dict(target="magvid.data.text:Template", template="a sprite"),
+        dict(target="magvid.data.text:OneOf", keys=["text", "caption"]),
+        dict(told()["data"]["train"]["transforms"][0], key="text"),
+    ]
+    said = []
+    record = encode.encode(drawn, tmp_path / "drawn", features=True, devices=ONE, trust=True, say=said.append)
+    assert set(record.features) == {"image_vision"}
+    assert said[:2] == [f"mcondition_{tower} is not kept: data.train.transforms draw text_ids anew each time" for tower in ("text", "vision")]
+    drawn["data"]["train"]["cache"] = str(tmp_path / "drawn")
+    assert {"image_vision", "text_ids"} <= set(next(job_of(drawn).loader()))
+    silent = told()
+    silent["data"]["train"]["transforms"] = []
+    with pytest.raises(UserError, match="what frozen towers say of clips cannot be kept: .* give text_ids, null_ids beside"):
+        keep(silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
+    latent = LatentRecord.read(latents)
+    with pytest.raises(UserError, match="entries are latents, first frames, caption, label there, latents, first frames, image_vision, mcondition"):
+        encode.encode(told(), latents, rows=latent.rows_per_shard, features=True, devices=ONE, trust=True)
+
+
 def test_without_pictures_none_are_kept(latents, tmp_path):
     record = encode.encode(config(shown=False), tmp_path, devices=ONE, trust=True)
-    assert not record.image
+    assert record.frames == 0
     job_of(config(str(latents), shown=False)).loader().close()  # more than is needed serves
-    with pytest.raises(UserError, match="the first frames, which this model is shown, are not there"):
+    with pytest.raises(UserError, match="this model is shown 1 of a clip's frames, and 0 are there"):
         job_of(config(str(tmp_path))).loader()
     with pytest.raises(UserError, match="holds other latents: .*first frames.* Choose another --out"):
         encode.encode(config(), tmp_path, devices=ONE, trust=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tiny_diffusion as tiny
+from magvid.models.clip import TextTower
 from magvid.models.conditioners import BoundaryTokens, GivenLatents, ImageLatent, ImageTokens, Scalars, TextTokens
 
 BATCH = tiny.batch()
@@ -173,3 +174,34 @@ def test_given_frames_that_cannot_be():
             run(given_latents(given=given))
     with pytest.raises(ValueError, match="4 frames are given to this model"):
         run(given_latents(given=4))
+
+
+def on_features(module, batch, keep):
+    """(what it says of the features of the batch, what it says of the batch), without what they were made of and without its towers."""
+    rngs = {"params": KEY, "condition": KEY}
+    whole, variables = module.init_with_output(rngs, batch, keep)
+    features = {name: np.asarray(x) for name, x in module.apply(variables, batch, method="features").items()}
+    gone = {"video", "image", *module.inputs}
+    rest = {name: x for name, x in batch.items() if name not in gone or name.startswith("entit")}
+    params = {name: tree for name, tree in variables["params"].items() if name not in module.towers}
+    return module.apply({"params": params}, rest | features, keep, rngs=rngs), whole
+
+
+@pytest.mark.parametrize("keep", [{}, {"text": FIRST}, {"text": ~FIRST}])
+def test_a_text_by_its_features(keep):
+    said, whole = on_features(TextTokens(tiny.Text(), null=(9, 0, 0, 0, 0)), BATCH, keep)
+    np.testing.assert_allclose(said.tokens["text"], whole.tokens["text"], atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [{}, {"image": FIRST}])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_picture_by_its_features(keep, pooled):
+    said, whole = on_features(ImageTokens(tiny.Vision(), tiny.prepare, pooled), BATCH, keep)
+    np.testing.assert_allclose(said.tokens["image"], whole.tokens["image"], atol=1e-6)
+
+
+def test_features_have_the_type_in_which_the_tower_would_say_them():
+    text = TextTower(vocab=11, length=5, width=4, depth=1, heads=1, mlp=4, dtype="bfloat16")
+    module = TextTokens(text, null=(9, 0, 0, 0, 0))
+    said, whole = on_features(module, BATCH, {"text": FIRST})
+    assert said.tokens["text"].dtype == whole.tokens["text"].dtype == jnp.bfloat16

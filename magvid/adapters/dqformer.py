@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from magvid.models.attention import FeedForward, attention
-from magvid.models.conditioners import Keep, first_frames, kept
+from magvid.models.conditioners import Keep, first_frames, kept, read_texts, told
 from magvid.models.layers import Dense, sinusoid
 from magvid.types import Condition
 
@@ -90,10 +90,10 @@ class DQFormer(nn.Module):
         b, make = len(instruction), partial(Branch, self.heads, self.depth, self.dtype)
         project = lambda name, x: x if x.shape[-1] == self.width else Dense(self.width, dtype=self.dtype, name=name)(x)
         instruction = project("text_in", instruction)
-        told = []
+        parts = []
         if "upper" in self.branches:
             found = make(name="upper")(instruction, {"own": None, "seen": seen})
-            told.append(jnp.broadcast_to(found[:, None], (b, self.frames, *found.shape[1:])))
+            parts.append(jnp.broadcast_to(found[:, None], (b, self.frames, *found.shape[1:])))
         if "lower" in self.branches:
             query = self.param("query", nn.initializers.normal(0.02), (self.frames, self.queries, self.width))
             place = sinusoid(jnp.arange(self.frames, dtype=jnp.float32), self.width)[:, None]
@@ -102,8 +102,8 @@ class DQFormer(nn.Module):
             states = (states + which.astype(states.dtype)).reshape(b, -1, self.width)
             x = (query + place).reshape(1, -1, self.width).astype(instruction.dtype)
             x = make(name="lower")(jnp.broadcast_to(x, (b, *x.shape[1:])), {"instruction": instruction, "states": states})
-            told.append(x.reshape(b, self.frames, self.queries, self.width))
-        return LayerNorm(dtype=self.dtype, name="norm")(jnp.concatenate(told, axis=2))
+            parts.append(x.reshape(b, self.frames, self.queries, self.width))
+        return LayerNorm(dtype=self.dtype, name="norm")(jnp.concatenate(parts, axis=2))
 
 
 class MCondition(nn.Module):
@@ -122,22 +122,40 @@ class MCondition(nn.Module):
     repeat: int = 0
     token: str = "mcondition"
 
-    names = ("text", "image")
+    names, towers, made_by = ("text", "image"), ("text", "vision"), ("prepare", "given", "repeat")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("text_ids", "null_ids", *(() if self.repeat else ("state_ids",)))
 
     @property
     def reads(self) -> tuple[str, ...]:
         return ("text", "image", *(["video"] if self.given > 1 else []))
 
+    def features(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Of the empty text, the instruction and the states, which `repeat` leaves out (b s n c); and of the given frames (b n c)."""
+        instruction, states = self.ids(batch, {"text": jnp.asarray(True)})
+        null = jnp.broadcast_to(jnp.asarray(batch["null_ids"]), instruction.shape)
+        texts = jnp.concatenate([null[:, None], instruction[:, None], *([] if self.repeat else [states])], axis=1)
+        return {f"{self.token}_text": read_texts(self.text, texts), f"{self.token}_vision": self.see(batch)}
+
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
-        instruction, states = self.ids(batch, keep)
-        b, s, n = states.shape
-        told = self.text(jnp.concatenate([instruction[:, None], states], axis=1).reshape(-1, n)).tokens
-        told = told.reshape(b, s + 1, *told.shape[1:])
+        texts, seen = (told(batch, f"{self.token}_{name}", tower) for name, tower in (("text", self.text), ("vision", self.vision)))
+        if texts is None:
+            instruction, states = self.ids(batch, keep)
+            texts = read_texts(self.text, jnp.concatenate([instruction[:, None], states], axis=1))
+        else:
+            texts = jnp.where(kept(keep, "text", texts), texts, texts[:, :1])[:, 1:]
+            texts = jnp.concatenate([texts, *[texts[:, :1]] * self.repeat], axis=1)
+        seen = self.see(batch) if seen is None else seen
+        seen = jnp.where(kept(keep, "image", seen), seen, 0)
+        return Condition(tokens={self.token: self.dqformer(texts[:, 0], texts[:, 1:], seen)})
+
+    def see(self, batch: Mapping[str, Array]) -> Float[Array, "b n c"]:
+        """The tokens of all given frames, one after the other."""
         frames = first_frames(batch, self.given)
         seen = self.vision(self.prepare(frames.reshape(-1, *frames.shape[2:]))).tokens
-        seen = seen.reshape(b, -1, seen.shape[-1])
-        seen = jnp.where(kept(keep, "image", seen), seen, 0)
-        return Condition(tokens={self.token: self.dqformer(told[:, 0], told[:, 1:], seen)})
+        return seen.reshape(len(frames), -1, seen.shape[-1])
 
     def ids(self, batch: Mapping[str, Array], keep: Keep) -> tuple[Array, Array]:
         """Of the instruction and of the states, the null where they are hidden."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from magvid.models.attention import Attention, attention
-from magvid.models.conditioners import Keep, kept
+from magvid.models.conditioners import Keep, kept, told
 from magvid.models.layers import Conv, Dense, gelu
 from magvid.types import Condition
 
@@ -104,17 +104,30 @@ class EntityTokens(nn.Module):
     bgr: bool = False
     token: str = "image"
 
-    reads = ("entities",)
+    reads, inputs, made_by = ("entities",), ("entities", "entity_valid"), ("prepare", "bgr")
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.token,)
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        return () if self.count_all else ("vision",)  # black pictures, which dropout makes, count
+
+    def features(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b t n c"]]:
+        return {f"{self.token}_vision": self.see(entities(batch, {}, self.token)[0])}
+
+    def see(self, pictures: Float[Array, "b t h w 3"]) -> Float[Array, "b t n c"]:
+        each = (pictures[..., ::-1] if self.bgr else pictures).reshape(-1, *pictures.shape[2:])
+        tokens = self.vision(self.prepare(each)).tokens
+        return tokens.reshape(*pictures.shape[:2], *tokens.shape[1:])
+
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
         pictures, there = entities(batch, keep, self.token)
-        b, n = there.shape
-        pictures = (pictures[..., ::-1] if self.bgr else pictures).reshape(-1, *pictures.shape[2:])
-        tokens = self.resampler(self.vision(self.prepare(pictures)).tokens)
+        seen = told(batch, f"{self.token}_vision", self.vision)
+        seen = self.see(pictures) if seen is None else seen
+        b = len(there)
+        tokens = self.resampler(seen.reshape(-1, *seen.shape[2:]))
         masks = {} if self.count_all else {self.token: jnp.repeat(there, tokens.shape[1], axis=1)}
         return Condition(tokens={self.token: tokens.reshape(b, 1, -1, tokens.shape[-1])}, masks=masks)
 
@@ -150,19 +163,38 @@ class EntityLatents(nn.Module):
     levels: Sequence[float] = (1.5, 1.25, 1.0)
     obeys: str = "image"
 
-    reads = ("entities",)
+    reads, towers, inputs, made_by = ("entities",), ("vae",), ("entities", "entity_valid"), ("levels",)
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.obeys,)
 
+    def features(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b t+1 h w c"]]:
+        """Of every level; the last of the pictures is black, which stands for none."""
+        pictures, _ = entities(batch, {}, self.obeys)
+        pictures = jnp.concatenate([pictures, jnp.zeros_like(pictures[:, :1])], axis=1)
+        return dict(zip(self.entries, self.see(pictures), strict=True))
+
+    @property
+    def entries(self) -> list[str]:
+        """The names of the features."""
+        return [f"{self.obeys}_vae_{i}" for i in range(len(self.levels))]
+
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
         if self.levels[-1] != 1 or list(self.levels) != sorted(self.levels, reverse=True):
             raise ValueError(f"levels={tuple(self.levels)}: sizes in units of the clip's, the largest first, the last 1")
-        pictures, _ = entities(batch, keep, self.obeys)
+        if self.entries[0] in batch:
+            every = (jnp.asarray(batch[name], jnp.float32) for name in self.entries)
+            latents = [jnp.where(kept(keep, self.obeys, z), z, z[:, -1:])[:, :-1] for z in every]
+        else:
+            latents = self.see(entities(batch, keep, self.obeys)[0])
+        return Condition(concat=self.pyramid(latents))
+
+    def see(self, pictures: Float[Array, "b t h w 3"]) -> list[Float[Array, "b t _ _ c"]]:
+        """The latents of pictures at every level."""
         factor, largest = self.vae.factor, self.levels[0]
         size = lambda level: [round(side * level / largest / factor) * factor for side in pictures.shape[2:4]]
-        return Condition(concat=self.pyramid([self.encode(pictures, size(level)) for level in self.levels]))
+        return [self.encode(pictures, size(level)) for level in self.levels]
 
     def encode(self, pictures: Float[Array, "b t h w 3"], size: Sequence[int]) -> Float[Array, "b t hh wh c"]:
         if list(pictures.shape[2:4]) != list(size):

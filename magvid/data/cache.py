@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from jaxtyping import Int
 
-from magvid.data.stream import Record
+from magvid.data.stream import Record, Transform, transformed
 from magvid.data.views import Views, count_views, take_view
 from magvid.types import UserError
 
@@ -81,10 +81,10 @@ class CacheRecord:
             found += [f"{name} is {a} there, {b} here"] if a != b else []
         # A fingerprint speaks for the content, wherever it lies; without one the spec must be the same.
         same = self.data["fingerprint"] is not None and self.data["fingerprint"] == other.data["fingerprint"]
-        differ = lambda name, keys: _differ(*({k: getattr(r, name)[k] for k in keys} for r in (self, other)), f"{name}.")
-        found += differ(self.encoder, ("hash", "spec"))
-        amount = differ("data", ("fingerprint", "clips", "views"))  # says more than the specs, which then differ all over
-        return found + (amount or ([] if same else differ("data", ("source", "first"))))
+        within = lambda name, keys: differ(*({k: getattr(r, name)[k] for k in keys} for r in (self, other)), f"{name}.")
+        found += within(self.encoder, ("hash", "spec"))
+        amount = within("data", ("fingerprint", "clips", "views"))  # says more than the specs, which then differ all over
+        return found + (amount or ([] if same else within("data", ("source", "first"))))
 
     @property
     def row_bytes(self) -> int:
@@ -117,8 +117,12 @@ class CacheRecord:
         """The names of its `parts`."""
         raise NotImplementedError
 
-    def shown(self, record: Record) -> Record:
-        """What a row is made of: the entries of a view that are put into batches, the video among them."""
+    inputs: ClassVar[Sequence[str]] = ()  # what a row is made of that the data's transforms make
+
+    def shown(self, record: Record, told: Record) -> Record:
+        """What a row is made of: the entries of a view that are put into batches, the video among them. `told`: the view after the
+        data's transforms, where there are `inputs`.
+        """
         raise NotImplementedError
 
     def unpack(self, row: bytes) -> Any:
@@ -181,13 +185,15 @@ class Rows:
     source: Any
     record: CacheRecord
     numbers: Int[np.ndarray, "n"]
+    transforms: Sequence[Transform] = ()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, k: int) -> Record:
         clip, view = divmod(int(self.numbers[k]), count_views(self.source))
-        return self.record.shown(take_view(self.source, clip, view))
+        record = take_view(self.source, clip, view)
+        return self.record.shown(record, transformed(record, self.transforms, clip) if self.record.inputs else {})
 
 
 class Writer:
@@ -299,7 +305,8 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _differ(a: Any, b: Any, name: str) -> list[str]:
+def differ(a: Any, b: Any, name: str) -> list[str]:
+    """["name.field is 1 there, 2 here", ...]"""
     a, b = _flat(a, name), _flat(b, name)
     return [f"{k} is {a.get(k)} there, {b.get(k)} here" for k in {**a, **b} if a.get(k) != b.get(k)]
 

@@ -1,26 +1,29 @@
 """Latents in place of videos (see cache.py): the Gaussian that a frozen autoencoder makes of each view of a clip.
 
-A row holds mean and log-variance ((t', h', w', c), float16, little-endian), the first frame (h, w, 3), uint8, where the model is shown
-it, or the whole video (t, h, w, 3) where it is shown any of its frames, and then all else that the record had, as JSON: captions,
-labels, names of files.
+A row holds mean and log-variance ((t', h', w', c), float16, little-endian), as many of the first frames (h, w, 3), uint8, as the
+model is shown, what frozen towers say of the clip (its features, float16) with a checksum of what each was made of, and then all else
+that the record had, as JSON: captions, labels, names of files.
 """
 
 import base64
 import dataclasses
 import json
+import os
+import types
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from magvid.data.cache import Cache, CacheRecord
+from magvid.data.cache import Cache, CacheRecord, differ
 from magvid.data.stream import Record
 from magvid.types import UserError
 
-DTYPE = np.dtype("<f2")
+DTYPE, CHECKSUM = np.dtype("<f2"), np.dtype("<u4")
 LARGE = 1024  # bytes of an array from which on it is compressed
+FEATURES = "_features"  # the entry of a record, until its texts are known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,41 +31,50 @@ class LatentRecord(CacheRecord):
     """What the latents in a folder are; `latent` is (t', h', w', c)."""
 
     vae: dict  # {"run", "weights", "hash" of the weights, "spec"}
-    image: bool  # whether the first frames are there
+    frames: int  # how many of the first frames are there
     entries: Sequence[str]  # what else is there of a record
-    video: bool = False  # whether all frames are there
+    features: dict = dataclasses.field(default_factory=dict)  # {name: {"shape", "inputs", "hash" of its towers' weights, "spec"}}
 
-    what, version, encoder, parts = "latents", 1, "vae", "entries"
+    what, version, encoder, parts = "latents", 2, "vae", "entries"
 
     def differences(self, other: Self) -> list[str]:
         found = super().differences(other)
-        if other.image and not (self.image or self.video):
-            found.append("the first frames, which this model is shown, are not there")
-        if other.video and not self.video:
-            found.append("the frames, which this model is shown, are not there")
+        if other.frames > self.frames:
+            found.append(f"this model is shown {other.frames} of a clip's frames, and {self.frames} are there")
+        for name in self.features.keys() & other.features.keys():
+            other_one = differ(self.features[name], other.features[name], f"{name}.")
+            found += [f"{one} (config.data.<split>.features=False does without)" for one in other_one]
         return found + [f"{name} is not there" for name in other.entries if name not in self.entries]
 
     @property
     def contents(self) -> str:
-        frames = ["frames"] if self.video else ["first frames"] if self.image else []
-        return ", ".join(["latents", *frames, *self.entries])
+        some = {0: [], 1: ["first frames"], self.clip[0]: ["frames"]}.get(self.frames, [f"first {self.frames} frames"])
+        return ", ".join(["latents", *some, *sorted(self.features), *self.entries])
 
     @property
     def row_bytes(self) -> int:
-        return self._sizes[0] + self._sizes[1]
+        return sum(self._sizes)
 
     @property
-    def _sizes(self) -> tuple[int, int]:
-        """Bytes of mean and log-variance, and of the frames."""
-        pixels = 3 * self._frames * int(np.prod(self.clip[1:]))
-        return 2 * int(np.prod(self.latent)) * DTYPE.itemsize, pixels
+    def _sizes(self) -> tuple[int, int, int]:
+        """Bytes of mean and log-variance, of the frames, of the features and their checksums."""
+        numbers = sum(int(np.prod(kept["shape"])) for kept in self.features.values())
+        latents = 2 * int(np.prod(self.latent)) * DTYPE.itemsize
+        return latents, 3 * self.frames * int(np.prod(self.clip[1:])), numbers * DTYPE.itemsize + len(self.features) * CHECKSUM.itemsize
 
     @property
-    def _frames(self) -> int:
-        return self.clip[0] if self.video else int(self.image)
+    def inputs(self) -> list[str]:
+        """What features are made of, beside the video."""
+        return sorted({name for kept in self.features.values() for name in kept["inputs"]})
 
-    def shown(self, record: Record) -> Record:
-        return {"video": record["video"], "rest": pack_entries({k: v for k, v in record.items() if k != "video"})}
+    @property
+    def towers(self) -> set[str]:
+        """Those that have made the features."""
+        return {tower for kept in self.features.values() for tower in kept["hash"]}
+
+    def shown(self, record: Record, told: Record) -> Record:
+        """`told`: what the data's transforms make of the record."""
+        return {"video": record["video"], "rest": pack_entries({k: v for k, v in record.items() if k != "video"}), **{k: told[k] for k in self.inputs}}
 
     def pack(
         self,
@@ -70,37 +82,84 @@ class LatentRecord(CacheRecord):
         logvar: Float[np.ndarray, "t h w c"],
         video: UInt8[np.ndarray, "tt hh ww 3"],
         rest: str,
+        features: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+        told: Mapping[str, np.ndarray] = types.MappingProxyType({}),
     ) -> bytes:
-        """Of `video` what is kept. UserError where float16 cannot hold a latent."""
-        if not np.isfinite(mean).all():
-            raise UserError(
-                "a latent is too large for float16, or not a number: is this autoencoder the right one? Without a cache it "
-                "is used as it is"
-            )
-        arrays = [mean.astype(DTYPE), logvar.astype(DTYPE), video[: self._frames]]
+        """Of `video` what is kept; `told` are the `inputs`. UserError where float16 cannot hold a number."""
+        for what, numbers in {"a latent": mean, **features}.items():
+            if not np.isfinite(numbers).all():
+                raise UserError(
+                    f"{what} is too large for float16, or not a number: are these the right weights? Without a cache they are used as they are"
+                )
+        arrays = [mean.astype(DTYPE), logvar.astype(DTYPE), video[: self.frames]]
+        arrays += [features[name].astype(DTYPE) for name in self.features]
+        arrays += [np.asarray([checksum(told, kept["inputs"]) for kept in self.features.values()], CHECKSUM)]
         return b"".join(a.tobytes() for a in arrays) + rest.encode()
 
     def unpack(self, row: bytes) -> Record:
-        size, pixels = self._sizes
-        if len(row) < size + pixels:
-            raise ValueError(f"it has {len(row)} bytes and should have {size + pixels} or more")
-        mean, logvar = np.frombuffer(row[:size], DTYPE).reshape(2, *self.latent)
+        latents, pixels, kept = self._sizes
+        if len(row) < self.row_bytes:
+            raise ValueError(f"it has {len(row)} bytes and should have {self.row_bytes} or more")
+        mean, logvar = np.frombuffer(row[:latents], DTYPE).reshape(2, *self.latent)
         found = {"latent_mean": mean, "latent_logvar": logvar}
-        frames = np.frombuffer(row, np.uint8, pixels, size).reshape(self._frames, *self.clip[1:], 3)
-        if self.video:
-            found["video"] = frames
-        elif self.image:
+        frames = np.frombuffer(row, np.uint8, pixels, latents).reshape(self.frames, *self.clip[1:], 3)
+        if self.frames == 1:
             found["image"] = frames[0]
-        return found | unpack_entries(row[size + pixels :].decode())
+        elif self.frames:
+            found["video" if self.frames == self.clip[0] else "frames"] = frames
+        if self.features:
+            found[FEATURES] = self._features(row[latents + pixels : self.row_bytes])
+        return found | unpack_entries(row[self.row_bytes :].decode())
+
+    def _features(self, part: bytes) -> dict[str, tuple[np.ndarray, int]]:
+        """{name: (feature, checksum of what it was made of)}."""
+        found, place = {}, 0
+        for (name, kept), made_of in zip(self.features.items(), np.frombuffer(part, CHECKSUM, offset=len(part) - len(self.features) * CHECKSUM.itemsize), strict=True):
+            count = int(np.prod(kept["shape"]))
+            found[name] = np.frombuffer(part, DTYPE, count, place).reshape(kept["shape"]), int(made_of)
+            place += count * DTYPE.itemsize
+        return found
 
 
 class LatentCache(Cache):
     """A source of latents: a record is what `source` gives, with "latent_mean" and "latent_logvar" in place of the "video"; where the
-    model is shown its first frame, that is there as "image", and where it is shown others, the "video" stays.
+    model is shown its first frame, that is there as "image", several as "frames", and where it is shown all, the "video" stays. What
+    frozen towers say of it is there under the names of the `features` that are kept and can be used.
     """
+
+    def __init__(self, source: Any, folder: str | os.PathLike, wanted: LatentRecord):
+        super().__init__(source, folder, wanted)
+        self.features = {name: kept for name, kept in self.record.features.items() if name in wanted.features}
 
     def view(self, clip: int, view: int) -> Record:
         return self.row(clip, view)
+
+    @property
+    def last(self):
+        return (self.told,) if self.record.features else ()
+
+    def told(self, record: Record, rng: np.random.Generator) -> Record:
+        """The transform that puts the features in their places; UserError where they were made of something else than this record."""
+        found = {}
+        for name, (feature, made_of) in record[FEATURES].items():
+            if name not in self.features:
+                continue
+            inputs = self.features[name]["inputs"]
+            if checksum(record, inputs) != made_of:
+                raise UserError(
+                    f"{name} in {self.folder} was made of other {' and '.join(inputs)} than those of record {record['index']}: were texts changed, or are "
+                    f"they drawn at random? Undo that, or write others: `magvid encode --features` again with this config and another --out"
+                )
+            found[name] = feature
+        return {key: value for key, value in record.items() if key != FEATURES} | found
+
+
+def checksum(record: Mapping[str, Any], inputs: Sequence[str]) -> int:
+    """Of these entries; KeyError where one is not there."""
+    found = 0
+    for name in inputs:
+        found = zlib.crc32(np.ascontiguousarray(record[name]).tobytes(), found)
+    return found
 
 
 def pack_entries(entries: Record) -> str:

@@ -66,6 +66,14 @@ class Stream:
         return position
 
 
+def transformed(record: Record, transforms: Sequence[Transform], index: int) -> Record:
+    """A record through transforms that draw nothing, outside of a stream."""
+    record, rng = {**record, "index": np.int64(index)}, np.random.default_rng(index)
+    for transform in transforms:
+        record = transform(record, rng)
+    return record
+
+
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, n)).permutation(n)

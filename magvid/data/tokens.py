@@ -51,7 +51,7 @@ class TokenRecord(CacheRecord):
     def row_bytes(self) -> int:
         return 4 + (1 + len(self.tasks)) * int(np.prod(self.latent)) * self.dtype.itemsize
 
-    def shown(self, record: Record) -> Record:
+    def shown(self, record: Record, told: Record) -> Record:
         return {key: record[key] for key in ("video", "label") if key in record}
 
     def pack(self, label: int, tokens: UInt[np.ndarray, "n th hh wh"]) -> bytes:

@@ -4,6 +4,10 @@ keep = {name: bool (b,)} hides conditions clip by clip: where it is False, a con
 drops conditions so, guidance makes its null branches so; a name that is absent is kept. `names` are those that a
 conditioner obeys, `reads` what a person has to give: "text", "image", "video". Every entry of `batch` has the batch as its first
 axis. Sub-modules are named for the group of parameters that they have in an objective: two conditioners with a `vae` share one.
+
+What frozen towers say of a clip is the same in every step. A conditioner that can be told it says so: `features(batch)` is that, as
+entries of a batch, which `__call__` takes in place of the towers where they are there; `towers` are the sub-modules that make it, `inputs`
+the entries that it is made of beside the video, `made_by` the other fields that have a say in it. `magvid encode --features` keeps it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,22 +29,37 @@ def kept(keep: Keep, name: str, like: Array) -> Bool[Array, "b ..."]:
 
 
 def first_frame(batch: Mapping[str, Array]) -> Float[Array, "b h w 3"]:
-    """batch["image"] (b h w 3), or else the first frame of batch["video"], in [0, 1]."""
-    if "image" not in batch and "video" not in batch:
+    """batch["image"] (b h w 3), or else the first frame of batch["frames"] or batch["video"], in [0, 1]."""
+    if "image" in batch:
+        image = batch["image"]
+    elif name := next((name for name in ("frames", "video") if name in batch), None):
+        image = batch[name][:, 0]
+    else:
         raise ValueError(f'an image is conditioned on: give "image" or "video" beside {sorted(batch)}')
-    image = batch["image"] if "image" in batch else batch["video"][:, 0]
     return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
 
 
 def first_frames(batch: Mapping[str, Array], count: int) -> Float[Array, "b count h w 3"]:
-    """The first `count` frames in [0, 1]; of one, batch["image"] will do."""
+    """The first `count` frames of batch["frames"] or batch["video"] in [0, 1]; of one, batch["image"] will do."""
     if count == 1:
         return first_frame(batch)[:, None]
-    if "video" not in batch or batch["video"].shape[1] < count:
-        has = f"{batch['video'].shape[1]} frames" if "video" in batch else f"{sorted(batch)}"
+    name = "frames" if "frames" in batch else "video"
+    if name not in batch or batch[name].shape[1] < count:
+        has = f"{batch[name].shape[1]} frames" if name in batch else f"{sorted(batch)}"
         raise ValueError(f'{count} frames are given to this model: a "video" of at least so many is needed, got {has}')
-    video = batch["video"][:, :count]
+    video = batch[name][:, :count]
     return video.astype(jnp.float32) / 255 if video.dtype == jnp.uint8 else video
+
+
+def told(batch: Mapping[str, Array], name: str, tower: nn.Module) -> Array | None:
+    """The feature of this name, if it is there, in the type in which the tower would say it."""
+    return jnp.asarray(batch[name]).astype(getattr(tower, "dtype", None) or jnp.float32) if name in batch else None
+
+
+def read_texts(text: nn.Module, ids: Array) -> Float[Array, "b s n c"]:
+    """What a text tower says of several texts of each clip, ids (b s n)."""
+    tokens = text(ids.reshape(-1, ids.shape[-1])).tokens
+    return tokens.reshape(*ids.shape[:2], *tokens.shape[1:])
 
 
 class TextTokens(nn.Module):
@@ -55,19 +74,36 @@ class TextTokens(nn.Module):
     token: str = "text"
     key: str = "text_ids"
 
-    reads = ("text",)
+    reads, towers, made_by = ("text",), ("text",), ("null",)
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.token,)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.key, "null_ids")
+
+    def features(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b 2 n c"]]:
+        """Of the text and of the null."""
+        ids = self.ids(batch)
+        null = jnp.broadcast_to(self.null_ids(batch, ids), ids.shape)
+        return {f"{self.token}_text": read_texts(self.text, jnp.stack([ids, null], axis=1))}
+
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        found = told(batch, f"{self.token}_text", self.text)
+        if found is None:
+            ids = self.ids(batch)
+            if self.token in keep:
+                ids = jnp.where(kept(keep, self.token, ids), ids, self.null_ids(batch, ids))
+            return Condition(tokens={self.token: self.text(ids).tokens[:, None]})
+        tokens, null = found[:, 0], found[:, 1]
+        return Condition(tokens={self.token: jnp.where(kept(keep, self.token, tokens), tokens, null)[:, None]})
+
+    def ids(self, batch: Mapping[str, Array]) -> Array:
         if self.key not in batch:
             raise ValueError(f'the tokens of the text are missing: give "{self.key}" beside {sorted(batch)}')
-        ids = jnp.asarray(batch[self.key])
-        if self.token in keep:
-            ids = jnp.where(kept(keep, self.token, ids), ids, self.null_ids(batch, ids))
-        return Condition(tokens={self.token: self.text(ids).tokens[:, None]})
+        return jnp.asarray(batch[self.key])
 
     def null_ids(self, batch: Mapping[str, Array], ids: Array) -> Array:
         null = jnp.asarray(batch["null_ids"] if "null_ids" in batch else [self.null], ids.dtype)
@@ -91,15 +127,20 @@ class ImageTokens(nn.Module):
     pooled: bool = True
     token: str = "image"
 
-    reads = ("image",)
+    reads, towers, made_by, inputs = ("image",), ("vision",), ("prepare", "pooled"), ()
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.token,)
 
-    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+    def features(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b n c"]]:
         encoded = self.vision(self.prepare(first_frame(batch)))
-        tokens = encoded.embedding[:, None] if self.pooled else encoded.tokens
+        return {f"{self.token}_vision": encoded.embedding[:, None] if self.pooled else encoded.tokens}
+
+    def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
+        name = f"{self.token}_vision"
+        found = told(batch, name, self.vision)
+        tokens = self.features(batch)[name] if found is None else found
         tokens = jnp.where(kept(keep, self.token, tokens), tokens, 0)
         return Condition(tokens={self.token: tokens[:, None]})
 

@@ -1,7 +1,7 @@
 """Training and sampling of a diffusion model on latents of a frozen autoencoder, or on pixels."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
@@ -59,7 +59,7 @@ class Merged(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoise:
     """batch: "video" (b t h w 3), or "latent_mean" and "latent_logvar" (b t h w c) as the autoencoder gives them, or
-    "latents" (b t h w c), scaled as the network sees them; and what the conditioners read. Optional: "known" bool (b t),
+    "latents" (b t h w c), scaled as the network sees them; and what the conditioners read, or features of it. Optional: "known" bool (b t),
     frames that stay clean in place and are not learned (MAVIN); "loss_mask" (b t), weights of the frames in the loss;
     "valid" (b,); to sample, "noise" (b t h w c) to begin with, and "stays" bool (b t h w), pixels of the "video" that stay as they are.
 
@@ -282,12 +282,37 @@ class Denoise:
     def kept(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What `data.latents.LatentRecord` says of clips such as `record`."""
         latent = self.latent_shape({"video": jnp.zeros((1, *record["video"].shape), jnp.uint8)})[1:]
-        shown = {what: what in self._reads() for what in ("image", "video")}
-        return dict(latent=latent, **shown, entries=sorted(set(record) - {"video"}))
+        frames = max((self._shown(c, len(record["video"])) for c in self.conditioners), default=0)
+        return dict(latent=latent, frames=frames, entries=sorted(set(record) - {"video"}))
+
+    def _shown(self, conditioner: nn.Module, frames: int) -> int:
+        """How many of a clip's first frames the conditioner may read."""
+        reads = getattr(conditioner, "reads", ())
+        return getattr(conditioner, "given", frames) if "video" in reads else int("image" in reads)
 
     def init_encoder(self, key: Array, clip: Sequence[int]) -> Params:
         """Parameters of what makes the latents of clips (t h w)."""
         return self.vae.init(key, jnp.zeros((1, *clip, 3)))["params"]
+
+    def told_by(self, groups: Iterable[str]) -> dict[int, nn.Module]:
+        """The conditioners, by number, whose features can be kept where `groups` are frozen: all of their towers are."""
+        towers = {i: set(getattr(c, "towers", ())) for i, c in enumerate(self.conditioners)}
+        return {i: self.conditioners[i] for i, names in towers.items() if names and names <= set(groups)}
+
+    def init_features(self, key: Array, batch: dict, groups: Iterable[str]) -> tuple[Groups, dict[int, dict[str, Array]]]:
+        """({tower: parameters}, {number of the conditioner: its features}) of those in `told_by`."""
+        params: Groups = {}
+        features = {}
+        for i, conditioner in self.told_by(groups).items():
+            features[i], variables = conditioner.init_with_output(key, batch, method="features")
+            params |= variables["params"]
+        return params, features
+
+    def features(self, params: Groups, batch: dict) -> dict[str, Array]:
+        """Of all conditioners whose towers are in `params`, and what they read in the batch."""
+        there = [c for c in self.told_by(params).values() if set(c.inputs) <= set(batch)]
+        found = [c.apply({"params": params}, batch, method="features") for c in there]
+        return {name: x for features in found for name, x in features.items()}
 
     def with_clip(self, clip: Sequence[int]) -> "Denoise":
         """The same for batches of latents of clips of this size (t h w)."""
