@@ -44,7 +44,7 @@ def encode(
     split: str = "train",
     rows: int | None = None,
     batch: int | None = None,
-    features: bool = False,
+    features: str = "",
     devices: Sequence[jax.Device] | None = None,
     trust: bool = False,
     on_progress: Progress | None = None,
@@ -53,7 +53,7 @@ def encode(
     """Writes what the objective keeps of all clips and views of `config.data.<split>` to the folder `out` -> its record.
 
     rows: of a shard, default 4096 or 256 MB. batch: clips that this process encodes at a time, default as in training. features: with
-    latents, keep what frozen towers say of texts and pictures too. devices: default all of this process. `say` is told how much
+    latents, keep what these frozen towers say of texts and pictures too, "text,vision", or "all". devices: default all of this process. `say` is told how much
     it will be, and what is not kept. UserError for a config that has nothing to keep, a folder that holds something else, and where something cannot
     be written.
     """
@@ -65,16 +65,16 @@ def encode(
         raise UserError(f"the config has no data.{split}: there is nothing to encode")
     resolved, frozen, sources = job.resolve(config, trust)
     objective, source = build(resolved["objective"]), build(config["data"][split]["source"])
-    wanted = describe(resolved, objective, sources, split, source, features)
+    wanted = describe(resolved, objective, sources, split, source, bool(features))
     transforms, told = build(tuple(resolved["data"][split].get("transforms", ()))), {}
     if features:
-        first = take_view(source, 0, 0)
-        wanted, drawn = steady(wanted, transforms, first)
-        for name, entry in drawn.items():
+        wanted = _chosen(wanted, features)
+        wanted, random = steady(wanted, transforms, source)
+        for name, entry in random.items() if jax.process_index() == 0 else ():
             say(f"{name} is not kept: data.{split}.transforms draw {entry} anew each time")
         if not wanted.features:
             raise UserError("no frozen towers tell this model what stays the same of a clip: leave out --features")
-        told = example(first, transforms)
+        told = example(take_view(source, 0, 0), transforms)
     weights = _weights(objective, frozen, wanted, told)
     made = dict(magvid=magvid.__version__, jax=jax.__version__, date=time.strftime("%Y-%m-%d"))
     made |= dict(device=jax.devices()[0].device_kind, config=config)
@@ -159,7 +159,8 @@ class LatentProgram(Program):
     def _program(self) -> Callable:
         def program(params, batch):
             found = self.objective.posterior(params, batch)
-            features = self.objective.features(params, batch) if self.record.features else {}
+            features = self.objective.features(params, batch, self.record.features)
+            features = {name: features[name] for name in self.record.features}
             return jax.tree.map(lambda x: x.astype(DTYPE), (found.mean, found.logvar, features))
 
         return jax.jit(program)
@@ -203,13 +204,23 @@ def _one_ahead(batches: Iterator[Mapping[str, np.ndarray]], program: Program):
         yield waiting
 
 
+def _chosen(wanted: LatentRecord, towers: str) -> LatentRecord:
+    """With the features alone that these towers make; UserError for one that makes none."""
+    if towers == "all":
+        return wanted
+    chosen = {name.strip() for name in towers.split(",")}
+    if unknown := sorted(chosen - wanted.towers):
+        raise UserError(f"--features={towers}: {', '.join(unknown)} is no tower that is frozen and tells this model something; these are: {', '.join(sorted(wanted.towers)) or 'none'}")
+    return dataclasses.replace(wanted, features={name: kept for name, kept in wanted.features.items() if set(kept["hash"]) <= chosen})
+
+
 def _weights(objective: Objective, frozen: Groups, wanted: CacheRecord, told: Mapping[str, np.ndarray]) -> Groups:
     """Those that make the rows, which must be those of the config's modules; with an example of what they are `told`, those of features too."""
     key = jax.random.key(0)
     shapes = {wanted.encoder: jax.eval_shape(lambda key: objective.init_encoder(key, wanted.clip), key)}
     if told:
         towers = jax.eval_shape(lambda key, batch: objective.init_features(key, batch, frozen)[0], key, told)
-        shapes |= {group: tree for group, tree in towers.items() if group in wanted.towers}
+        shapes = {group: tree for group, tree in towers.items() if group in wanted.towers} | shapes
     return {group: merge(frozen[group], tree) for group, tree in shapes.items()}
 
 

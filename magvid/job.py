@@ -73,6 +73,7 @@ class Prepared:
     optimisers: Mapping[str, Optimiser]
     init: Callable[[], TrainState]
     like: TrainState  # ShapeDtypeStructs with shardings; the frozen groups are arrays already, unless the job is only planned
+    spared: Groups = dataclasses.field(default_factory=dict)  # frozen groups that the step does without: arrays of this machine, to evaluate with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +119,23 @@ class Job:
     def held_out_data(self) -> tuple[Any, tuple]:
         return self._open("eval")
 
+    @functools.cached_property
+    def picture_data(self) -> tuple[Any, tuple]:
+        return self._open("pictures")
+
     def _open(self, split: str) -> tuple[Any, tuple]:
         """(source, transforms) of `config.data.<split>`, with tokens or latents in place of videos where it has a `cache`."""
         data = self.config["data"][split]
         source, transforms = build(data["source"]), build(tuple(data.get("transforms", ())))
-        if not data.get("cache"):
+        folder, insisted = data.get("cache"), data.get("features")
+        if not folder:
+            if insisted:
+                raise UserError(f"data.{split}.features is True, and there is no data.{split}.cache to take them from: add it, or leave features out")
             return source, transforms
-        features = data.get("features") is not False and keeps_features(self.objective, data["cache"])
-        cache = open_cache(source, data["cache"], describe(self.config, self.objective, self.sources, split, source, features))
+        features = insisted is not False and keeps_features(self.objective, folder)
+        cache = open_cache(source, folder, describe(self.config, self.objective, self.sources, split, source, features))
+        if insisted and not getattr(cache, "features", None):
+            raise UserError(f"data.{split}.features is True, and {folder} has none that this run could use: leave it out, or write them by `magvid encode --features=all`")
         return cache, (*transforms, *cache.last)
 
     def loader(self) -> pipeline.Loader | Joint:
@@ -141,7 +151,7 @@ class Job:
         shards, batch = sharding.data_shards(self.mesh), pictures["batch"]
         if batch % (shards * self.microbatches()):
             raise UserError(f"data.pictures.batch is {batch}: a multiple of {shards * self.microbatches()}, as microbatches and devices ask")
-        return Joint(videos, self._loader("pictures", *self._open("pictures"), batch), pictures["every"])
+        return Joint(videos, self._loader("pictures", *self.picture_data, batch), pictures["every"])
 
     def _loader(self, split: str, source: Any, transforms: Sequence[Any], batch: int) -> pipeline.Loader:
         workers = self.config["data"][split].get("workers", 0)
@@ -172,11 +182,16 @@ class Job:
     def prepare(self, batch: Mapping[str, np.ndarray]) -> Prepared:
         """Optimisers, initial state and its places. `batch` only shows the shape of an example."""
         config, objective = self.config, self.objective
-        partly, spared = self._features()
-        batch = {k: np.zeros_like(v[:1]) for k, v in sharding.numeric(batch).items() if k not in partly}  # the same on every process
+        batch = {k: np.zeros_like(v[:1]) for k, v in sharding.numeric(batch).items()}  # the same on every process
         key, train_key = jax.random.split(jax.random.key(config["seed"]))
-        shapes = jax.eval_shape(objective.init, key, batch)
-        frozen = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items() if g in shapes or g not in spared}
+        features, everywhere = self._features()
+        videos = {k: v for k, v in batch.items() if k not in features}
+        shapes = jax.eval_shape(objective.init, key, videos)
+        frozen, spared = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items()}, {}
+        if everywhere:
+            batch = videos | {k: v for k, v in batch.items() if k in everywhere}
+            shapes = jax.eval_shape(objective.init, key, batch)
+            spared = {g: frozen.pop(g) for g in [*frozen] if g not in shapes}
         if self.planned:
             frozen = {g: tree for g, tree in shapes.items() if g not in config["optim"]}
         averaged = self._check_groups(shapes, frozen)
@@ -199,17 +214,19 @@ class Job:
         # LLVM takes seconds to optimise each shape's random numbers, which are drawn once
         options = {"xla_backend_optimization_level": 1} if self.on_cpu else {}
         make = jax.jit(init, out_shardings=places, compiler_options=options)
-        return Prepared(optimisers, lambda: make(given, frozen), like)
+        return Prepared(optimisers, lambda: make(given, frozen), like, spared)
 
     def _features(self) -> tuple[set[str], set[str]]:
-        """(features that the clips of some split have and others lack, whose towers are needed; towers that may not be)."""
-        if self.planned or not (mine := getattr(self.training_data[0], "features", None)):
+        """Features of frozen towers that training clips have, and those of them that all clips have, whose towers are not needed."""
+        of = lambda source: set(getattr(source, "features", ()))
+        if self.planned or not (mine := of(self.training_data[0])):
             return set(), set()
-        data = self.config["data"]
-        others = [self.held_out_data] if data.get("eval") else []
-        others += [self._open("pictures")] if data.get("pictures") else []
-        told = [set(mine), *(set(getattr(source, "features", ())) for source, _ in others)]
-        return set.union(*told) - set.intersection(*told), self.training_data[0].record.towers
+        everywhere = mine
+        if self.config["data"].get("eval"):
+            everywhere = everywhere & of(self.held_out_data[0])
+        if self.config["data"].get("pictures"):
+            everywhere = everywhere & of(self.picture_data[0])
+        return mine, everywhere
 
     @property
     def on_cpu(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from magvid.build import build
 from magvid.data.cache import Cache, CacheRecord, plain
 from magvid.data.latents import LatentCache, LatentRecord
-from magvid.data.stream import Record, Transform, transformed
+from magvid.data.stream import Record, Transform, drawn, transformed
 from magvid.data.tokens import TokenCache, TokenRecord
 from magvid.data.views import check_views, count_views, take_view
 from magvid.sharding import numeric
@@ -55,6 +55,8 @@ def describe(
     _check_transforms(transforms, first, split)
     encoder = {**sources[kind.encoder], "spec": config["objective"][kind.encoder]}
     record = kind(**{kind.encoder: encoder}, data=data, clip=clip, **objective.kept(first))
+    if features and kind is not LatentRecord:
+        raise UserError(f"features are kept beside latents, and this config keeps {kind.what}: leave out --features")
     if features:
         record = dataclasses.replace(record, features=_features(config["objective"], objective, sources, example(first, transforms)))
     return record
@@ -62,7 +64,7 @@ def describe(
 
 def example(first: Record, transforms: Sequence[Transform]) -> dict[str, np.ndarray]:
     """A batch of one, of the record after the data's transforms."""
-    return {name: x[None] for name, x in numeric({name: np.asarray(x) for name, x in transformed(first, transforms, 0).items()}).items()}
+    return {name: x[None] for name, x in numeric({name: np.asarray(x) for name, x in transformed(first, transforms).items()}).items()}
 
 
 def _features(spec: Mapping[str, Any], objective: Objective, sources: Mapping[str, Mapping[str, str]], batch: dict) -> dict[str, dict]:
@@ -75,8 +77,9 @@ def _features(spec: Mapping[str, Any], objective: Objective, sources: Mapping[st
     for i, shapes in found.items():
         conditioner, own = objective.conditioners[i], spec["conditioners"][i]
         hashes = {tower: sources[tower]["hash"] for tower in conditioner.towers}
-        made_by = {name: own[name] for name in (*conditioner.towers, *conditioner.made_by) if name in own}
-        features |= {name: dict(shape=x.shape[1:], inputs=conditioner.inputs, hash=hashes, spec=made_by) for name, x in shapes.items()}
+        made_by = {name: own.get(name, getattr(conditioner, name)) for name in (*conditioner.towers, *conditioner.made_by)}
+        inputs = [name for name in conditioner.inputs if name in batch]
+        features |= {name: dict(shape=x.shape[1:], inputs=inputs, hash=hashes, spec=made_by) for name, x in shapes.items()}
     return plain(features)
 
 
@@ -93,11 +96,11 @@ def _check_transforms(transforms: Sequence[Transform], first: Record, split: str
                 )
 
 
-def steady(record: LatentRecord, transforms: Sequence[Transform], first: Record) -> tuple[LatentRecord, dict[str, str]]:
-    """(`record` with the features alone that are the same in every epoch, {another one: the entry that transforms draw anew})."""
-    made = [transformed(first, transforms, seed) for seed in range(8)]
-    drawn = {name for name in record.inputs if any(not np.array_equal(other[name], made[0][name]) for other in made)}
-    why = {name: next(iter(sorted(drawn & set(kept["inputs"]))), "") for name, kept in record.features.items()}
+def steady(record: LatentRecord, transforms: Sequence[Transform], source: Any) -> tuple[LatentRecord, dict[str, str]]:
+    """(`record` with the features alone that are the same in every epoch, {another one: the entry that transforms draw anew}), as a few clips show."""
+    n = len(source)
+    random = {name for i in {0, n // 3, n // 2, n - 1} for name in drawn(take_view(source, i, 0), transforms, record.inputs)}
+    why = {name: next(iter(sorted(random & set(kept["inputs"]))), "") for name, kept in record.features.items()}
     kept = {name: kept for name, kept in record.features.items() if not why[name]}
     return dataclasses.replace(record, features=kept), {name: entry for name, entry in why.items() if entry}
 

@@ -275,7 +275,7 @@ class Loop:
                 return None
         values = {f"eval/{k}": float(np.mean([f[k] for f in found])) for k in (found[0] if found else ())}
         if self.evaluate:
-            for name, value in self.evaluate(self.job.objective, params, step).items():
+            for name, value in self.evaluate(self.job.objective, {**self.prepared.spared, **params}, step).items():
                 if np.ndim(value):
                     self.logger.videos(step, f"eval/{name}", np.asarray(value))
                 else:

@@ -67,7 +67,7 @@ def write(folder, made=None):
     writer = Writer(folder, made, range(made.shards))
     for row in range(made.rows):
         view = SOURCE.view(*divmod(row, 3))
-        shown = made.shown(view, transformed(view, (WORDS,), 0))
+        shown = made.shown(view, transformed(view, (WORDS,)))
         writer.add([made.pack(*latents_of(row), shown["video"], shown["rest"], features_of(row), shown)])
     writer.close()
     made = dataclasses.replace(made, sizes=[(folder / made.shard_name(s)).stat().st_size for s in range(made.shards)])
@@ -109,24 +109,24 @@ def test_features_come_to_the_texts_they_were_made_of(tmp_path):
     assert cache.record.towers == {"text", "vision"}
     for row in range(15):
         clip, view = divmod(row, 3)
-        found = transformed(cache.view(clip, view), (WORDS, *cache.last), clip)
+        found = transformed(cache.view(clip, view), (WORDS, *cache.last))
         assert set(found) == {"latent_mean", "latent_logvar", "image", "caption", "label", "text_ids", "null_ids", "index", *FEATURES}
         for name, feature in features_of(row).items():
             assert found[name].dtype == np.float16
             np.testing.assert_array_equal(found[name], feature)
     other = WordTokenizer(("b", "a"), 4, key="caption")
-    with pytest.raises(UserError, match="text_text in .* was made of other text_ids and null_ids than those of record 1: were texts changed.* --features"):
-        transformed(cache.view(1, 0), (other, *cache.last), 1)
+    with pytest.raises(UserError, match="text_text in .* was made of other text_ids and null_ids than those at position 0 of the stream: .*features=False to do without"):
+        transformed(cache.view(1, 0), (other, *cache.last))
 
 
 def test_features_serve_where_they_are_those_of_the_run(tmp_path):
     made, words = write(tmp_path, record(features=FEATURES)), (WORDS,)
-    keys = lambda wanted: set(transformed((cache := LatentCache(SOURCE, tmp_path, wanted)).view(0, 0), (*words, *cache.last), 0))
+    keys = lambda wanted: set(transformed((cache := LatentCache(SOURCE, tmp_path, wanted)).view(0, 0), (*words, *cache.last)))
     assert keys(made) - keys(record()) == set(FEATURES)  # a run may do without
     assert keys(record(features=FEATURES | {"state_text": FEATURES["text_text"]})) == keys(made)  # or make those that are not there
     assert keys(record(features={"image_vision": FEATURES["image_vision"]})) - keys(record()) == {"image_vision"}
     changed = {"image_vision": FEATURES["image_vision"] | dict(hash={"vision": "33"})}
-    with pytest.raises(UserError, match=r"image_vision.hash.vision is 22 there, 33 here \(config.data.<split>.features=False does without\)"):
+    with pytest.raises(UserError, match="image_vision.hash.vision is 22 there, 33 here"):
         LatentCache(SOURCE, tmp_path, record(features=changed))
 
 
@@ -163,6 +163,9 @@ def test_the_rows_to_encode():
     told = Rows(SOURCE, record(features=FEATURES), np.array([14, 4]), (WORDS,))[1]
     np.testing.assert_array_equal(told["text_ids"], WORDS.encode("b"))
     assert told["rest"] == row["rest"]
+    random = (lambda record, rng: record | {"caption": "ab"[int(rng.integers(2))]}, WORDS)
+    with pytest.raises(UserError, match=r"draw text_ids of clip 1 anew each time \(has it several texts"):
+        Rows(SOURCE, record(features=FEATURES), np.array([4]), random)[0]
 
 
 OTHER = {

@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+import test_encode
 import tiny_config
 import tiny_runs
 
@@ -160,7 +161,7 @@ def told(cache=None, given=1, held_out=None, **train):
 def test_a_step_on_features_is_that_on_videos_without_the_towers(tmp_path, given=2):
     """Whatever is hidden of a clip; and only the frames that are given are kept."""
     for split in ("train", "eval"):
-        encode.encode(told(given=given), tmp_path / split, split=split, features=True, devices=ONE, trust=True)
+        encode.encode(told(given=given), tmp_path / split, split=split, features="all", devices=ONE, trust=True)
     record, features = LatentRecord.read(tmp_path / "train"), {"image_vision", "mcondition_text", "mcondition_vision"}
     assert record.frames == given and set(record.features) == features
     assert record.features["mcondition_text"]["shape"] == [2, 20, 8]  # the empty text and the instruction
@@ -181,24 +182,48 @@ def test_the_command_line_trains_on_features(tmp_path, monkeypatch, capsys):
     """To the end: the run holds what is trained, and videos are made with the towers."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "told.py").write_text(CONFIG.replace(".config()", ".told()"))
-    assert main(["encode", "--config=told.py", "--trust", "--out=kept", "--features"]) == 0
+    assert main(["encode", "--config=told.py", "--trust", "--out=kept", "--features=all"]) == 0
     assert "latents, first frames, image_vision, mcondition_text, mcondition_vision, caption, label" in capsys.readouterr().out
     command = ["train", "--config=told.py", "--workdir=run", "--trust", "--config.eval_every=2", "--config.batch=8"]
-    assert main([*command, "--config.data.train.cache=kept", "--config.data.train.features=true"]) == 0
+    assert main([*command, "--config.data.train.features=true"]) == 2
+    assert "data.train.features is True, and there is no data.train.cache to take them from" in capsys.readouterr().err
+    assert main(["encode", "--config=told.py", "--trust", "--out=held", "--features=all", "--split=eval"]) == 0
+    caches = [f"--config.data.{split}.{field}" for split, folder in (("train", "kept"), ("eval", "held")) for field in (f"cache={folder}", "features=true")]
+    assert main([*command, *caches]) == 0  # towers are there again for the evaluation's samples
     assert main(["sample", "--run=run", "--number=1", "--steps=1", "--format=gif", "--trust"]) == 0
     assert list((tmp_path / "run/samples").glob("*.gif"))
 
 
+def test_of_pictures_the_latents_and_tokens(tmp_path):
+    """As MagDiff reads them; some of the towers, or all."""
+    conf = with_entities()
+    tower = dict(run=str(towers_run()), part="clip.vision")
+    resampler = dict(target="magvid.adapters.magdiff:Resampler", width=4, queries=2, depth=1, heads=1, head_dim=4, out=3)
+    prepare = dict(factory="magvid.models.clip:shortest_side", size=[16, 24])
+    conf["objective"]["conditioners"].append(dict(target="magvid.adapters.magdiff:EntityTokens", vision=tower, resampler=resampler, prepare=prepare))
+    conf["objective"]["trained"].append("resampler")
+    conf["optim"]["resampler"] = conf["optim"]["network"]
+    kept = lambda towers: set(encode.encode(conf, tmp_path / towers, features=towers, devices=ONE, trust=True).features)
+    assert kept("vae") == {"image_vae_0", "image_vae_1"} and kept("all") == {"image_vae_0", "image_vae_1", "image_vision"}
+    with pytest.raises(UserError, match="--features=vae,text: text is no tower that is frozen and tells this model something; these are: vae, vision"):
+        kept("vae,text")
+    a, params, metrics = update(job_of(conf))
+    conf["data"]["train"] |= dict(cache=str(tmp_path / "all"), features=True)
+    b, params2, metrics2 = update(job_of(conf))
+    assert set(b) - set(a) == {"latent_mean", "latent_logvar", "image_vae_0", "image_vae_1", "image_vision"}
+    chex.assert_trees_all_close((params, metrics), (params2, metrics2), rtol=2e-3, atol=2e-4)
+
+
 def test_features_of_other_texts_are_refused(tmp_path):
-    encode.encode(told(), tmp_path, features=True, devices=ONE, trust=True)
+    encode.encode(told(), tmp_path, features="all", devices=ONE, trust=True)
     changed = told(str(tmp_path))
     changed["data"]["train"]["transforms"][0]["words"] = ["moves", "left"]
-    with pytest.raises(UserError, match="mcondition_text in .* was made of other text_ids and null_ids than those of record"):
+    with pytest.raises(UserError, match="mcondition_text in .* was made of other text_ids and null_ids than those at position"):
         next(job_of(changed).loader())
 
 
 def test_features_that_cannot_be_kept(latents, tmp_path):
-    keep = lambda conf: encode.encode(conf, tmp_path, features=True, devices=ONE, trust=True)
+    keep = lambda conf: encode.encode(conf, tmp_path, features="all", devices=ONE, trust=True)
     with pytest.raises(UserError, match="no frozen towers tell this model what stays the same of a clip: leave out --features"):
         keep(config())
     drawn = told()
@@ -208,11 +233,13 @@ def test_features_that_cannot_be_kept(latents, tmp_path):
         dict(told()["data"]["train"]["transforms"][0], key="text"),
     ]
     said = []
-    record = encode.encode(drawn, tmp_path / "drawn", features=True, devices=ONE, trust=True, say=said.append)
+    record = encode.encode(drawn, tmp_path / "drawn", features="all", devices=ONE, trust=True, say=said.append)
     assert set(record.features) == {"image_vision"}
     assert said[:2] == [f"mcondition_{tower} is not kept: data.train.transforms draw text_ids anew each time" for tower in ("text", "vision")]
     drawn["data"]["train"]["cache"] = str(tmp_path / "drawn")
     assert {"image_vision", "text_ids"} <= set(next(job_of(drawn).loader()))
+    with pytest.raises(UserError, match="features are kept beside latents, and this config keeps tokens: leave out --features"):
+        keep(test_encode.config())
     silent = told()
     silent["data"]["train"]["transforms"] = []
     with pytest.raises(UserError, match="what frozen towers say of clips cannot be kept: .* give text_ids, null_ids beside"):
@@ -220,7 +247,7 @@ def test_features_that_cannot_be_kept(latents, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
     latent = LatentRecord.read(latents)
     with pytest.raises(UserError, match="entries are latents, first frames, caption, label there, latents, first frames, image_vision, mcondition"):
-        encode.encode(told(), latents, rows=latent.rows_per_shard, features=True, devices=ONE, trust=True)
+        encode.encode(told(), latents, rows=latent.rows_per_shard, features="all", devices=ONE, trust=True)
 
 
 def test_without_pictures_none_are_kept(latents, tmp_path):

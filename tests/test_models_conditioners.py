@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tiny_diffusion as tiny
+from helpers import flatten, nest
 from magvid.models.clip import TextTower
 from magvid.models.conditioners import BoundaryTokens, GivenLatents, ImageLatent, ImageTokens, Scalars, TextTokens
 
@@ -177,27 +178,32 @@ def test_given_frames_that_cannot_be():
 
 
 def on_features(module, batch, keep):
-    """(what it says of the features of the batch, what it says of the batch), without what they were made of and without its towers."""
-    rngs = {"params": KEY, "condition": KEY}
-    whole, variables = module.init_with_output(rngs, batch, keep)
-    features = {name: np.asarray(x) for name, x in module.apply(variables, batch, method="features").items()}
+    """(what it says of the features of the batch, kept in float16, what it says of the batch), without what they were made of and without its
+    towers. No parameter is zero, as some are at first.
+    """
+    rngs = {"condition": KEY}
+    shapes = jax.eval_shape(lambda: module.init({"params": KEY, **rngs}, batch, keep))["params"]
+    params = nest({name: tiny.drawn(name, x.shape) for name, x in flatten(shapes).items()})
+    whole = module.apply({"params": params}, batch, keep, rngs=rngs)
+    features = {name: np.asarray(x, np.float16) for name, x in module.apply({"params": params}, batch, method="features").items()}
+    assert tuple(features) == tuple(module.entries)
     gone = {"video", "image", *module.inputs}
     rest = {name: x for name, x in batch.items() if name not in gone or name.startswith("entit")}
-    params = {name: tree for name, tree in variables["params"].items() if name not in module.towers}
-    return module.apply({"params": params}, rest | features, keep, rngs=rngs), whole
+    without = {name: tree for name, tree in params.items() if name not in module.towers}
+    return module.apply({"params": without}, rest | features, keep, rngs=rngs), whole
 
 
 @pytest.mark.parametrize("keep", [{}, {"text": FIRST}, {"text": ~FIRST}])
 def test_a_text_by_its_features(keep):
     said, whole = on_features(TextTokens(tiny.Text(), null=(9, 0, 0, 0, 0)), BATCH, keep)
-    np.testing.assert_allclose(said.tokens["text"], whole.tokens["text"], atol=1e-6)
+    np.testing.assert_allclose(said.tokens["text"], whole.tokens["text"], atol=2e-3)
 
 
 @pytest.mark.parametrize("keep", [{}, {"image": FIRST}])
 @pytest.mark.parametrize("pooled", [True, False])
 def test_a_picture_by_its_features(keep, pooled):
     said, whole = on_features(ImageTokens(tiny.Vision(), tiny.prepare, pooled), BATCH, keep)
-    np.testing.assert_allclose(said.tokens["image"], whole.tokens["image"], atol=1e-6)
+    np.testing.assert_allclose(said.tokens["image"], whole.tokens["image"], atol=2e-3)
 
 
 def test_features_have_the_type_in_which_the_tower_would_say_them():

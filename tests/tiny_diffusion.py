@@ -98,9 +98,11 @@ def batch(b: int = 2, frames: int = 3, h: int = 4, w: int = 6, seed: int = 0) ->
 def fill(objective, batch: dict) -> dict:
     """Parameters of an objective's shapes, from numpy: drawing them by its `init` takes longer to compile than the test."""
     shapes = flatten(jax.eval_shape(objective.init, jax.random.key(0), batch))
-    found = {}
-    for name, x in shapes.items():
-        draw = np.random.default_rng(zlib.crc32(name.encode())).normal(size=x.shape)
-        zero = name.endswith("/b")  # of LoRA
-        found[name] = jnp.asarray(0 * draw if zero else draw / max(np.prod(x.shape[:-1]), 1) ** 0.5, jnp.float32)
-    return nest(found)
+    return nest({name: drawn(name, x.shape) for name, x in shapes.items()})
+
+
+def drawn(name: str, shape: tuple[int, ...]) -> jax.Array:
+    """A parameter by its name."""
+    draw = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
+    zero = name.endswith("/b")  # of LoRA
+    return jnp.asarray(0 * draw if zero else draw / max(np.prod(shape[:-1]), 1) ** 0.5, jnp.float32)

@@ -125,6 +125,10 @@ class MCondition(nn.Module):
     names, towers, made_by = ("text", "image"), ("text", "vision"), ("prepare", "given", "repeat")
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        return tuple(f"{self.token}_{tower}" for tower in self.towers)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return ("text_ids", "null_ids", *(() if self.repeat else ("state_ids",)))
 
@@ -137,10 +141,10 @@ class MCondition(nn.Module):
         instruction, states = self.ids(batch, {"text": jnp.asarray(True)})
         null = jnp.broadcast_to(jnp.asarray(batch["null_ids"]), instruction.shape)
         texts = jnp.concatenate([null[:, None], instruction[:, None], *([] if self.repeat else [states])], axis=1)
-        return {f"{self.token}_text": read_texts(self.text, texts), f"{self.token}_vision": self.see(batch)}
+        return dict(zip(self.entries, (read_texts(self.text, texts), self.see(batch)), strict=True))
 
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
-        texts, seen = (told(batch, f"{self.token}_{name}", tower) for name, tower in (("text", self.text), ("vision", self.vision)))
+        texts, seen = (told(batch, name, tower) for name, tower in zip(self.entries, (self.text, self.vision), strict=True))
         if texts is None:
             instruction, states = self.ids(batch, keep)
             texts = read_texts(self.text, jnp.concatenate([instruction[:, None], states], axis=1))

@@ -114,8 +114,12 @@ class EntityTokens(nn.Module):
     def towers(self) -> tuple[str, ...]:
         return () if self.count_all else ("vision",)  # black pictures, which dropout makes, count
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (f"{self.token}_vision",)
+
     def features(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b t n c"]]:
-        return {f"{self.token}_vision": self.see(entities(batch, {}, self.token)[0])}
+        return {self.entries[0]: self.see(entities(batch, {}, self.token)[0])}
 
     def see(self, pictures: Float[Array, "b t h w 3"]) -> Float[Array, "b t n c"]:
         each = (pictures[..., ::-1] if self.bgr else pictures).reshape(-1, *pictures.shape[2:])
@@ -124,7 +128,7 @@ class EntityTokens(nn.Module):
 
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
         pictures, there = entities(batch, keep, self.token)
-        seen = told(batch, f"{self.token}_vision", self.vision)
+        seen = told(batch, self.entries[0], self.vision)
         seen = self.see(pictures) if seen is None else seen
         b = len(there)
         tokens = self.resampler(seen.reshape(-1, *seen.shape[2:]))
@@ -169,16 +173,15 @@ class EntityLatents(nn.Module):
     def names(self) -> tuple[str, ...]:
         return (self.obeys,)
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return tuple(f"{self.obeys}_vae_{i}" for i in range(len(self.levels)))
+
     def features(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b t+1 h w c"]]:
         """Of every level; the last of the pictures is black, which stands for none."""
         pictures, _ = entities(batch, {}, self.obeys)
         pictures = jnp.concatenate([pictures, jnp.zeros_like(pictures[:, :1])], axis=1)
         return dict(zip(self.entries, self.see(pictures), strict=True))
-
-    @property
-    def entries(self) -> list[str]:
-        """The names of the features."""
-        return [f"{self.obeys}_vae_{i}" for i in range(len(self.levels))]
 
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
         if self.levels[-1] != 1 or list(self.levels) != sorted(self.levels, reverse=True):

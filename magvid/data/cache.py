@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from jaxtyping import Int
 
-from magvid.data.stream import Record, Transform, transformed
+from magvid.data.stream import Record, Transform, drawn, transformed
 from magvid.data.views import Views, count_views, take_view
 from magvid.types import UserError
 
@@ -68,7 +68,7 @@ class CacheRecord:
                 return cls(**value)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} does not describe {cls.what} ({error}): restore it, or remove {folder} and {again(folder)}") from None
-        raise UserError(f'{path} is of the format "{found}", and this version reads "{form}": {again(folder)}')
+        raise UserError(f'{path} is of the format "{found}", and this version reads "{form}": remove {folder} and {again(folder)}')
 
     def to_json(self) -> dict:
         return {"format": f"magvid.{self.what}/{self.version}", **dataclasses.asdict(self)}
@@ -193,7 +193,14 @@ class Rows:
     def __getitem__(self, k: int) -> Record:
         clip, view = divmod(int(self.numbers[k]), count_views(self.source))
         record = take_view(self.source, clip, view)
-        return self.record.shown(record, transformed(record, self.transforms, clip) if self.record.inputs else {})
+        if not self.record.inputs:
+            return self.record.shown(record, {})
+        if random := drawn(record, self.transforms, self.record.inputs):
+            raise UserError(
+                f"the data's transforms draw {' and '.join(random)} of clip {clip} anew each time (has it several texts?), so that what is made of it "
+                "cannot be kept: give one text, or encode to another --out without it"
+            )
+        return self.record.shown(record, transformed(record, self.transforms))
 
 
 class Writer:

@@ -42,8 +42,7 @@ class LatentRecord(CacheRecord):
         if other.frames > self.frames:
             found.append(f"this model is shown {other.frames} of a clip's frames, and {self.frames} are there")
         for name in self.features.keys() & other.features.keys():
-            other_one = differ(self.features[name], other.features[name], f"{name}.")
-            found += [f"{one} (config.data.<split>.features=False does without)" for one in other_one]
+            found += differ(self.features[name], other.features[name], f"{name}.")
         return found + [f"{name} is not there" for name in other.entries if name not in self.entries]
 
     @property
@@ -88,9 +87,8 @@ class LatentRecord(CacheRecord):
         """Of `video` what is kept; `told` are the `inputs`. UserError where float16 cannot hold a number."""
         for what, numbers in {"a latent": mean, **features}.items():
             if not np.isfinite(numbers).all():
-                raise UserError(
-                    f"{what} is too large for float16, or not a number: are these the right weights? Without a cache they are used as they are"
-                )
+                without = "--features" if what in features else "a cache"
+                raise UserError(f"{what} is too large for float16, or not a number: are the weights the right ones? Without {without} it is used as it is")
         arrays = [mean.astype(DTYPE), logvar.astype(DTYPE), video[: self.frames]]
         arrays += [features[name].astype(DTYPE) for name in self.features]
         arrays += [np.asarray([checksum(told, kept["inputs"]) for kept in self.features.values()], CHECKSUM)]
@@ -147,8 +145,9 @@ class LatentCache(Cache):
             inputs = self.features[name]["inputs"]
             if checksum(record, inputs) != made_of:
                 raise UserError(
-                    f"{name} in {self.folder} was made of other {' and '.join(inputs)} than those of record {record['index']}: were texts changed, or are "
-                    f"they drawn at random? Undo that, or write others: `magvid encode --features` again with this config and another --out"
+                    f"{name} in {self.folder} was made of other {' and '.join(inputs)} than those at position {record['index']} of the stream: were texts "
+                    "or a tokenizer changed since, or are some drawn at random? Undo that, set data.<split>.features=False to do without, or write others "
+                    "with this config and another --out"
                 )
             found[name] = feature
         return {key: value for key, value in record.items() if key != FEATURES} | found

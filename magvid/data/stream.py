@@ -66,12 +66,18 @@ class Stream:
         return position
 
 
-def transformed(record: Record, transforms: Sequence[Transform], index: int) -> Record:
-    """A record through transforms that draw nothing, outside of a stream."""
-    record, rng = {**record, "index": np.int64(index)}, np.random.default_rng(index)
+def transformed(record: Record, transforms: Sequence[Transform], seed: int = 0) -> Record:
+    """A record through transforms, outside of a stream."""
+    record, rng = {**record, "index": np.int64(0)}, np.random.default_rng(seed)
     for transform in transforms:
         record = transform(record, rng)
     return record
+
+
+def drawn(record: Record, transforms: Sequence[Transform], names: Sequence[str], draws: int = 4) -> list[str]:
+    """Which of these entries transforms draw anew each time, as far as some draws show."""
+    made = [transformed(record, transforms, seed) for seed in range(draws)]
+    return [name for name in names if any(not np.array_equal(other[name], made[0][name]) for other in made)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -6,8 +6,9 @@ conditioner obeys, `reads` what a person has to give: "text", "image", "video". 
 axis. Sub-modules are named for the group of parameters that they have in an objective: two conditioners with a `vae` share one.
 
 What frozen towers say of a clip is the same in every step. A conditioner that can be told it says so: `features(batch)` is that, as
-entries of a batch, which `__call__` takes in place of the towers where they are there; `towers` are the sub-modules that make it, `inputs`
-the entries that it is made of beside the video, `made_by` the other fields that have a say in it. `magvid encode --features` keeps it.
+entries of a batch, which `__call__` takes in place of the towers where they are there; `entries` are their names, `towers` the sub-modules
+that make them, `inputs` the entries that they are made of beside the video (those of them that there are), `made_by` the other fields that
+have a say in them. `magvid encode --features=all` keeps them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,10 @@ class TextTokens(nn.Module):
         return (self.token,)
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        return (f"{self.token}_text",)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return (self.key, "null_ids")
 
@@ -88,10 +93,10 @@ class TextTokens(nn.Module):
         """Of the text and of the null."""
         ids = self.ids(batch)
         null = jnp.broadcast_to(self.null_ids(batch, ids), ids.shape)
-        return {f"{self.token}_text": read_texts(self.text, jnp.stack([ids, null], axis=1))}
+        return {self.entries[0]: read_texts(self.text, jnp.stack([ids, null], axis=1))}
 
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
-        found = told(batch, f"{self.token}_text", self.text)
+        found = told(batch, self.entries[0], self.text)
         if found is None:
             ids = self.ids(batch)
             if self.token in keep:
@@ -133,14 +138,17 @@ class ImageTokens(nn.Module):
     def names(self) -> tuple[str, ...]:
         return (self.token,)
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (f"{self.token}_vision",)
+
     def features(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b n c"]]:
         encoded = self.vision(self.prepare(first_frame(batch)))
-        return {f"{self.token}_vision": encoded.embedding[:, None] if self.pooled else encoded.tokens}
+        return {self.entries[0]: encoded.embedding[:, None] if self.pooled else encoded.tokens}
 
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
-        name = f"{self.token}_vision"
-        found = told(batch, name, self.vision)
-        tokens = self.features(batch)[name] if found is None else found
+        found = told(batch, self.entries[0], self.vision)
+        tokens = self.features(batch)[self.entries[0]] if found is None else found
         tokens = jnp.where(kept(keep, self.token, tokens), tokens, 0)
         return Condition(tokens={self.token: tokens[:, None]})
 

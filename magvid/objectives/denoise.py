@@ -308,10 +308,10 @@ class Denoise:
             params |= variables["params"]
         return params, features
 
-    def features(self, params: Groups, batch: dict) -> dict[str, Array]:
-        """Of all conditioners whose towers are in `params`, and what they read in the batch."""
-        there = [c for c in self.told_by(params).values() if set(c.inputs) <= set(batch)]
-        found = [c.apply({"params": params}, batch, method="features") for c in there]
+    def features(self, params: Groups, batch: dict, names: Iterable[str]) -> dict[str, Array]:
+        """Of the conditioners that say those with these names."""
+        saying = [c for c in self.conditioners if set(getattr(c, "entries", ())) & set(names)]
+        found = [c.apply({"params": params}, batch, method="features") for c in saying]
         return {name: x for features in found for name, x in features.items()}
 
     def with_clip(self, clip: Sequence[int]) -> "Denoise":
