@@ -174,7 +174,7 @@ DAMAGED = {
     "cut off": "00001-of-00004.arrayrecord has 130972 bytes and should have 131072: run `magvid encode` again",
     "other shard": "have 14 rows and should have 15: run `magvid encode` again",
     "unfinished": "are not complete: run `magvid encode` again with .* goes on where it was",
-    "format": 'is of the format "magvid.tokens/9", and this version reads "magvid.tokens/1": run',
+    "format": 'is of the format "magvid.tokens/9", and this version reads "magvid.tokens/1": remove .* and run',
     "json": "tokens.json does not describe tokens",
     "fields": "tokens.json does not describe tokens .*tokenizer",
     "no record": "there are no tokens in .* write them by `magvid encode --out=",

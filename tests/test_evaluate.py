@@ -168,7 +168,7 @@ def test_a_metric_takes_its_network_from_a_run_and_the_settings_say_which(clip_r
     assert clip["prepare"] == "magvid.models.clip:shortest_side" and clip["vision"]["width"] == 8
     assert clip["weights"] == {"vision": runs.open_run(clip_run).read("clip")[1]}
     assert settings["clip"] == dict(
-        frames=8, height=16, width=16, stride=1, fps=None, most_stride=None, keep_aspect=True
+        frames=8, height=16, width=16, stride=1, fps=None, most_stride=None, keep_aspect=True, spread=False
     )  # fmt: skip
     assert settings["gaps"] == {"FP": [[1, 8]]}
 
