@@ -53,7 +53,7 @@ class Part:
 @dataclasses.dataclass(frozen=True)
 class ToyGan:
     """`nan_at` makes the generator's loss NaN at that step, the record `bad` multiplies it by `fault`; `noise` is drawn from the step's key.
-    The number `order` tells which clips a loader's batch has, and where.
+    The number `order` tells which clips a loader's batch has, and where, if `ordered`; it is of whole batches, not of microbatches.
     """
 
     generator: Part = Part(96, 96)
@@ -63,6 +63,7 @@ class ToyGan:
     nan_at: int = -1
     bad: int = -1
     fault: float = 1.0
+    ordered: bool = False
 
     def init(self, key, batch):
         names = ("generator", "discriminator", "features")
@@ -87,7 +88,7 @@ class ToyGan:
         extra = {"real": 0.9 * extra["real"] + 0.1 * jnp.mean(real_logit).astype(jnp.float32)}
         losses = {"generator": generator, "discriminator": discriminator, "features": mse}
         metrics = {"mse": mse}
-        if "index" in batch:  # of a loader
+        if self.ordered:
             metrics["order"] = jnp.sum(batch["index"] * (1.0 + jnp.arange(len(x))))
         return losses, (metrics, extra)
 
@@ -128,4 +129,10 @@ def frequent():
     return config(save_every=2, log_every=1, eval_every=0, keep=20)
 
 
-SPREAD = dict(sharding=[("enter/kernel", "fsdp"), (".*", None)], save_every=2, log_every=1, eval_every=5)
+SPREAD = dict(
+    objective=dict(target="helpers_objective:ToyGan", noise=0.1, ordered=True),
+    sharding=[("enter/kernel", "fsdp"), (".*", None)],
+    save_every=2,
+    log_every=1,
+    eval_every=5,
+)
