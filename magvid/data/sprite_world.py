@@ -116,7 +116,7 @@ WORLDS = {
 ENTITIES = World(shapes=("disc", "square", "cross"), colours=("red", "green", "blue", "yellow"), actions=("left", "right", "up", "down"),
                  backgrounds=("plain",), tones=("grey",), max_distractors=0, radius=(6.0, 6.5), tilt=0.0)
 ENTITY_WORLDS = {f"entities-{some}": replace(ENTITIES, combined=some) for some in ("seen", "unseen")}
-ENTITY_WORLDS["entities-moves"] = replace(ENTITIES, combined="seen", actions=(*ENTITIES.actions, "grow", "shrink"))  # for CLIP
+ENTITY_WORLDS["entities-moves"] = replace(ENTITIES, combined="seen", actions=tuple(a for a in ACTIONS if a != "spin"))  # for CLIP
 WORLDS |= {f"{name}-middle": replace(world, middle=True, radius=(4.5, 5.0)) for name, world in WORLDS.items()}
 WORLDS |= {"entities": ENTITIES, **ENTITY_WORLDS}
 
