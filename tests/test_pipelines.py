@@ -307,7 +307,7 @@ def test_mavin_begins_as_modelscope_and_joins_clips(tmp_path):
     config.objective.network.time_embedding["before_zero"] = True
     config.init = [dict(run=str(tmp_path / "base" / "unet"), groups=["network"], weights="params", skip=["cond_proj"])]
     record = encode(config, tmp_path / "latents", devices=jax.devices()[:1])
-    assert record.video and record.contents.startswith("latents, frames")
+    assert record.frames == record.clip[0] and record.contents.startswith("latents, frames")
     losses, states = [], []
     for cache in (None, str(tmp_path / "latents")):
         config.data.train.cache = cache
