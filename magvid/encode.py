@@ -211,7 +211,11 @@ def _chosen(wanted: LatentRecord, towers: str) -> LatentRecord:
     chosen = {name.strip() for name in towers.split(",")}
     if unknown := sorted(chosen - wanted.towers):
         raise UserError(f"--features={towers}: {', '.join(unknown)} is no tower that is frozen and tells this model something; these are: {', '.join(sorted(wanted.towers)) or 'none'}")
-    return dataclasses.replace(wanted, features={name: kept for name, kept in wanted.features.items() if set(kept["hash"]) <= chosen})
+    features = {name: kept for name, kept in wanted.features.items() if set(kept["hash"]) <= chosen}
+    if not features:
+        needs = "; ".join(f"{name} is made by {' and '.join(sorted(kept['hash']))}" for name, kept in wanted.features.items())
+        raise UserError(f"--features={towers} keeps nothing here: {needs}")
+    return dataclasses.replace(wanted, features=features)
 
 
 def _weights(objective: Objective, frozen: Groups, wanted: CacheRecord, told: Mapping[str, np.ndarray]) -> Groups:

@@ -240,6 +240,8 @@ def test_features_that_cannot_be_kept(latents, tmp_path):
     assert {"image_vision", "text_ids"} <= set(next(job_of(drawn).loader()))
     with pytest.raises(UserError, match="features are kept beside latents, and this config keeps tokens: leave out --features"):
         keep(test_encode.config())
+    with pytest.raises(UserError, match="--features=text keeps nothing here: image_vision is made by vision; mcondition_text is made by text and vision"):
+        encode.encode(told(), tmp_path, features="text", devices=ONE, trust=True)
     silent = told()
     silent["data"]["train"]["transforms"] = []
     with pytest.raises(UserError, match="what frozen towers say of clips cannot be kept: .* give text_ids, null_ids beside"):
