@@ -31,7 +31,7 @@ FRAMES = 8
 DRAWN = 48  # pixels of a side
 GROWN = 2  # pixels around a sprite that are edited with it: its edge is half of its colour
 LATENT = 8  # numbers per latent: with 4, a third of the textures is lost
-# arguments of vae_sprites.py and clip_sprites.py. With vae_sprites' own kl, half of the latents' variance was noise, and the base learned motion slowly
+# arguments of vae_sprites.py and clip_sprites.py. With vae_sprites' own kl, half of the latents' variance was noise and three of eight channels were empty
 VAE = f"world={WORLD},latent={LATENT},steps=1500,kl=1e-5,scaling=0.72"
 # The same looks doing all that sprites can: of those that move left, right, up or down, grow or shrink alone CLIP learned no more than along which axis
 # they move, in 2600 steps (its loss stood at that floor, and "left" and "right" had a cosine of 1.00; of all actions, after 1500 steps, 0.83).

@@ -74,7 +74,7 @@ COMMANDS = {
             Flag("split", "str", "train", "train|eval", "which data of the config"),
             Flag("rows", "int", None, "N", "rows of a shard, a clip and view each; default: 4096 or 256 MB, or as those there", 1),
             Flag("batch", "int", None, "N", "clips at a time; default: as in training", 1),
-            Flag("features", "str", "", "all|TOWERS", "with latents, keep what frozen towers, such as text,vision, say of texts and pictures"),
+            Flag("features", "str", None, "all|TOWERS", "with latents, keep what frozen towers, such as text,vision, say of texts and pictures"),
             TRUST,
         ],
         [

@@ -44,7 +44,7 @@ def encode(
     split: str = "train",
     rows: int | None = None,
     batch: int | None = None,
-    features: str = "",
+    features: str | None = None,
     devices: Sequence[jax.Device] | None = None,
     trust: bool = False,
     on_progress: Progress | None = None,
@@ -65,9 +65,9 @@ def encode(
         raise UserError(f"the config has no data.{split}: there is nothing to encode")
     resolved, frozen, sources = job.resolve(config, trust)
     objective, source = build(resolved["objective"]), build(config["data"][split]["source"])
-    wanted = describe(resolved, objective, sources, split, source, bool(features))
+    wanted = describe(resolved, objective, sources, split, source, features is not None)
     transforms, told = build(tuple(resolved["data"][split].get("transforms", ()))), {}
-    if features:
+    if features is not None:
         wanted = _chosen(wanted, features)
         wanted, random = steady(wanted, transforms, source)
         for name, entry in random.items() if jax.process_index() == 0 else ():
@@ -210,7 +210,7 @@ def _chosen(wanted: LatentRecord, towers: str) -> LatentRecord:
         return wanted
     chosen = {name.strip() for name in towers.split(",")}
     if unknown := sorted(chosen - wanted.towers):
-        raise UserError(f"--features={towers}: {', '.join(unknown)} is no tower that is frozen and tells this model something; these are: {', '.join(sorted(wanted.towers)) or 'none'}")
+        raise UserError(f"--features={towers}: {', '.join(unknown) or 'nothing'} is no tower that is frozen and tells this model something; these are: {', '.join(sorted(wanted.towers)) or 'none'}")
     features = {name: kept for name, kept in wanted.features.items() if set(kept["hash"]) <= chosen}
     if not features:
         needs = "; ".join(f"{name} is made by {' and '.join(sorted(kept['hash']))}" for name, kept in wanted.features.items())

@@ -99,7 +99,7 @@ def _check_transforms(transforms: Sequence[Transform], first: Record, split: str
 def steady(record: LatentRecord, transforms: Sequence[Transform], source: Any) -> tuple[LatentRecord, dict[str, str]]:
     """(`record` with the features alone that are the same in every epoch, {another one: the entry that transforms draw anew}), as a few clips show."""
     n = len(source)
-    random = {name for i in {0, n // 3, n // 2, n - 1} for name in drawn(take_view(source, i, 0), transforms, record.inputs)}
+    random = {name for i in {0, n // 3, n // 2, n - 1} for name in drawn(take_view(source, i, 0), transforms, record.inputs)[1]}
     why = {name: next(iter(sorted(random & set(kept["inputs"]))), "") for name, kept in record.features.items()}
     kept = {name: kept for name, kept in record.features.items() if not why[name]}
     return dataclasses.replace(record, features=kept), {name: entry for name, entry in why.items() if entry}

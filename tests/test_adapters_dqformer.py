@@ -166,6 +166,6 @@ HIDDEN = [{}, {"text": FIRST}, {"image": FIRST}, {"text": FIRST, "image": ~FIRST
 def test_a_condition_by_its_features(fields, keep):
     module = conditioner(**fields)
     said, whole = on_features(module, BATCH, keep)
-    np.testing.assert_allclose(said.tokens["mcondition"], whole.tokens["mcondition"], atol=5e-3)
+    np.testing.assert_allclose(said.tokens["mcondition"], whole.tokens["mcondition"], atol=1e-5)
     kept = module.apply(run(module)[1], BATCH, method="features")
     assert kept["mcondition_text"].shape[1] == (2 if module.repeat else 5)  # the empty text, the instruction, three states

@@ -242,6 +242,8 @@ def test_features_that_cannot_be_kept(latents, tmp_path):
         keep(test_encode.config())
     with pytest.raises(UserError, match="--features=text keeps nothing here: image_vision is made by vision; mcondition_text is made by text and vision"):
         encode.encode(told(), tmp_path, features="text", devices=ONE, trust=True)
+    with pytest.raises(UserError, match="--features=: nothing is no tower that is frozen"):
+        encode.encode(told(), tmp_path, features="", devices=ONE, trust=True)
     silent = told()
     silent["data"]["train"]["transforms"] = []
     with pytest.raises(UserError, match="what frozen towers say of clips cannot be kept: .* give text_ids, null_ids beside"):

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from jaxtyping import Int
 
-from magvid.data.stream import Record, Transform, drawn, transformed
+from magvid.data.stream import Record, Transform, drawn
 from magvid.data.views import Views, count_views, take_view
 from magvid.types import UserError
 
@@ -195,12 +195,13 @@ class Rows:
         record = take_view(self.source, clip, view)
         if not self.record.inputs:
             return self.record.shown(record, {})
-        if random := drawn(record, self.transforms, self.record.inputs):
+        told, random = drawn(record, self.transforms, self.record.inputs)
+        if random:
             raise UserError(
                 f"the data's transforms draw {' and '.join(random)} of clip {clip} anew each time (has it several texts?), so that what is made of it "
                 "cannot be kept: give one text, or encode to another --out without it"
             )
-        return self.record.shown(record, transformed(record, self.transforms))
+        return self.record.shown(record, told)
 
 
 class Writer:

@@ -74,10 +74,10 @@ def transformed(record: Record, transforms: Sequence[Transform], seed: int = 0) 
     return record
 
 
-def drawn(record: Record, transforms: Sequence[Transform], names: Sequence[str], draws: int = 4) -> list[str]:
-    """Which of these entries transforms draw anew each time, as far as some draws show."""
-    made = [transformed(record, transforms, seed) for seed in range(draws)]
-    return [name for name in names if any(not np.array_equal(other[name], made[0][name]) for other in made)]
+def drawn(record: Record, transforms: Sequence[Transform], names: Sequence[str], draws: int = 4) -> tuple[Record, list[str]]:
+    """(the record through transforms, which of these entries they draw anew each time, as far as some draws show)."""
+    first, *others = (transformed(record, transforms, seed) for seed in range(draws))
+    return first, [name for name in names if any(not np.array_equal(other[name], first[name]) for other in others)]
 
 
 @functools.lru_cache(maxsize=4)
