@@ -30,7 +30,8 @@ def resized():
 def network(b, smoke):
     """That of diffusion_sprites.py, with attention on the finest level as well, as SVD's; it reads the image's token in place of a text's."""
     spec = diffusion_sprites.network(b, smoke)
-    return spec | dict(attention_levels=(True, True), attention=dict(spec["attention"], tokens=("image",)))
+    levels = dict(channels=(8,), heads=(1,), attention_levels=(True,)) if smoke else dict(attention_levels=(True, True))
+    return spec | levels | dict(attention=dict(spec["attention"], tokens=("image",)))
 
 
 def sampling(b, smoke, guidance):

@@ -40,8 +40,8 @@ RUNS = {name: f"runs/sprites/entities-{name}" for name in ("vae", "clip", "base"
 
 
 def network(b, args):
-    channels = (8, 16) if args["smoke"] else b["channels"]
-    sizes = dict(channels=channels, layers=1, attention_levels=(True, True), heads=[max(c // 32, 1) for c in channels], groups=8, out_channels=LATENT)
+    channels = (8,) if args["smoke"] else b["channels"]
+    sizes = dict(channels=channels, layers=1, attention_levels=[True] * len(channels), heads=[max(c // 32, 1) for c in channels], groups=8, out_channels=LATENT)
     spec = magdiff.layers(args)
     # the frame's number stays in what the layers between frames pass on: from nothing, nothing else tells where in its motion a sprite is
     spec["attention"] = dict(spec["attention"], position_stays=True)

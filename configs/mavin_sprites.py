@@ -25,13 +25,13 @@ KEYS = ("video", "label", "caption", "shape", "colour", "texture", "actions", "t
 
 
 def network(b, args):
-    channels = (8, 16) if args["smoke"] else b["channels"]
+    channels = (8,) if args["smoke"] else b["channels"]
     tokens = mavin.told(args)
     return dict(
         target="magvid.models.unet:UNet",
         channels=channels,
         layers=1,
-        attention_levels=(False, True),
+        attention_levels=(False, True)[-len(channels) :],
         heads=[max(c // 32, 1) for c in channels],
         res=dict(factory="magvid.models.temporal:StackRes", dropout=[0.0] * 4),  # no clip is seen twice
         attention=dict(factory="magvid.models.temporal:PostTransformer", tokens=tokens),

@@ -89,10 +89,10 @@ def moved(spec: Any, workdir: pathlib.Path) -> Any:
 
 
 def untrained(config: dict) -> dict:
-    """The same config with one step, at a rate of 0."""
+    """The same config with one step, at a rate of 0: the first of a warm-up. Other than that it is the step of the trained, which is compiled already."""
     for spec in config["optim"].values():
         for _, schedule in spec["rules"]:
-            schedule.update(warmup=1, decay="constant")  # the first step of a warm-up has a rate of 0
+            schedule.update(warmup=schedule.get("warmup") or 1, total=schedule.get("total") or config["steps"])
     return config | dict(steps=1)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.extend.core
 import numpy as np
 
 from magvid import optim, runs, sharding, state
@@ -186,11 +187,11 @@ class Job:
         key, train_key = jax.random.split(jax.random.key(config["seed"]))
         features, everywhere = self._features()
         videos = {k: v for k, v in batch.items() if k not in features}
-        shapes = jax.eval_shape(objective.init, key, videos)
+        draw, shapes = _traced(objective.init, key, videos)
         frozen, spared = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items()}, {}
         if everywhere:
             batch = videos | {k: v for k, v in batch.items() if k in everywhere}
-            shapes = jax.eval_shape(objective.init, key, batch)
+            draw, shapes = _traced(objective.init, key, batch)
             spared = {g: frozen.pop(g) for g in [*frozen] if g not in shapes}
         if self.planned:
             frozen = {g: tree for g, tree in shapes.items() if g not in config["optim"]}
@@ -199,13 +200,15 @@ class Job:
         optimisers = {g: optim.make(spec, shapes[g], config["steps"], g) for g, spec in config["optim"].items()}
         given = _arrays(runs.initial(config["init"], shapes, self.trust))
 
-        def init(given, frozen):
-            params = objective.init(key, batch)
+        def begin(params, given, frozen):
             params = state.join({g: params[g] for g in shapes}, given)
             extra = objective.init_extra() if hasattr(objective, "init_extra") else {}
             return state.init_state(params, frozen, extra, train_key, optimisers, averaged)
 
-        like = jax.eval_shape(init, given, frozen)
+        def init(given, frozen):
+            return begin(draw(key, batch), given, frozen)
+
+        like = jax.eval_shape(begin, shapes, given, frozen)
         places = sharding.state_shardings(like, config["sharding"], self.mesh)
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
         if not self.planned:
@@ -404,6 +407,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         both = isinstance(a, Mapping) and isinstance(b, Mapping)
         found += differences(a, b, f"{name}.") if both else [f"{name} ({json.dumps(a)} -> {json.dumps(b)})"]
     return found
+
+
+def _traced(f: Callable, *args) -> tuple[Callable, Any]:
+    """(`f` as one trace recorded it, the shapes of what it returns): Python takes longer to trace the forward pass of a large network than XLA to compile
+    the drawing of its parameters.
+    """
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+    run, tree = jax.extend.core.jaxpr_as_fun(jaxpr), jax.tree.structure(shapes)
+    return lambda *args: jax.tree.unflatten(tree, run(*jax.tree.leaves(args))), shapes
 
 
 def _arrays(tree: Mapping[str, Any]) -> dict:

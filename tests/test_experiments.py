@@ -85,12 +85,12 @@ def test_transitions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
 
 @pytest.mark.full
 def test_predictions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
-    """Four rows of the table, in two processes; a second call trains nothing and writes the same."""
+    """Four rows of the table, one after the other, so that equal programs are compiled once; a second call trains nothing and writes the same."""
     from experiments import aid_sprites
 
     kept = ("AID", "no multimodal condition", "whole network", "untrained")
     monkeypatch.setattr(aid_sprites, "ROWS", {row: aid_sprites.ROWS[row] for row in kept})
-    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
+    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=1", f"--workdir={tmp_path}"]
     aid_sprites.main(argv)
     table = (tmp_path / "table.md").read_text()
     assert all(f"| {row} |" in table for row in (*kept, aid_sprites.BASE, aid_sprites.HELD, aid_sprites.LIMIT))
@@ -108,13 +108,13 @@ def test_predictions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
 
 @pytest.mark.full
 def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
-    """Three rows of the table, in two processes; a second call trains nothing and writes the same."""
+    """Three rows of the table, as above; a second call trains nothing and writes the same."""
     from experiments import magdiff_sprites
 
     kept = (magdiff_sprites.OURS, magdiff_sprites.NEVER, "untrained")
     monkeypatch.setattr(magdiff_sprites, "ROWS", {row: magdiff_sprites.ROWS[row] for row in kept})
     monkeypatch.setattr(magdiff_sprites, "PICTURES", {"1 picture": "shown=1"})
-    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
+    argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=1", f"--workdir={tmp_path}"]
     magdiff_sprites.main(argv)
     table = (tmp_path / "table.md").read_text()
     more = (*magdiff_sprites.PICTURES, *magdiff_sprites.SEEN, *magdiff_sprites.EDITS)
