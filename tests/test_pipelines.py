@@ -72,11 +72,11 @@ def back(unet, preset, folder):
     assert changed and all(".attn" in name for name in changed)
 
 
-def sampled(name: str, arg: str, batch: dict, tmp_path):
-    """(x after each step, video) of the config on converted weights."""
-    config = job.check_config(importlib.import_module(f"configs.{name}").get_config(f"weights={tmp_path},dtype=float32{arg}"))
-    resolved, params, _ = job.resolve(config)
-    objective = build(resolved["objective"]).with_decoding(steps=STEPS)
+def sampled(name: str, arg: str, batch: dict, tmp_path, decoded: str = ""):
+    """(x after each step, video) of the config on converted weights; of the same latents the video with `decoded`, further arguments."""
+    config = lambda arg: job.check_config(importlib.import_module(f"configs.{name}").get_config(f"weights={tmp_path},dtype=float32{arg}"))
+    resolved, params, _ = job.resolve(config(arg))
+    objective, other = (build(spec["objective"]).with_decoding(steps=STEPS) for spec in (resolved, job.resolve(config(arg + decoded))[0]))
     params = jax.tree.map(jnp.asarray, params)
     levels = objective.schedule.levels(STEPS)
 
@@ -84,10 +84,11 @@ def sampled(name: str, arg: str, batch: dict, tmp_path):
         denoise = objective.guided(params, batch, jax.random.key(0), batch["noise"].shape[1])
         begin = samplers.begin(batch["noise"], levels)
         steps = samplers.trajectory(objective.sampling.sampler, denoise, begin, levels, jax.random.key(1))
-        return steps, objective.sample(params, batch, jax.random.key(0))
+        x = objective.sample_latents(params, batch, jax.random.key(0))
+        return steps, objective.decode(params, x), other.decode(params, x)
 
     with jax.default_matmul_precision("highest"):
-        return config, *map(np.asarray, jax.jit(run)(params, batch))
+        return map(np.asarray, jax.jit(run)(params, batch))
 
 
 def fine_tune(name: str, how: str, folder, latents: bool = False, **shown):
@@ -191,10 +192,9 @@ def test_stable_video_diffusion(tmp_path):
     batch = {"image": image[None], "noise": noise}
     # the pipeline decodes two frames at a time
     arg = f",frames={T},height={H},width={W},fps=9,motion=33,aug=0.0"
-    _, steps, ours = sampled("svd", arg, batch, tmp_path)
+    steps, ours, chunked = sampled("svd", arg, batch, tmp_path, ",chunk=2")
     for mine, other in zip(steps, theirs, strict=True):
         assert relative_error(mine, np.moveaxis(other, 2, -1)) < 1e-4
-    _, _, chunked = sampled("svd", arg + ",chunk=2", batch, tmp_path)
     assert relative_error(chunked, video) < 1e-4 < relative_error(ours, video)  # how much chunks change is not nothing
     write_image(tmp_path / "a.png", image)
     fine_tune("svd", "lora", tmp_path, image=str(tmp_path / "a.png"))
@@ -273,7 +273,7 @@ def test_text_to_video_and_to_picture(name, tmp_path):
     arg = f",frames={frames},height={H},width={W}" if name == "modelscope" else ""
     config = importlib.import_module(f"configs.{name}").get_config(f"weights={tmp_path}{arg}").to_dict()
     batch = conditions.words(conditions.find_tokenizer(config), "a red c", "b") | {"noise": noise}
-    _, steps, ours = sampled(name, arg, batch, tmp_path)
+    steps, ours, _ = sampled(name, arg, batch, tmp_path)
     for mine, other in zip(steps, theirs, strict=True):
         assert relative_error(mine, other) < 1e-4
     assert relative_error(ours, np.asarray(video)) < 1e-4
