@@ -45,7 +45,7 @@ def network(b, args):
     spec = magdiff.layers(args)
     # the frame's number stays in what the layers between frames pass on: from nothing, nothing else tells where in its motion a sprite is
     spec["attention"] = dict(spec["attention"], position_stays=True)
-    spec["res"] = dict(spec["res"], dropout=[0.0] * 4)  # no clip is seen twice
+    spec["res"] = dict(spec["res"], dropout=[0.0] * (1 if args["smoke"] else 4))  # no clip is seen twice
     return dict(target="magvid.models.unet:UNet", **spec | sizes)
 
 

@@ -33,7 +33,7 @@ def network(b, args):
         layers=1,
         attention_levels=(False, True)[-len(channels) :],
         heads=[max(c // 32, 1) for c in channels],
-        res=dict(factory="magvid.models.temporal:StackRes", dropout=[0.0] * 4),  # no clip is seen twice
+        res=dict(factory="magvid.models.temporal:StackRes", dropout=[0.0] * (1 if args["smoke"] else 4)),  # no clip is seen twice
         attention=dict(factory="magvid.models.temporal:PostTransformer", tokens=tokens),
         stem=dict(factory="magvid.models.temporal:FrameTransformer", heads=1, head_dim=channels[0]),
         time_embedding=dict(factory="magvid.models.unet:TimeEmbedding", before="length"),

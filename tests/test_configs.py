@@ -192,6 +192,21 @@ PARAMETERS = dict(sd=865_910_724, modelscope=1_411_233_860, svd=1_524_623_082)
 TRAINED = {"": set(), "full": {"network"}, "temporal": {"network"}, "lora": {"lora"}}
 
 
+@functools.cache  # ways of training and data sets share objectives
+def told_words(objective: str):
+    """(what a spec (JSON) builds, a batch for it, shapes of its parameters)."""
+    objective, ids = build(json.loads(objective)), np.zeros((1, 77), np.int32)
+    batch = {"video": np.zeros((1, *objective.clip, 3), np.uint8), "text_ids": ids, "null_ids": ids}
+    return objective, batch, jax.eval_shape(objective.init, jax.random.key(0), batch)
+
+
+@functools.cache
+def losses_of(objective: str) -> set[str]:
+    """The groups that learn by it."""
+    objective, batch, shapes = told_words(objective)
+    return set(jax.eval_shape(lambda p: objective.loss(p, {}, batch, jax.random.key(0), 0, True), shapes)[0])
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("how", TRAINED)
 @pytest.mark.parametrize("name", PIPELINES)
@@ -203,44 +218,32 @@ def test_pipelines_of_public_weights_build_at_full_size(name, how):
         return
     checked = check_config(with_own_tokenizer(name, f"tune={how}"))
     assert json.loads(json.dumps(checked)) == checked and set(checked["optim"]) == TRAINED[how]
-    objective = build(checked["objective"])
-    ids = np.zeros((1, 77), np.int32)
-    batch = {"video": np.zeros((1, *objective.clip, 3), np.uint8), "text_ids": ids, "null_ids": ids}
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(objective.init, key, batch)
+    spec = json.dumps(checked["objective"])
+    objective, batch, shapes = told_words(spec)
     assert sum(x.size for x in jax.tree.leaves(shapes["network"])) == PARAMETERS[name]
     if how:
-        losses, _ = jax.eval_shape(lambda p: objective.loss(p, {}, batch, key, 0, True), shapes)
-        optimiser = {g: optim.make(spec, shapes[g], 10**5, g) for g, spec in checked["optim"].items()}
-        assert set(losses) == TRAINED[how] == set(optimiser)
-        trained = optimiser[next(iter(losses))].trained
+        optimiser = {g: optim.make(how, shapes[g], 10**5, g) for g, how in checked["optim"].items()}
+        assert losses_of(spec) == TRAINED[how] == set(optimiser)
+        trained = optimiser[next(iter(TRAINED[how]))].trained
         time = [n for n in trained if re.search("temp|time_mixer|time_pos|transformer_in", n)]
         assert how != "temporal" or 0 < len(time) == len(trained)
     elif objective.clip[0] == 1:  # decoding 576x1024 pixels is checked at tiny size
-        assert jax.eval_shape(objective.sample, shapes, batch, key).shape == (1, *objective.clip, 3)
-
-
-def mavin_objective(name: str, arg: str):
-    """(config as checked, objective at full size, a batch)."""
-    checked = check_config(with_own_tokenizer(name, arg))
-    assert json.loads(json.dumps(checked)) == checked
-    objective, ids = build(checked["objective"]), np.zeros((1, 77), np.int32)
-    return checked, objective, {"video": np.zeros((1, *objective.clip, 3), np.uint8), "text_ids": ids, "null_ids": ids}
+        assert jax.eval_shape(objective.sample, shapes, batch, jax.random.key(0)).shape == (1, *objective.clip, 3)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", MAVIN)
 @pytest.mark.parametrize("part", ["transition", "action"])
 def test_mavin_trains_the_released_subset_at_full_size(name, part):
-    checked, objective, batch = mavin_objective(name, f"part={part}")
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(objective.init, key, batch)
+    checked = check_config(with_own_tokenizer(name, f"part={part}"))
+    assert json.loads(json.dumps(checked)) == checked
+    spec = json.dumps(checked["objective"])
+    shapes = told_words(spec)[2]
     flat = flatten(shapes["network"])
     optimiser = optim.make(checked["optim"]["network"], shapes["network"], 10, "network")
     assert sum(x.size for x in flat.values()) == 1_411_336_260
     assert sum(flat[n].size for n in optimiser.trained) == 496_042_176
-    losses, _ = jax.eval_shape(lambda p: objective.loss(p, {}, batch, key, 0, True), shapes)
-    assert set(losses) == {"network"}
+    assert losses_of(spec) == {"network"}
 
 
 def test_mavin_settings_are_the_released_ones():

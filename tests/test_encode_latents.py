@@ -48,8 +48,8 @@ def config(cache=None, shown=True, views=2):
     return dict(steps=2, batch=4, objective=objective, data=data, optim=optim)
 
 
-def job_of(config):
-    return job.Job.from_config(job.check_config(config), ONE, trust=True)
+def job_of(config, devices=ONE):
+    return job.Job.from_config(job.check_config(config), devices, trust=True)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,8 @@ def test_a_step_on_features_is_that_on_videos_without_the_towers(tmp_path, given
     chex.assert_trees_all_close((params, metrics), (params2, metrics2), rtol=2e-3, atol=2e-4)
     frozen = lambda one, batch: set(one.prepare(batch).like.frozen)
     assert [frozen(one, batch) for one, batch in zip(jobs, (a, b), strict=True)] == [{"vae", "text", "vision"}, {"vae"}]
+    spread = on_features | dict(mesh={"data": 2, "fsdp": 2}, sharding=[[".*", "fsdp"]])
+    chex.assert_trees_all_close(update(job_of(spread, jax.devices()[:4]))[1:], (params2, metrics2), rtol=2e-3, atol=2e-4)
     with_towers = job_of(told(str(tmp_path / "train"), given))  # clips that are held out have no features
     assert frozen(with_towers, b) == {"vae", "text", "vision"}
     without = job_of(told(str(tmp_path / "train"), given, features=False)).loader()

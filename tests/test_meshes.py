@@ -22,7 +22,7 @@ from test_explain import ROOT
 
 # {name: (config, argument)}, with smoke=1
 OBJECTIVES = faults.OBJECTIVES
-SHALLOW = ("adapters", "infilling", "entities")  # U-Nets of one level: that levels are halved and doubled is tested by "diffusion"
+SHALLOW = ("diffusion", "adapters", "infilling", "entities")  # U-Nets of one level: that levels are halved and doubled is tested by "autoencoder"
 EDGES = {"tokens": [["data", "fsdp"], "seq", None], "frames": [["data", "fsdp"], None, ["seq", "model"], None, None]}
 DIVIDED = {  # {name: groups of which parameters lie over "model"}
     "GAN": {"tokenizer"}, "masked": {"transformer"}, "autoencoder": {"vae"}, "contrastive": {"clip", "temporal"}, "diffusion": {"network"},

@@ -52,8 +52,8 @@ def test_frames_do_not_see_each_other(options):
     decoder = vq2d.Decoder(**options, temporal=(False,), **{k: v for k, v in parts.items() if k == "up"})
     video = jnp.asarray(np.random.default_rng(0).random((2, 3, 8, 12, 3)), jnp.float32)
     for model, x in ((encoder, video), (decoder, jnp.asarray(np.random.default_rng(1).random((2, 3, 4, 6, 5)), jnp.float32))):
-        variables = jax.jit(model.init)(jax.random.key(0), x)
-        variables = jax.tree.map(lambda p: p + 0.1, variables)
+        rng, shapes = np.random.default_rng(2), jax.eval_shape(model.init, jax.random.key(0), x)
+        variables = jax.tree.map(lambda p: (rng.standard_normal(p.shape) / np.prod(p.shape[:-1]) ** 0.5).astype(np.float32), shapes)
         together = jax.jit(model.apply)(variables, x)
         alone = jax.jit(model.apply)(variables, x.reshape(6, 1, *x.shape[2:]))
         np.testing.assert_allclose(together.reshape(alone.shape), alone, rtol=1e-4, atol=1e-5)

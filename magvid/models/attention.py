@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from magvid.models.layers import Dense, gelu
+from magvid.models.layers import Dense, gelu, lecun_normal
 from magvid.models.platform import per_platform
 from magvid.sharding import DATA_AXES
 from magvid.types import Condition
@@ -187,7 +187,7 @@ class Attention(nn.Module):
         if x.shape[-1] % self.heads:
             raise ValueError(f"{x.shape[-1]} channels cannot be divided between {self.heads} heads")
         y = self.mix(sequences(x, self.over), condition)
-        kernel_init = nn.initializers.zeros if self.zero else nn.linear.default_kernel_init
+        kernel_init = nn.initializers.zeros if self.zero else lecun_normal
         y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=kernel_init, name="to_out")(y)
         return (y if self.over == "space" else y.swapaxes(1, 2)).reshape(x.shape)
 

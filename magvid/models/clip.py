@@ -6,7 +6,7 @@ of the published towers are in configs/clips.py.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from magvid.models.attention import attention
-from magvid.models.layers import Dense, check_sizes
+from magvid.models.layers import Dense, check_sizes, lecun_normal, once_a_shape
 from magvid.models.resize import resize_antialiased, resize_bicubic
 from magvid.sharding import edge, rematerialised
 
@@ -24,7 +24,11 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
-normal = nn.initializers.normal
+
+
+@cache
+def normal(std: float) -> Callable:
+    return once_a_shape(nn.initializers.normal(std))
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -187,7 +191,7 @@ class PatchEmbedding(nn.Module):
         p, (b, h, w, c) = self.patch, x.shape
         if h % p or w % p:
             raise ValueError(f"an image of {h}x{w} cannot be cut into patches of {p}x{p}: give multiples")
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, self.features))
+        kernel = self.param("kernel", lecun_normal, (p, p, c, self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, h // p, w // p, p * p * c)
         return x @ kernel.reshape(-1, self.features)

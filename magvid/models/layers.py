@@ -50,8 +50,14 @@ def _dot_general(x: Array, kernel: Array, dimensions: Any, precision: None = Non
     return product(x, kernel)
 
 
+def once_a_shape(init: Callable) -> Callable:
+    """An initialiser that is traced once for each shape: a large network has a thousand kernels, and few shapes of them."""
+    return jax.jit(init, static_argnums=(1, 2))
+
+
+lecun_normal = once_a_shape(nn.initializers.lecun_normal())
 # `nn.Dense` of any number of leading axes, whose gradient is that of `product`
-Dense = partial(nn.Dense, dot_general=_dot_general)
+Dense = partial(nn.Dense, dot_general=_dot_general, kernel_init=lecun_normal)
 
 
 def _conv(x: Array, kernel: Array, strides: Sequence[int], pads: Pads) -> Array:
@@ -212,7 +218,7 @@ class Conv(nn.Module):
     upsample: tuple[int, int, int] = (1, 1, 1)
     planar: bool = False
     dtype: Dtype = None
-    kernel_init: Callable = nn.initializers.lecun_normal()
+    kernel_init: Callable = lecun_normal
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
@@ -254,7 +260,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
         window = self.kernel[1:] if self.planar else self.kernel
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*window, x.shape[-1], self.features))
+        kernel = self.param("kernel", lecun_normal, (*window, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         kernel = kernel[None] if self.planar else kernel

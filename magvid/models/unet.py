@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from magvid.models.attention import Attention, FeedForward, read_scalars
-from magvid.models.layers import MLP, Conv, Dense, Dtype, GroupNorm, nearest_upsample, sinusoid
+from magvid.models.layers import MLP, Conv, Dense, Dtype, GroupNorm, lecun_normal, nearest_upsample, sinusoid
 from magvid.sharding import edge, rematerialised
 from magvid.types import Condition, Params
 
@@ -190,7 +190,7 @@ class TimeEmbedding(MLP):
     def __call__(self, time: Float[Array, "b"], condition: Condition) -> Float[Array, "b d"]:
         x = sinusoid(time, self.width)
         if self.before:
-            kernel_init = nn.initializers.zeros if self.before_zero else nn.linear.default_kernel_init
+            kernel_init = nn.initializers.zeros if self.before_zero else lecun_normal
             linear = Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="cond_proj")
             x = x + linear(sinusoid(read_scalars(condition, [self.before])[:, 0], self.width, "sin cos"))
         x = super().__call__(x)
