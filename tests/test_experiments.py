@@ -63,17 +63,17 @@ def test_the_ablation_runs_and_goes_on(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.full
 def test_transitions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
-    """Three rows of the table, in two processes; a second call trains nothing and writes the same."""
+    """Two rows of the table, in two processes; a second call trains nothing and writes the same."""
     from experiments import mavin_sprites
 
-    kept = ("MAVIN", "noise predicted, not v", "untrained")
+    kept = ("MAVIN", "untrained")
     monkeypatch.setattr(mavin_sprites, "ROWS", {row: mavin_sprites.ROWS[row] for row in kept})
     argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
     mavin_sprites.main(argv)
     table = (tmp_path / "table.md").read_text()
     assert all(f"| {row} |" in table for row in (*kept, *mavin_sprites.BASELINES, mavin_sprites.LIMIT))
     result = json.loads((tmp_path / "scores.json").read_text())
-    assert set(result["scores"]) == {"full-0", "noise-0", "untrained-0"} and set(result["metric"]) == set(mavin_sprites.DAMAGES)
+    assert set(result["scores"]) == {"full-0", "untrained-0"} and set(result["metric"]) == set(mavin_sprites.DAMAGES)
     assert "clip_rs" in result["scores"]["full-0"]["MAVIN"] and "<video" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "transitions.png").stat().st_size
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
@@ -85,10 +85,10 @@ def test_transitions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
 
 @pytest.mark.full
 def test_predictions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
-    """Four rows of the table, one after the other, so that equal programs are compiled once; a second call trains nothing and writes the same."""
+    """Three rows of the table, one after the other, so that equal programs are compiled once; a second call trains nothing and writes the same."""
     from experiments import aid_sprites
 
-    kept = ("AID", "no multimodal condition", "whole network", "untrained")
+    kept = ("AID", "whole network", "untrained")
     monkeypatch.setattr(aid_sprites, "ROWS", {row: aid_sprites.ROWS[row] for row in kept})
     argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=1", f"--workdir={tmp_path}"]
     aid_sprites.main(argv)

@@ -31,7 +31,7 @@ from tools.convert import convert_back, convert_file
 pytestmark = pytest.mark.full
 
 STEPS, T, H, W = 3, 5, 32, 48
-UNET = dict(channels=(32, 64), layers=1, attention_levels=(True, False), heads=(2, 4), epsilon=1e-5)
+UNET = dict(channels=(32,), layers=1, attention_levels=(True,), heads=(2,), epsilon=1e-5)  # more levels: test_models_unet.py, test_models_temporal.py
 VAE = dict(channels=(32, 32, 64), layers=1)
 TOWER = dict(width=32, depth=2, heads=4, mlp=64)
 WORDS = 90  # more than the smoke configs have
@@ -160,9 +160,8 @@ def test_stable_video_diffusion(tmp_path):
         )
     )  # fmt: skip
     unet = diffusers.UNetSpatioTemporalConditionModel(
-        in_channels=8, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, num_attention_heads=(2, 4),
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        in_channels=8, out_channels=4, block_out_channels=(32,), layers_per_block=1, num_attention_heads=(2,),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",), up_block_types=("CrossAttnUpBlockSpatioTemporal",),
         cross_attention_dim=32, addition_time_embed_dim=256, projection_class_embeddings_input_dim=768, num_frames=T,
     )  # fmt: skip
     scheduler = diffusers.EulerDiscreteScheduler(
@@ -239,7 +238,7 @@ def test_text_to_video_and_to_picture(name, tmp_path):
     tokenizer, size = tokenizer_in(tmp_path)
     parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text_tower(size, 1), tokenizer=tokenizer, scheduler=ddim())
     common = dict(
-        in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, sample_size=8
+        in_channels=4, out_channels=4, block_out_channels=(32,), layers_per_block=1, cross_attention_dim=32, sample_size=8
     )
     frames = T if name == "modelscope" else 1
     noise = np.random.default_rng(4).standard_normal((1, frames, H // 4, W // 4, 4)).astype(np.float32)
@@ -247,7 +246,7 @@ def test_text_to_video_and_to_picture(name, tmp_path):
     theirs = []
     if name == "modelscope":
         unet = diffusers.UNet3DConditionModel(
-            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            down_block_types=("CrossAttnDownBlock3D",), up_block_types=("CrossAttnUpBlock3D",),
             attention_head_dim=16, **common,
         )  # fmt: skip
         pipe = diffusers.TextToVideoSDPipeline(unet=randomised(unet, 2), **parts)
@@ -256,8 +255,8 @@ def test_text_to_video_and_to_picture(name, tmp_path):
         latents = np.moveaxis(noise, -1, 1)
     else:
         unet = diffusers.UNet2DConditionModel(
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=(2, 4), use_linear_projection=True, **common,
+            down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+            attention_head_dim=(2,), use_linear_projection=True, **common,
         )  # fmt: skip
         checker = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipe = diffusers.StableDiffusionPipeline(unet=randomised(unet, 2), **parts, **checker)
@@ -288,8 +287,8 @@ def test_mavin_begins_as_modelscope_and_joins_clips(tmp_path):
     tokenizer, size = tokenizer_in(tmp_path)
     parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text_tower(size, 1), tokenizer=tokenizer, scheduler=ddim())
     unet = diffusers.UNet3DConditionModel(
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), in_channels=4,
-        out_channels=4, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, sample_size=8, attention_head_dim=16,
+        down_block_types=("CrossAttnDownBlock3D",), up_block_types=("CrossAttnUpBlock3D",), in_channels=4,
+        out_channels=4, block_out_channels=(32,), layers_per_block=1, cross_attention_dim=32, sample_size=8, attention_head_dim=16,
     )  # fmt: skip
     converted(diffusers.TextToVideoSDPipeline(unet=randomised(unet, 2), **parts), tmp_path / "base", text_parts("modelscope", size))
     vision = transformers.CLIPVisionConfig(
@@ -338,8 +337,8 @@ def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
     tokenizer, size = tokenizer_in(tmp_path)
     parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text_tower(size, 1), tokenizer=tokenizer, scheduler=ddim())
     unet = diffusers.UNet2DConditionModel(
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), in_channels=4, out_channels=4,
-        block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, sample_size=8, attention_head_dim=(2, 4), use_linear_projection=True,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), in_channels=4, out_channels=4,
+        block_out_channels=(32,), layers_per_block=1, cross_attention_dim=32, sample_size=8, attention_head_dim=(2,), use_linear_projection=True,
     )  # fmt: skip
     checker = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     converted(diffusers.StableDiffusionPipeline(unet=randomised(unet, 2), **parts, **checker), tmp_path / "sd21v", text_parts("sd21", size))
