@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import ablation
+from magvid import optim
 from magvid.build import build
 from magvid.job import check_config
 from magvid.masked.commit import Conditioning, LossWeights
@@ -156,3 +157,14 @@ def test_intervals_are_students():
     np.testing.assert_allclose([mean, half], [2.0, 4.302653 / np.sqrt(3)], rtol=1e-6)
     assert arms.cell([1.0, 2.0, 3.0]) == "2.00 ± 2.48" and arms.cell([0.5]) == "0.50"
     assert arms.cell(None) == arms.cell([None]) == "–"
+
+
+@pytest.mark.parametrize("given", [dict(warmup=50, decay="cosine"), dict(warmup=3, decay="cosine", total=40), dict(decay="constant")])
+def test_the_untrained_row_has_the_trained_rows_step_at_a_rate_of_0(given):
+    """The same rates at every step, so that the programs are equal; without a warm-up there is one of a step, whose rate is 0."""
+    arms, given = importlib.import_module("experiments.arms"), dict(given, peak=1.0)
+    config = arms.untrained(dict(steps=100, optim=dict(network=dict(rules=[[".*", dict(given)]]))))
+    found = optim.schedule(config["optim"]["network"]["rules"][0][1], config["steps"])
+    assert config["steps"] == 1 and found(0) == 0
+    trained = optim.schedule(given, 100)
+    assert all(found(s) == trained(s) for s in range(1, 100, 7))

@@ -72,12 +72,12 @@ def back(unet, preset, folder):
     assert changed and all(".attn" in name for name in changed)
 
 
-def sampled(name: str, arg: str, batch: dict, tmp_path, decoded: str = ""):
-    """(x after each step, video) of the config on converted weights; of the same latents the video with `decoded`, further arguments."""
+def sampled(name: str, arg: str, batch: dict, tmp_path, *others: str):
+    """(x after each step, video) of the config on converted weights; then, with each of `others`, a further argument, the video of the same latents."""
     config = lambda arg: job.check_config(importlib.import_module(f"configs.{name}").get_config(f"weights={tmp_path},dtype=float32{arg}"))
-    resolved, params, _ = job.resolve(config(arg))
-    objective, other = (build(spec["objective"]).with_decoding(steps=STEPS) for spec in (resolved, job.resolve(config(arg + decoded))[0]))
-    params = jax.tree.map(jnp.asarray, params)
+    resolved = [job.resolve(config(arg + other)) for other in ("", *others)]
+    objectives = [build(made["objective"]).with_decoding(steps=STEPS) for made, *_ in resolved]
+    objective, params = objectives[0], jax.tree.map(jnp.asarray, resolved[0][1])
     levels = objective.schedule.levels(STEPS)
 
     def run(params, batch):
@@ -85,7 +85,7 @@ def sampled(name: str, arg: str, batch: dict, tmp_path, decoded: str = ""):
         begin = samplers.begin(batch["noise"], levels)
         steps = samplers.trajectory(objective.sampling.sampler, denoise, begin, levels, jax.random.key(1))
         x = objective.sample_latents(params, batch, jax.random.key(0))
-        return steps, objective.decode(params, x), other.decode(params, x)
+        return steps, *(each.decode(params, x) for each in objectives)
 
     with jax.default_matmul_precision("highest"):
         return map(np.asarray, jax.jit(run)(params, batch))
@@ -272,7 +272,7 @@ def test_text_to_video_and_to_picture(name, tmp_path):
     arg = f",frames={frames},height={H},width={W}" if name == "modelscope" else ""
     config = importlib.import_module(f"configs.{name}").get_config(f"weights={tmp_path}{arg}").to_dict()
     batch = conditions.words(conditions.find_tokenizer(config), "a red c", "b") | {"noise": noise}
-    steps, ours, _ = sampled(name, arg, batch, tmp_path)
+    steps, ours = sampled(name, arg, batch, tmp_path)
     for mine, other in zip(steps, theirs, strict=True):
         assert relative_error(mine, other) < 1e-4
     assert relative_error(ours, np.asarray(video)) < 1e-4
