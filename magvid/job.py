@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core
 import numpy as np
 
 from magvid import optim, runs, sharding, state
@@ -17,6 +16,7 @@ from magvid.build import build
 from magvid.checkpoints import merge
 from magvid.data import pipeline
 from magvid.data.joint import Joint
+from magvid.draw import Drawing
 from magvid.optim import Optimiser
 from magvid.provenance import describe, keeps_features, on_cache, open_cache
 from magvid.state import Objective, TrainState
@@ -186,12 +186,14 @@ class Job:
         batch = {k: np.zeros_like(v[:1]) for k, v in sharding.numeric(batch).items()}  # the same on every process
         key, train_key = jax.random.split(jax.random.key(config["seed"]))
         features, everywhere = self._features()
-        videos = {k: v for k, v in batch.items() if k not in features}
-        draw, shapes = _traced(objective.init, key, videos)
+        shown = {k: v for k, v in batch.items() if k not in features}
+        drawing = Drawing(objective.init, key, shown)
+        shapes = drawing.shapes
         frozen, spared = {g: merge(tree, shapes[g]) for g, tree in self.frozen.items()}, {}
         if everywhere:
-            batch = videos | {k: v for k, v in batch.items() if k in everywhere}
-            draw, shapes = _traced(objective.init, key, batch)
+            shown |= {k: v for k, v in batch.items() if k in everywhere}
+            drawing = Drawing(objective.init, key, shown)
+            shapes = drawing.shapes
             spared = {g: frozen.pop(g) for g in [*frozen] if g not in shapes}
         if self.planned:
             frozen = {g: tree for g, tree in shapes.items() if g not in config["optim"]}
@@ -200,24 +202,24 @@ class Job:
         optimisers = {g: optim.make(spec, shapes[g], config["steps"], g) for g, spec in config["optim"].items()}
         given = _arrays(runs.initial(config["init"], shapes, self.trust))
 
-        def begin(params, given, frozen):
-            params = state.join({g: params[g] for g in shapes}, given)
+        def begin(params, frozen):
             extra = objective.init_extra() if hasattr(objective, "init_extra") else {}
             return state.init_state(params, frozen, extra, train_key, optimisers, averaged)
 
-        def init(given, frozen):
-            return begin(draw(key, batch), given, frozen)
-
-        like = jax.eval_shape(begin, shapes, given, frozen)
+        like = jax.eval_shape(begin, shapes, frozen)
         places = sharding.state_shardings(like, config["sharding"], self.mesh)
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
         if not self.planned:
             frozen = jax.device_put(frozen, places.frozen)
             like = like.replace(frozen=frozen)
-        # LLVM takes seconds to optimise each shape's random numbers, which are drawn once
-        options = {"xla_backend_optimization_level": 1} if self.on_cpu else {}
-        make = jax.jit(init, out_shardings=places, compiler_options=options)
-        return Prepared(optimisers, lambda: make(given, frozen), like, spared)
+
+        def init():
+            wanted = {g: _without(places.params[g], given.get(g, {})) for g in shapes}
+            *random, finish = drawing(wanted, key, shown)
+            finished = lambda drawn, others, given, frozen: begin(state.join(finish(drawn, others), given), frozen)
+            return jax.jit(finished, out_shardings=places, donate_argnums=0)(*random, given, frozen)
+
+        return Prepared(optimisers, init, like, spared)
 
     def _features(self) -> tuple[set[str], set[str]]:
         """Features of frozen towers that training clips have, and those of them that all clips have, whose towers are not needed."""
@@ -409,16 +411,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return found
 
 
-def _traced(f: Callable, *args) -> tuple[Callable, Any]:
-    """(`f` as one trace recorded it, the shapes of what it returns): Python takes longer to trace the forward pass of a large network than XLA to compile
-    the drawing of its parameters.
-    """
-    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-    run, tree = jax.extend.core.jaxpr_as_fun(jaxpr), jax.tree.structure(shapes)
-    return lambda *args: jax.tree.unflatten(tree, run(*jax.tree.leaves(args))), shapes
-
-
 def _arrays(tree: Mapping[str, Any]) -> dict:
     """`tree` without the leaves that are only shapes."""
     inner = {k: _arrays(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
     return {k: v for k, v in inner.items() if not isinstance(v, jax.ShapeDtypeStruct)}
+
+
+def _without(tree: Mapping[str, Any], given: Mapping[str, Any]) -> dict:
+    """`tree` less the leaves of `given`."""
+    return {k: _without(v, given.get(k, {})) if isinstance(v, Mapping) else v for k, v in tree.items() if k not in given or isinstance(v, Mapping)}

@@ -67,8 +67,8 @@ _edges: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("edge
 
 
 @contextlib.contextmanager
-def edges(activations: Mapping[str, Sequence], remat: str | None = None) -> Iterator[None]:
-    """Within, `edge` and `rematerialised` do as a config's fields of these names say, in what is traced."""
+def edges(activations: Mapping[str, Sequence], remat: str | bool | None = None) -> Iterator[None]:
+    """Within, `edge` and `rematerialised` do as a config's fields of these names say, in what is traced; with remat=False blocks stay as they are."""
     token = _edges.set(dict(activations, remat=remat))
     try:
         yield
@@ -85,7 +85,7 @@ def edge(x: Array) -> Array:
 def rematerialised(block: Callable, **options: Any) -> Callable:
     """`nn.remat` of a module or function, that keeps for the backward pass what the policy of `edges` says; without one nothing but its input."""
     name = _edges.get().get("remat")
-    return nn.remat(block, policy=name and getattr(jax.checkpoint_policies, name), **options)
+    return block if name is False else nn.remat(block, policy=name and getattr(jax.checkpoint_policies, name), **options)
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -4,7 +4,11 @@ import json
 import pathlib
 
 import flax
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from magvid.draw import Drawing
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "magvit"
 
@@ -32,3 +36,10 @@ def flatten(tree: dict) -> dict:
 def relative_error(actual, expected) -> float:
     """max |actual - expected| / max |expected|."""
     return float(np.max(np.abs(np.asarray(actual) - expected)) / np.max(np.abs(expected)))
+
+
+def drawn(init, *args) -> dict:
+    """`init(*args)`, a nested dict of parameters, which compile once for each shape and not with the network."""
+    drawing, place = Drawing(init, *args), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    *random, finish = drawing(jax.tree.map(lambda x: place, drawing.shapes), *args)
+    return jax.tree.map(jnp.asarray, jax.device_get(jax.jit(finish)(*random)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import aid, unets
-from helpers import flatten, nest
+from helpers import drawn, flatten, nest
 from magvid.adapters.aid import Adapter, Decoupled, LongTemporalAdapter, ShortTemporalAdapter, SpatialAdapter
 from magvid.build import build
 from magvid.models.attention import Attention
@@ -155,8 +155,8 @@ SETS = {
 
 def begun(changed, grafts, told):
     """(shapes of the base, what is added to it as training begins). The base's own numbers, which would take long, are not drawn."""
-    split = lambda: grafts.split(changed.init(KEY, LATENTS, TIME, told)["params"], KEY)
-    return jax.eval_shape(split)[0], jax.jit(lambda: split()[1])()
+    split = lambda key: grafts.split(changed.init(key, LATENTS, TIME, told)["params"], key)
+    return jax.eval_shape(split, KEY)[0], drawn(lambda key: split(key)[1], KEY)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -201,7 +201,7 @@ def test_every_frame_reads_its_own_condition():
     """What one frame is told changes the others only through attention and convolution over time."""
     changed, grafts = network(dict(mcond="replace", spatial=False, short=False, long=False))
     told = condition()
-    params = changed.init(KEY, LATENTS, TIME, told)["params"]
+    params = drawn(changed.init, KEY, LATENTS, TIME, told)["params"]
     frozen_in_time = jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.full_like(x, 50.0) if "mix_factor" in jax.tree_util.keystr(path) else x, params
     )  # spatial layers alone

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny_diffusion as tiny
-from helpers import Golden, flatten, nest, relative_error
+from helpers import Golden, drawn, flatten, nest, relative_error
 from helpers_diffusion import golden_input, golden_weight
 from magvid.adapters.magdiff import EPAF, EntityLatents, EntityTokens, Pyramid, Resampler, entities
 from magvid.models.vae import Posterior
@@ -47,7 +47,7 @@ def resampler(p, x, heads=4, depth=2):
 
 def test_the_resampler_is_its_formula():
     module, x = Resampler(**SMALL), draw(3, 20, 40)
-    params = flatten(module.init(KEY, x)["params"])
+    params = flatten(drawn(module.init, KEY, x)["params"])
     params = {name: a + 0.1 * draw(*a.shape) for name, a in params.items()}
     y = module.apply({"params": nest(params)}, x)
     np.testing.assert_allclose(y, np.stack([resampler(params, one) for one in x]), atol=2e-5)
@@ -65,7 +65,7 @@ def test_a_picture_that_does_not_count_adds_nothing():
     x, context = draw(B, T, 2, 3, 8), dict(text=draw(B, 1, 4, 8), image=draw(B, 1, 6, 8))
     module = EPAF(2)
     told = lambda mask: Condition(tokens=context, masks={"image": mask})
-    params = module.init(KEY, x, told(np.ones((B, 6), bool)))
+    params = drawn(module.init, KEY, x, told(np.ones((B, 6), bool)))
     run = lambda mask, p=params: module.apply(p, x, told(mask))
     mute = jax.tree_util.tree_map_with_path(lambda path, a: a * 0 if "image_scale" in str(path) else a, params)
     none, some = np.zeros((B, 6), bool), np.arange(6) < np.array([[0], [4]])
@@ -91,7 +91,7 @@ class Tower(nn.Module):
 
 
 def tokens(module, batch=BATCH, keep={}):
-    params = module.init(KEY, batch, keep)
+    params = drawn(module.init, KEY, batch, keep)
     condition = module.apply(params, batch, keep)
     return params["params"], np.asarray(condition.tokens["image"]), condition.masks
 
@@ -159,7 +159,7 @@ class Halves(nn.Module):
 
 def latents(levels, batch=BATCH, keep={}, params=None):
     module = EntityLatents(Halves(), Pyramid(), levels)
-    params = module.init(KEY, batch, keep) if params is None else params
+    params = drawn(module.init, KEY, batch, keep) if params is None else params
     return params, module.apply(params, batch, keep).concat
 
 

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import chex
+from helpers import drawn
 import helpers_objective as helpers
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ DATA = {"global_next_index": 80}
 def start():
     """A state whose leaves all differ, with a bfloat16 leaf and an extra."""
     objective = helpers.ToyGan()
-    params = jax.jit(objective.init)(jax.random.key(0), None)
+    params = drawn(objective.init, jax.random.key(0), None)
     trained = {g: params[g] for g in ("generator", "discriminator")}
     trained["discriminator"]["low"] = jnp.linspace(0, 1, 24, dtype=jnp.bfloat16).reshape(4, 6)
     optimisers = {

@@ -17,6 +17,7 @@ import pytest
 import tiny_config
 import tiny_runs
 
+from helpers import drawn
 from magvid import encode, job, train
 from magvid.__main__ import main
 from magvid.data.sprites import Sprites
@@ -333,7 +334,7 @@ def test_held_out_losses_are_the_same_on_tokens(tokens, tmp_path):
 
 
 def weights(one):
-    params = jax.jit(one.objective.init)(jax.random.key(0), {"video": np.zeros((1, *PIXELS, 3), np.uint8)})
+    params = drawn(one.objective.init, jax.random.key(0), {"video": np.zeros((1, *PIXELS, 3), np.uint8)})
     return {"transformer": params["transformer"]}
 
 

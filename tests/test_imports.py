@@ -15,7 +15,7 @@ MODULES = sorted(
     for p in (ROOT / folder).rglob("*.py")
 )
 DRIVERS = {"train", "encode", "provenance", "generator", "conditions", "connect", "predict", "compose", "edit", "adapter_files", "run_files", "evaluate", "explain", "ahead", "sample", "job", "flags", "commands"}
-MACHINERY = {"build", "state", "optim", "sharding", "checkpoints", "runs", "logs", "cost", "meter", "guard", "watchdog", "cluster", "data.pipeline"}
+MACHINERY = {"build", "draw", "state", "optim", "sharding", "checkpoints", "runs", "logs", "cost", "meter", "guard", "watchdog", "cluster", "data.pipeline"}
 MACHINERY |= {"data.cache", "data.joint", "data.latents", "data.tokens", "data.views", "metrics.frames", "video", "types"}
 
 # module or package -> what it may import of magvid (a prefix allows its whole package)
@@ -32,6 +32,7 @@ ARROWS = {
     "metrics": {"types", "video", "models", "data.sprite_world", "metrics"},
     "objectives": {"types", "video", "losses", "masked", "diffusion", "objectives"},
     "optim": set(),
+    "draw": {"sharding"},
     "cost": set(),
     "meter": set(),
     "guard": set(),

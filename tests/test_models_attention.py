@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from helpers import drawn
 from magvid.models import attention as module
 from magvid.models.attention import Attention, attention, read_tokens
 from magvid.sharding import make_mesh
@@ -110,13 +111,13 @@ def condition(frames: int) -> Condition:
 
 def test_tokens_of_all_frames_equal_repeated_ones():
     x, layer = random(2, 3, 4, 5, 8), Attention(2, ("text", "image"))
-    variables = layer.init(jax.random.key(0), x, condition(1))
+    variables = drawn(layer.init, jax.random.key(0), x, condition(1))
     one = condition(1)
     every = Condition(tokens={n: jnp.repeat(a, 3, axis=1) for n, a in one.tokens.items()})
     np.testing.assert_allclose(layer.apply(variables, x, one), layer.apply(variables, x, every), rtol=1e-5, atol=1e-6)
     # over time the first frame's tokens are read
     time = Attention(2, ("image",), over="time")
-    variables = time.init(jax.random.key(0), x, condition(3))
+    variables = drawn(time.init, jax.random.key(0), x, condition(3))
     first = Condition(tokens={"image": condition(3).tokens["image"][:, :1]})
     np.testing.assert_array_equal(time.apply(variables, x, condition(3)), time.apply(variables, x, first))
 
@@ -124,7 +125,7 @@ def test_tokens_of_all_frames_equal_repeated_ones():
 @pytest.mark.parametrize("frames", [1, 3])
 def test_masked_tokens_count_as_absent(frames):
     x, layer, given = random(2, 3, 4, 5, 8), Attention(2, ("text", "image")), condition(frames)
-    variables = layer.init(jax.random.key(0), x, given)
+    variables = drawn(layer.init, jax.random.key(0), x, given)
     masked = given.replace(masks={"text": jnp.arange(5)[None].repeat(2, 0) < 3})
     cut = given.replace(tokens=given.tokens | {"text": given.tokens["text"][:, :, :3]})
     np.testing.assert_allclose(layer.apply(variables, x, masked), layer.apply(variables, x, cut), rtol=1e-5, atol=1e-6)
@@ -132,7 +133,7 @@ def test_masked_tokens_count_as_absent(frames):
 
 def test_over_time_each_pixel_sees_its_own_frames():
     x, layer = random(2, 3, 4, 5, 8), Attention(2, over="time")
-    variables = layer.init(jax.random.key(0), x)
+    variables = drawn(layer.init, jax.random.key(0), x)
     pixel = layer.apply(variables, x[:, :, 2:3, 4:5])
     np.testing.assert_allclose(layer.apply(variables, x)[:, :, 2:3, 4:5], pixel, rtol=1e-5, atol=1e-6)
 

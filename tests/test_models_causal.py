@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import Golden, nest, relative_error
+from helpers import Golden, drawn, nest, relative_error
 from magvid.masked.autoregressive import generate
 from magvid.models.causal import CausalTransformer
 from tools.official import CAUSAL
@@ -59,7 +59,7 @@ IDS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 7)))
 
 def test_memory_gives_the_logits_of_the_whole_sequence():
     model = small()
-    variables = jax.jit(model.init)(jax.random.key(0), IDS)
+    variables = drawn(model.init, jax.random.key(0), IDS)
     whole = model.apply(variables, IDS)
     memory, found = model.init_memory(2), []
     for start, n in ((0, 3), (3, 1), (4, 2), (6, 1)):
@@ -70,7 +70,7 @@ def test_memory_gives_the_logits_of_the_whole_sequence():
 
 def test_no_token_sees_the_future_and_remat_changes_nothing():
     model = small()
-    variables = jax.jit(model.init)(jax.random.key(0), IDS)
+    variables = drawn(model.init, jax.random.key(0), IDS)
     changed = model.apply(variables, IDS.at[:, 4].add(1) % 11)
     whole = model.apply(variables, IDS)
     np.testing.assert_allclose(changed[:, :4], whole[:, :4], rtol=1e-5, atol=1e-6)
@@ -82,7 +82,7 @@ def test_no_token_sees_the_future_and_remat_changes_nothing():
 def test_generated_tokens_are_samples_of_the_models_conditionals():
     """Greedy generation is the fixed point: each token is the likeliest after all before it, among the codebook."""
     model = small()
-    variables = jax.tree.map(lambda p: 3 * p, jax.jit(model.init)(jax.random.key(0), IDS))
+    variables = jax.tree.map(lambda p: 3 * p, drawn(model.init, jax.random.key(0), IDS))
     step = lambda ids, start, memory: model.apply(variables, ids, start=start, memory=memory)
     greedy = lambda logits, key, position: jnp.argmax(logits, -1).astype(jnp.int32)
     ids = generate(step, model.init_memory(2), IDS[:, :2], 5, jax.random.key(0), codebook=8, sampler=greedy)

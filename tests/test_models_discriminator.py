@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import GOLDEN, Golden, flatten, nest, relative_error
+from helpers import GOLDEN, Golden, drawn, flatten, nest, relative_error
 from magvid.losses import gradient_penalty, non_saturating
 from magvid.models.discriminator import Discriminator, blur_pool
 from magvid.models.layers import LayerNorm
@@ -76,7 +76,7 @@ def test_logits_per_clip_or_per_frame_with_norm_and_remat():
     video = jnp.asarray(np.random.default_rng(0).random((2, 4, 8, 12, 3)), jnp.float32)
     for planar, shape in ((True, (2, 4, 1)), (False, (2, 1))):
         model = Discriminator(4, (1, 2), norm=LayerNorm, planar=planar)
-        variables = jax.jit(model.init)(jax.random.key(0), video)
+        variables = drawn(model.init, jax.random.key(0), video)
         assert {"LayerNorm_0", "LayerNorm_1"} < set(variables["params"]["ResBlock_1"])
         logits = jax.jit(model.apply)(variables, video)
         assert logits.shape == shape

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import helpers
 from configs import unets
-from helpers import Golden, flatten, nest, relative_error
+from helpers import Golden, drawn, flatten, nest, relative_error
 from helpers_diffusion import golden_input, golden_weight
 from helpers_unet import (
     FAST_COMPILE,
@@ -99,7 +99,7 @@ def test_golden_positions_of_mavin():
 def test_each_example_has_its_own_gap():
     x, starts = jnp.asarray(arrays(0, x=(3, 5, 2, 1, 8))["x"]), jnp.array([1.0, 2.0, 0.0])
     condition = Condition(scalars=dict(start=starts, end=jnp.array([3.0, 4.0, 5.0])))  # the last is all of the clip
-    variables = Attention(2).init(jax.random.key(0), x)
+    variables = drawn(Attention(2).init, jax.random.key(0), x)
     run = lambda layer, x: FAST_COMPILE(layer.apply)(variables, x, condition)
     moved = x + temporal.interleaved_sinusoid(jnp.arange(5) - starts[:, None], 8)[:, :, None, None]
     y = run(temporal.CentredAttention(2), x)
@@ -141,7 +141,7 @@ def test_golden_epaf():
     x = golden_input("mg_x", (2, 9, 32)).reshape(2, 1, 3, 3, 32)
     y = EPAF(4).apply({"params": params}, x, condition)
     assert relative_error(y.reshape(2, 9, 32), GOLDEN["epaf"]) < 1e-5
-    first = EPAF(4).init(jax.random.key(0), x, condition)["params"]
+    first = drawn(EPAF(4).init, jax.random.key(0), x, condition)["params"]
     assert float(first["text_scale"][0]) == 1.0 and float(first["image_scale"][0]) == 1.5
 
 
@@ -239,7 +239,7 @@ def test_magdiff_from_stable_diffusion_begins_as_it():
     x, time, condition = given("magdiff")
     quiet = partial(temporal.InlineTransformer, position_stays=False, cross_attention=partial(EPAF, scales=(1.0, 0.0)))
     unet, base = small("magdiff", clip_norm=False, attention=quiet), small("sd21")
-    fresh = unet.init(jax.random.key(0), x, time, condition)["params"]
+    fresh = drawn(unet.init, jax.random.key(0), x, time, condition)["params"]
     of_base = spatial(fresh, base)
     y, expected = run(unet, fresh, x, time, condition), run(base, of_base, x, time, condition)
     assert relative_error(y, expected) < 1e-5 and np.abs(np.asarray(expected)).max() > 0.1
@@ -263,7 +263,7 @@ def test_an_adapter_beside_temporal_attention(preset):
 
 def test_dropout_acts_where_a_key_is_given():
     x, layer = jnp.ones((1, 3, 4, 4, 32)), temporal.Stack()
-    variables = jax.tree.map(lambda p: p + 0.1, layer.init(jax.random.key(0), x))
+    variables = jax.tree.map(lambda p: p + 0.1, drawn(layer.init, jax.random.key(0), x))
     drop = lambda seed: layer.apply(variables, x, rngs={"dropout": jax.random.key(seed)})
     np.testing.assert_array_equal(layer.apply(variables, x), layer.apply(variables, x))
     assert not np.allclose(layer.apply(variables, x), drop(1)) and not np.allclose(drop(1), drop(2))

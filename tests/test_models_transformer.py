@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import GOLDEN, Golden, flatten, nest, relative_error
+from helpers import GOLDEN, Golden, drawn, flatten, nest, relative_error
 from magvid.losses import token_cross_entropy, weighted_mean
 from magvid.models.transformer import Transformer
 from tools.official import TRANSFORMER
@@ -66,7 +66,7 @@ def test_full_sizes_have_the_official_number_of_parameters(name):
 
 def test_attention_is_bidirectional_and_positions_matter():
     model = Transformer(11, 6, 16, 2, 2, 32)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
+    params = drawn(model.init, jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
     params = jax.tree.map(lambda p: p * 10, params)
     ids = jnp.asarray([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
     logits = model.apply(params, ids)
@@ -78,7 +78,7 @@ def test_attention_is_bidirectional_and_positions_matter():
 def test_dropout_needs_training_and_is_seeded():
     model = Transformer(11, 6, 16, 1, 2, 32, dropout=0.5)
     ids = jnp.zeros((2, 6), jnp.int32)
-    params = jax.jit(model.init)(jax.random.key(0), ids)
+    params = drawn(model.init, jax.random.key(0), ids)
     run = lambda seed: model.apply(params, ids, train=True, rngs={"dropout": jax.random.key(seed)})
     np.testing.assert_array_equal(run(1), run(1))
     assert not jnp.allclose(run(1), run(2))
@@ -87,7 +87,7 @@ def test_dropout_needs_training_and_is_seeded():
 def test_remat_and_bfloat16():
     ids = jnp.asarray([[1, 2, 3, 4]])
     model = Transformer(11, 4, 16, 2, 2, 32)
-    params = jax.jit(model.init)(jax.random.key(0), ids)
+    params = drawn(model.init, jax.random.key(0), ids)
     loss = lambda m: jax.jit(jax.grad(lambda p: jnp.sum(m.apply(p, ids) ** 2)))(params)
     again = Transformer(11, 4, 16, 2, 2, 32, remat=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), loss(model), loss(again))

@@ -12,7 +12,7 @@ import pytest
 
 import helpers
 from configs import unets
-from helpers import Golden, relative_error
+from helpers import Golden, drawn, relative_error
 from helpers_diffusion import golden_input
 from helpers_unet import (
     FAST_COMPILE,
@@ -93,7 +93,7 @@ def test_the_projection_of_the_length_begins_at_zero_where_asked():
     condition = Condition(scalars=dict(length=jnp.array([3.0])))
     for zero in (False, True):
         embedding = TimeEmbedding(8, width=4, before="length", before_zero=zero)
-        params = embedding.init(jax.random.key(0), jnp.zeros(1), condition)["params"]
+        params = drawn(embedding.init, jax.random.key(0), jnp.zeros(1), condition)["params"]
         assert params["cond_proj"]["kernel"].any() != zero
 
 

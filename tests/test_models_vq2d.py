@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import Golden, flatten, nest
+from helpers import Golden, drawn, flatten, nest
 from magvid.checkpoints import merge
 from magvid.models import vq2d, vq3d
 from magvid.models.discriminator import Discriminator
@@ -86,7 +86,7 @@ def test_a_centrally_inflated_tokenizer_shows_a_still_video_as_the_2d_one_does()
     image = jnp.asarray(np.random.default_rng(0).random((2, 1, 8, 12, 3)), jnp.float32)
     still = jnp.tile(image, (1, 4, 1, 1, 1))
     flat = planar(5, 7, (False,), LayerNorm, filters=4, multipliers=(1, 2), blocks=1)
-    params = jax.jit(flat.init)(jax.random.key(0), image)["params"]
+    params = drawn(flat.init, jax.random.key(0), image)["params"]
     shapes = jax.eval_shape(solid().init, jax.random.key(0), still)["params"]
     inflated = merge(vq3d.inflate_central(params, shapes), shapes)
     run = lambda model, p, x: jax.jit(model.apply)({"params": p}, x)
@@ -107,7 +107,7 @@ def test_a_centrally_inflated_tokenizer_shows_a_still_video_as_the_2d_one_does()
 
 def test_what_does_not_fit_is_left_to_be_named():
     video = jnp.zeros((1, 4, 16, 16, 3))
-    source = jax.jit(Discriminator(4, (1, 2), planar=True).init)(jax.random.key(0), video)["params"]
+    source = drawn(Discriminator(4, (1, 2), planar=True).init, jax.random.key(0), video)["params"]
     shapes = jax.eval_shape(Discriminator(4, (1, 2)).init, jax.random.key(0), jnp.zeros((1, 8, 16, 16, 3)))["params"]
     inflated = vq3d.inflate_central(source, shapes)
     assert "kernel" not in inflated["Dense_0"]  # it sees more frames now

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import GOLDEN, Golden, flatten, nest, relative_error
+from helpers import GOLDEN, Golden, drawn, flatten, nest, relative_error
 from magvid.models import vq2d
 from magvid.models.layers import GroupNorm, LayerNorm
 from magvid.models.quantizers import VQ
@@ -130,7 +130,7 @@ def small(**options) -> Tokenizer:
 @pytest.mark.parametrize("padding", ["zero", "reflect", "edge", "wrap", "symmetric", "reflect_odd", "symmetric_odd"])
 def test_every_padding_keeps_the_shape_and_sees_the_border(padding):
     tokenizer, x = small(padding=padding), jnp.asarray(np.random.default_rng(0).random((2, 4, 8, 12, 3)), jnp.float32)
-    variables = jax.jit(tokenizer.init)(jax.random.key(0), x)
+    variables = drawn(tokenizer.init, jax.random.key(0), x)
     encode = lambda t: jax.jit(partial(t.apply, method="encode"))(variables, x)
     z, zero = encode(tokenizer), encode(small(padding="zero"))
     assert z.shape == (2, 2, 4, 6, 5)
@@ -150,7 +150,7 @@ def test_blocks_per_level_and_patches():
 
 def test_remat_changes_neither_names_nor_numbers():
     x = jnp.asarray(np.random.default_rng(0).random((2, 4, 8, 12, 3)), jnp.float32)
-    variables = jax.jit(small().init)(jax.random.key(0), x)
+    variables = drawn(small().init, jax.random.key(0), x)
     gradient = lambda t: jax.jit(jax.grad(lambda v: jnp.sum(t.apply(v, x, train=True)[0] ** 2)))(variables)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradient(small()), gradient(small(remat=2)))
 

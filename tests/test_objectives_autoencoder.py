@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 import tiny_diffusion as tiny
+from helpers import drawn
 from magvid.models.vae import AutoencoderKL
 from magvid.objectives.autoencoder import Autoencoder
 
@@ -36,7 +37,7 @@ def test_the_loss_is_error_plus_weighted_divergence():
 
 def test_it_learns_one_clip():
     objective = Autoencoder(VAE)
-    params = jax.jit(objective.init)(jax.random.key(0), BATCH)
+    params = drawn(objective.init, jax.random.key(0), BATCH)
     tx = optax.adam(1e-2)
     value = lambda p, key: objective.loss(p, {}, BATCH, key, 0, True)[0]["vae"]
 

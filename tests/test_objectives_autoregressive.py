@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import drawn
 from magvid.masked.commit import COMMIT, PREFIX
 from magvid.models.causal import CausalTransformer
 from magvid.objectives.autoregressive import Autoregressive
@@ -25,7 +26,7 @@ def causal(tasks=("CG",), more=0, **options) -> Autoregressive:
 
 def test_the_loss_is_that_of_the_sequence_token_by_token():
     objective, batch = causal(), batch_of(2, tasks=1)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     losses, (metrics, _) = objective.loss(params, {}, batch, None, 0, False)
     ids = objective.tokens(params, batch)[0].reshape(2, -1)
     sequence = np.concatenate([7 + batch["label"][:, None], ids], axis=1)
@@ -45,7 +46,7 @@ def test_the_loss_is_that_of_the_sequence_token_by_token():
 
 def test_padded_examples_do_not_count_and_dropout_is_for_training():
     objective, batch = causal(), batch_of(3, tasks=1)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     loss = jax.jit(partial(objective.loss, step=0, train=False), static_argnames="train")
     value = lambda b: loss(params, {}, b, jax.random.key(1))[0]["transformer"]
     masked = batch | {"valid": np.array([True, True, False])}
@@ -59,7 +60,7 @@ def test_samples_read_the_class_alone_or_the_given_frame_alone():
     batch = batch_of(2, tasks=1)
     black = np.zeros_like(batch["video"])
     for objective in (causal(), causal(("FP",), 25, conditioning=PREFIX)):
-        params = jax.jit(objective.init)(jax.random.key(0), batch)
+        params = drawn(objective.init, jax.random.key(0), batch)
         params["transformer"] = jax.tree.map(lambda p: p * 3, params["transformer"])
         sample = jax.jit(objective.sample)
         video = sample(params, batch, jax.random.key(2))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from helpers import Golden, flatten, nest
+from helpers import Golden, drawn, flatten, nest
 from magvid import optim
 from magvid.masked.commit import (
     COMMIT,
@@ -112,7 +112,7 @@ def test_golden_training_steps():
 
 def test_loss_of_every_task_is_near_uniform_at_the_start_and_has_gradients():
     objective, batch = tiny(), batch_of(10)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     assert set(params) == {"tokenizer", "transformer"}
 
     @jax.jit
@@ -129,7 +129,7 @@ def test_loss_of_every_task_is_near_uniform_at_the_start_and_has_gradients():
 
 def test_padded_examples_do_not_count():
     objective, batch = tiny(), batch_of(3)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     loss = jax.jit(lambda b: objective.loss(params, {}, b, jax.random.key(1), 0, False)[0]["transformer"])
     masked = batch | {"valid": np.array([True, True, False])}
     other = masked | {"video": np.concatenate([batch["video"][:2], 255 - batch["video"][2:]])}
@@ -138,7 +138,7 @@ def test_padded_examples_do_not_count():
 
 def test_samples_are_videos_and_depend_on_the_condition_only_through_the_task():
     objective, batch = tiny(decoding=dict(steps=3)), batch_of(2)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
     sample = jax.jit(objective.sample)
     at = lambda name, **changes: sample(
@@ -159,7 +159,7 @@ def test_a_prefix_holds_the_condition_tokens():
     vocab = Vocab(7, 4, 1)
     objective = tiny(vocab, ("FP",), more=25, conditioning=PREFIX, guidance=1.0, decoding=dict(steps=3))
     batch = batch_of(2, tasks=1)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
     cond_ids, region = objective.condition(params, batch)
     assert region[:, 0].all() and not region[:, 1:].any()
@@ -182,7 +182,7 @@ def test_a_prefix_holds_the_condition_tokens():
 
 def test_guidance_of_zero_is_no_guidance():
     objective, batch = tiny(decoding=dict(steps=2)), batch_of(2)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
     ids = lambda g: jax.jit(dataclasses.replace(objective, guidance=g).sample_ids)(params, batch, jax.random.key(2))[0]
     assert (ids(0.0) != ids(5.0)).any()
@@ -208,7 +208,7 @@ def test_dropped_conditions_train_the_unconditional_pass(monkeypatch):
     batch = {k: np.repeat(v, 64, axis=0) for k, v in one.items()} | {"task": np.zeros(64, int)}
     plain = tiny(tasks=("CFP", "CG"))
     plain = dataclasses.replace(plain, transformer=plain.transformer.clone(dropout=0.0))
-    params = jax.jit(plain.init)(jax.random.key(0), batch)
+    params = drawn(plain.init, jax.random.key(0), batch)
     params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
     # The same tokens are hidden in every row, so that rows differ by what is dropped alone.
     draw = jax.random.uniform
@@ -233,15 +233,15 @@ def test_dropped_conditions_train_the_unconditional_pass(monkeypatch):
     assert everything(batch) == everything(batch | {"label": (batch["label"] + 1) % 4})
     assert abs(none(batch) - everything(batch)) > 1e-3
     np.testing.assert_allclose(loss(1.0, train=False)(batch), none(batch), rtol=1e-5)  # training only
-    drawn = jax.random.bernoulli(jax.random.fold_in(jax.random.key(1), 2), 0.25, (64, 1)).mean()
-    assert 0.1 < drawn < 0.4
-    between = none(batch) + drawn * (everything(batch) - none(batch))
+    share = jax.random.bernoulli(jax.random.fold_in(jax.random.key(1), 2), 0.25, (64, 1)).mean()
+    assert 0.1 < share < 0.4
+    between = none(batch) + share * (everything(batch) - none(batch))
     np.testing.assert_allclose(some(batch), between, rtol=1e-4)
 
 
 def test_decoding_steps_end_at_the_sample():
     objective, batch = tiny(tasks=("FP", "CG"), decoding=dict(steps=4)), batch_of(2, tasks=2)
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     params["transformer"] = jax.tree.map(lambda p: p * 8, params["transformer"])
     for conditioning in (COMMIT, FIXED_CONDITION):
         this = dataclasses.replace(objective, conditioning=conditioning)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from helpers import Golden, flatten, nest
+from helpers import Golden, drawn, flatten, nest
 from magvid import optim, state
 from magvid.losses import gradient_penalty, hinge
 from magvid.models.discriminator import Discriminator
@@ -29,7 +29,7 @@ VIDEO = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 12, 3)).astype(np.ui
 
 def test_it_fits_one_grey_batch():
     objective, batch = tiny(), {"video": np.full_like(VIDEO, 200)}
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    params = drawn(objective.init, jax.random.key(0), batch)
     tx = optax.adam(1e-2)
 
     @jax.jit
@@ -53,7 +53,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     losses, parts = {}, {}
     for weight in (1.0, 10.0):
         objective = tiny(reconstruction=weight)
-        params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
+        params = drawn(objective.init, jax.random.key(0), {"video": VIDEO})
         loss = jax.jit(lambda p, o=objective: o.loss(p, o.init_extra(), {"video": VIDEO}, jax.random.key(0), 0, True))
         losses[weight], (parts, _) = loss(params)
     difference = losses[10.0]["tokenizer"] - losses[1.0]["tokenizer"]
@@ -77,7 +77,7 @@ def test_padded_clips_are_conditions_of_the_named_tasks():
 def test_padding_is_for_training_only():
     batch = {"video": VIDEO}
     plain, padded = tiny(), tiny(padded=1.0, padded_tasks=("IPC",))
-    params = jax.jit(plain.init)(jax.random.key(0), batch)
+    params = drawn(plain.init, jax.random.key(0), batch)
     mse = lambda o, train: o.loss(params, o.init_extra(), batch, jax.random.key(0), 0, train)[1][0]["mse"]
     assert mse(plain, False) == mse(padded, False) and mse(plain, True) != mse(padded, True)
     with pytest.raises(ValueError, match=r"padded=1.5"):
@@ -92,7 +92,7 @@ def test_psnr_by_hand():
 
 def test_bfloat16_weights_compute_in_bfloat16():
     objective = tiny()
-    params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
+    params = drawn(objective.init, jax.random.key(0), {"video": VIDEO})
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     program = str(jax.make_jaxpr(lambda p: objective.loss(p, objective.init_extra(), {"video": VIDEO}, None, 0, True))(half))
     convolutions = [line for line in program.splitlines() if "conv_general_dilated[" in line]
@@ -183,7 +183,7 @@ def adversarial(**options) -> VQGAN:
 
 def outcome(objective: VQGAN, step: int = 0, train: bool = True):
     """(losses, metrics, extra, {group: gradient of its own loss})."""
-    params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
+    params = drawn(objective.init, jax.random.key(0), {"video": VIDEO})
     args = {"video": VIDEO}, jax.random.key(0), jnp.asarray(step)
     grads, extra, totals, metrics = jax.jit(
         lambda p: state.gradients(objective, p, {}, {}, objective.init_extra(), *args)
@@ -220,7 +220,7 @@ def test_r1_of_a_quadratic_by_hand():
 def test_each_group_learns_from_its_own_loss_only():
     """The generator's gradient is that of its loss with the discriminator held fixed, and the other way round."""
     objective = adversarial()
-    params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
+    params = drawn(objective.init, jax.random.key(0), {"video": VIDEO})
     extra, key = objective.init_extra(), jax.random.key(0)
     together = outcome(objective)[3]
 
@@ -234,7 +234,7 @@ def test_each_group_learns_from_its_own_loss_only():
 
 def test_codes_alive_counts_recent_use_and_restart_moves_dead_codes_onto_used_ones():
     objective = tiny(restart=True)
-    params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
+    params = drawn(objective.init, jax.random.key(0), {"video": VIDEO})
     shares = jnp.asarray([0.5, 0.3, 0.2, 0.0, 0.0, 1e-4, 2e-3])
     new, extra = objective.after_step(params, {"code_share": shares}, jax.random.key(3))
     before, after = (p["tokenizer"]["quantizer"]["codebook"] for p in (params, new))
@@ -256,7 +256,7 @@ def test_the_share_of_codes_follows_their_use():
     _, metrics, extra, _ = outcome(objective)
     assert metrics["codes_alive"] == 1  # all began at an even share
     np.testing.assert_allclose(extra["code_share"].sum(), 1, rtol=1e-5)
-    params = jax.jit(objective.init)(jax.random.key(0), {"video": VIDEO})
+    params = drawn(objective.init, jax.random.key(0), {"video": VIDEO})
     ids = objective.tokenizer.apply({"params": params["tokenizer"]}, jnp.asarray(VIDEO, jnp.float32) / 255, method="encode_ids")
     expected = 0.99 / 7 + 0.01 * np.bincount(np.ravel(ids), minlength=7) / ids.size
     np.testing.assert_allclose(extra["code_share"], expected, rtol=1e-5)
@@ -265,7 +265,7 @@ def test_the_share_of_codes_follows_their_use():
 def test_clips_of_any_size_are_reconstructed_and_trained_on():
     """Sizes that the latent grid does not divide come back as they were."""
     plain, objective = tiny(), tiny(discriminator=Discriminator(filters=4, multipliers=(1, 2)))
-    params = jax.jit(plain.init)(jax.random.key(0), {"video": VIDEO})
+    params = drawn(plain.init, jax.random.key(0), {"video": VIDEO})
     batch = {"video": np.random.default_rng(1).integers(0, 256, (2, 3, 9, 5, 3)).astype(np.uint8)}
     sample = jax.jit(lambda p, b: plain.sample(p, b, None))(params, batch)
     assert sample.shape == batch["video"].shape and 0 <= sample.min() < sample.max() <= 1

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from magvid.models.attention import Attention
-from magvid.models.layers import Dense, gelu
+from magvid.models.layers import Dense, gelu, once_a_shape
 from magvid.types import Condition
+
+taps_init = once_a_shape(nn.initializers.lecun_normal(in_axis=0, out_axis=1))
 
 
 class Adapter(nn.Module):
@@ -58,7 +60,7 @@ class ShortTemporalAdapter(Adapter):
 
     def inside(self, y):
         t, channels, before = y.shape[1], y.shape[-1], (self.taps - 1) // 2
-        kernel = self.param("conv_kernel", nn.initializers.lecun_normal(in_axis=0, out_axis=1), (self.taps, channels))
+        kernel = self.param("conv_kernel", taps_init, (self.taps, channels))
         bias = self.param("conv_bias", nn.initializers.zeros, (channels,))
         padded = jnp.pad(y, [(0, 0), (before, self.taps - 1 - before), (0, 0), (0, 0), (0, 0)])
         return sum(padded[:, i : i + t] * kernel[i].astype(y.dtype) for i in range(self.taps)) + bias.astype(y.dtype)

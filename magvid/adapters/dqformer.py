@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from magvid.models.attention import FeedForward, attention
 from magvid.models.conditioners import Keep, first_frames, kept, read_texts, told
-from magvid.models.layers import Dense, sinusoid
+from magvid.models.layers import Dense, normal, sinusoid
 from magvid.types import Condition
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
@@ -95,9 +95,9 @@ class DQFormer(nn.Module):
             found = make(name="upper")(instruction, {"own": None, "seen": seen})
             parts.append(jnp.broadcast_to(found[:, None], (b, self.frames, *found.shape[1:])))
         if "lower" in self.branches:
-            query = self.param("query", nn.initializers.normal(0.02), (self.frames, self.queries, self.width))
+            query = self.param("query", normal(0.02), (self.frames, self.queries, self.width))
             place = sinusoid(jnp.arange(self.frames, dtype=jnp.float32), self.width)[:, None]
-            which = self.param("state_embedding", nn.initializers.normal(0.02), (self.states, 1, self.width))
+            which = self.param("state_embedding", normal(0.02), (self.states, 1, self.width))
             states = project("state_in", states)
             states = (states + which.astype(states.dtype)).reshape(b, -1, self.width)
             x = (query + place).reshape(1, -1, self.width).astype(instruction.dtype)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from magvid.models.attention import Attention, attention
 from magvid.models.conditioners import Keep, kept, told
-from magvid.models.layers import Conv, Dense, gelu
+from magvid.models.layers import Conv, Dense, gelu, normal
 from magvid.types import Condition
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
@@ -76,7 +76,7 @@ class Resampler(nn.Module):
         plain = partial(dense, use_bias=False)
         heads = lambda y: y.reshape(*y.shape[:2], self.heads, self.head_dim)
         x = dense(self.width, name="proj_in")(x)
-        y = self.param("latents", nn.initializers.normal(self.width**-0.5), (1, self.queries, self.width))
+        y = self.param("latents", normal(self.width**-0.5), (1, self.queries, self.width))
         y = jnp.broadcast_to(y, (len(x), *y.shape[1:])).astype(x.dtype)
         inner = self.heads * self.head_dim
         for i in range(self.depth):

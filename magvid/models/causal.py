@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from magvid.models.attention import attention
-from magvid.models.layers import check_sizes
+from magvid.models.layers import check_sizes, lecun_normal, normal
 from magvid.sharding import edge, rematerialised
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], start, memory, mask, *, train: bool):
         width = x.shape[-1]
-        split = partial(nn.DenseGeneral, (self.heads, width // self.heads), use_bias=False, dtype=self.dtype)
+        split = partial(nn.DenseGeneral, (self.heads, width // self.heads), kernel_init=lecun_normal, use_bias=False, dtype=self.dtype)
         q, kv = split(name="query")(x), jnp.stack([split(name="key")(x), split(name="value")(x)])
         if memory is not None:
             kv = memory = lax.dynamic_update_slice_in_dim(memory, kv.astype(memory.dtype), start, axis=2)
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
         allowed = allowed if mask is None else allowed & mask[:, None]
         drop = nn.Dropout(self.dropout, broadcast_dims=(0, 1), deterministic=not train)
         y = attention(q, *kv, drop if train and self.dropout else None, allowed)
-        return nn.DenseGeneral(width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="out")(y), memory
+        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=lecun_normal, use_bias=False, dtype=self.dtype, name="out")(y), memory
 
 
 class Block(nn.Module):
@@ -56,8 +56,8 @@ class Block(nn.Module):
         attend = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
         y, memory = attend(norm(name="attention_norm")(x), start, memory, mask, train=train)
         x = x + drop()(y)
-        y = gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_in")(norm(name="mlp_norm")(x)))
-        return x + drop()(nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(drop()(y))), memory
+        y = gelu(nn.Dense(self.mlp, kernel_init=lecun_normal, dtype=self.dtype, name="mlp_in")(norm(name="mlp_norm")(x)))
+        return x + drop()(nn.Dense(x.shape[-1], kernel_init=lecun_normal, dtype=self.dtype, name="mlp_out")(drop()(y))), memory
 
 
 class CausalTransformer(nn.Module):
@@ -90,8 +90,8 @@ class CausalTransformer(nn.Module):
     ):
         n = ids.shape[1]
         check_sizes(n, self.length, self.width, self.heads, self.dropout)
-        x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(1.0), name="words")(ids)
-        positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
+        x = nn.Embed(self.vocab, self.width, embedding_init=normal(1.0), name="words")(ids)
+        positions = self.param("positions", normal(0.02), (self.length, self.width))
         x = x + lax.dynamic_slice_in_dim(positions, start, n)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block: Callable = rematerialised(Block, static_argnums=(5,)) if self.remat else Block
@@ -101,7 +101,7 @@ class CausalTransformer(nn.Module):
             x, layer_memory = layer(edge(x), start, None if memory is None else memory[i], mask, train)
             kept.append(layer_memory)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        logits = nn.Dense(self.vocab, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        logits = nn.Dense(self.vocab, kernel_init=lecun_normal, dtype=self.dtype, name="head")(x).astype(jnp.float32)
         return logits if memory is None else (logits, jnp.stack(kept))
 
     def init_memory(self, b: int) -> Float[Array, "depth 2 b length heads e"]:

@@ -6,7 +6,7 @@ of the published towers are in configs/clips.py.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from magvid.models.attention import attention
-from magvid.models.layers import Dense, check_sizes, lecun_normal, once_a_shape
+from magvid.models.layers import Dense, check_sizes, lecun_normal, normal
 from magvid.models.resize import resize_antialiased, resize_bicubic
 from magvid.sharding import edge, rematerialised
 
@@ -24,11 +24,6 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
-
-
-@cache
-def normal(std: float) -> Callable:
-    return once_a_shape(nn.initializers.normal(std))
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from magvid.models.layers import Conv, Identity, average_pool, space_to_depth
+from magvid.models.layers import Conv, Identity, average_pool, once_a_shape, space_to_depth
 from magvid.sharding import edge, rematerialised
 
-xavier = nn.initializers.xavier_uniform()
+xavier = once_a_shape(nn.initializers.xavier_uniform())
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 
 

@@ -51,8 +51,13 @@ def _dot_general(x: Array, kernel: Array, dimensions: Any, precision: None = Non
 
 
 def once_a_shape(init: Callable) -> Callable:
-    """An initialiser that is traced once for each shape: a large network has a thousand kernels, and few shapes of them."""
+    """An initialiser that is traced and compiled once for each shape: a large network has a thousand kernels, and few shapes of them. See `draw`."""
     return jax.jit(init, static_argnums=(1, 2))
+
+
+@cache
+def normal(std: float) -> Callable:
+    return once_a_shape(nn.initializers.normal(std))
 
 
 lecun_normal = once_a_shape(nn.initializers.lecun_normal())

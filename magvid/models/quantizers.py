@@ -10,7 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from magvid.models.layers import once_a_shape
 from magvid.types import Quantized
+
+codebook_init = once_a_shape(nn.initializers.variance_scaling(1.0, "fan_in", "uniform"))  # fan_in is k here: uniform in +-sqrt(3/k)
 
 
 def squared_distances(x: Float[Array, "n d"], codes: Float[Array, "k d"]) -> Float[Array, "n k"]:
@@ -68,8 +71,7 @@ class VQ(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_in is k here: uniform in +-sqrt(3/k)
-        self.codebook = self.param("codebook", init, (self.size, self.dim))
+        self.codebook = self.param("codebook", codebook_init, (self.size, self.dim))
 
     def __call__(self, z: Float[Array, "b th hh wh d"], *, train: bool = False) -> Quantized:
         dtype, z = z.dtype, z.astype(jnp.float32)

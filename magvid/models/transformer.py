@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from magvid.models.attention import attention
-from magvid.models.layers import Dense, check_sizes
+from magvid.models.layers import Dense, check_sizes, once_a_shape
 from magvid.sharding import edge, rematerialised
 
 
+@once_a_shape
 def weights_init(key, shape, dtype=jnp.float32) -> Array:
     """Normal truncated at +-2, then x 0.02, without correcting the variance (so std is about 0.0176), as in the
     official code.
