@@ -180,11 +180,11 @@ def validate_metric(workdir: pathlib.Path, clips: int) -> dict[str, dict]:
     return {how: s.result() for how, s in scores.items()}
 
 
-def sweep(name: str, arm: str, workdir: str, clips: int) -> tuple[str, dict]:
-    """(name, numbers) of the first seed's model that predicts the noise, sampled as the config with this argument."""
+def sweep(name: str, arm: str, workdir: str, clips: int, trained: str) -> tuple[str, dict]:
+    """(name, numbers) of the first seed's model of this name, sampled as the config with this argument."""
     from magvid import runs
 
-    config, folder = config_of(arm, pathlib.Path(workdir)), pathlib.Path(workdir) / f"{SWEPT}-0"
+    config, folder = config_of(arm, pathlib.Path(workdir)), pathlib.Path(workdir) / f"{trained}-0"
     return name, score_as(runs.open_run(folder), config["objective"]["sampling"], clips, folder, name)
 
 
@@ -227,7 +227,7 @@ def main(argv: list[str]) -> None:
     swept = f"{common},{TRAINED[SWEPT]}"
     points = {f"f0 {f0:g} decay {decay:g}": f"{swept},f0={f0},decay={decay}" for f0 in SWEEP["f0"] for decay in SWEEP["decay"]}
     points = dict(list(points.items())[: 1 if options.smoke else None])
-    swept = stages.run("sweep", lambda: dict(run_stages([points], sweep, (str(workdir), some), options.jobs, say)))
+    swept = stages.run("sweep", lambda: dict(run_stages([points], sweep, (str(workdir), some, SWEPT), options.jobs, say)))
     fixed, shown = stages.run("baselines", baselines, workdir, clips)
     metric = stages.run("metric", validate_metric, workdir, clips)
     result = dict(

@@ -68,6 +68,7 @@ def test_transitions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
 
     kept = ("MAVIN", "untrained")
     monkeypatch.setattr(mavin_sprites, "ROWS", {row: mavin_sprites.ROWS[row] for row in kept})
+    monkeypatch.setattr(mavin_sprites, "SWEPT", "full")
     argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=2", f"--workdir={tmp_path}"]
     mavin_sprites.main(argv)
     table = (tmp_path / "table.md").read_text()
