@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 # --- mask schedules: ratio r in [0, 1] -> share of tokens that are masked, gamma(0) = 1, gamma(1) = 0
@@ -98,9 +99,15 @@ class Masked:
 
 
 def lowest(scores: Float[Array, "b n"], count: Int[Array, "b"]) -> Bool[Array, "b n"]:
-    """The `count` lowest scores of each row; ties at the cut-off are all included."""
-    cutoff = jnp.take_along_axis(jnp.sort(scores, axis=-1), count[:, None] - 1, axis=-1)
-    return scores <= cutoff
+    """The `count` lowest scores of each row; ties at the cut-off are all included.
+
+    Only scores that were sorted are compared: XLA may compute the given ones twice, with other last bits, for the sort and for a comparison, and the
+    token at the cut-off is then hidden for one of those who read this and shown to another.
+    """
+    places = jnp.broadcast_to(jnp.arange(scores.shape[-1]), scores.shape)
+    ordered, places = lax.sort((scores, places), num_keys=1)
+    among = ordered <= jnp.take_along_axis(ordered, count[:, None] - 1, axis=-1)
+    return lax.sort((places, among), num_keys=1)[1]
 
 
 def masked_count(gamma: Float[Array, "b"], maskable: Int[Array, "b"] | int, limit=None) -> Int[Array, "b"]:
