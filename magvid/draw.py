@@ -81,13 +81,13 @@ def _needed_for(outs: Iterable[Any], steps: list) -> list:
 def _is_draw(step: Any) -> bool:
     """An initialiser under `jit`: from a key to one array."""
     is_key = lambda v: jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.prng_key)
-    return step.primitive.name in ("jit", "pjit") and len(step.outvars) == 1 and any(map(is_key, step.invars)) and not is_key(step.outvars[0])
+    return step.primitive.name == "jit" and len(step.outvars) == 1 and any(map(is_key, step.invars)) and not is_key(step.outvars[0])
 
 
 @functools.cache
 def _program(jaxpr: core.ClosedJaxpr, place: jax.sharding.Sharding | None) -> Callable:
     run = core.jaxpr_as_fun(jaxpr)
-    on_cpu = next(iter((place.device_set if place else jax.devices()))).platform == "cpu"
+    on_cpu = all(d.platform == "cpu" for d in (place.device_set if place else jax.devices()))
     # LLVM takes seconds to optimise each shape's random numbers, which are drawn once
     options = {"xla_backend_optimization_level": 1} if on_cpu else {}
     return jax.jit(lambda *args: run(*args)[0], out_shardings=place, compiler_options=options)

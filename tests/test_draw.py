@@ -95,5 +95,4 @@ def test_of_every_objective_all_random_numbers_are_drawn_in_place(name):
     trained = {g: drawing.shapes[g] for g in config["optim"]}
     values, others, _ = drawing(whole(place, trained), KEY, batch)
     assert len(others) == (4 if name in ("masked", "autoregressive") else 0)
-    kernels = [x.shape for n, x in flatten(trained).items() if n.endswith("kernel")]
-    assert len(values) + len(others) > 0.5 * len(kernels)
+    assert values and all(jnp.issubdtype(x.dtype, jnp.floating) for x in others)  # no key is left for `finish` to draw from

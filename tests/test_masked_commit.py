@@ -126,3 +126,11 @@ def test_the_three_losses_have_weights_of_their_own():
     for bad in (dict(mask=-1.0), dict(mask=0.0, refine=0.0, recons=0.0)):
         with pytest.raises(ValueError, match="at least 0, and not 0 alone"):
             commit.LossWeights(**bad)
+
+
+def test_the_lowest_scores_and_their_ties_are_hidden():
+    scores = jnp.asarray([[3.0, 1.0, 2.0, 1.0, jnp.inf], [0.5, 0.5, 0.5, 9.0, -1.0]])
+    expected = [[False, True, False, True, False], [True, True, True, False, True]]
+    np.testing.assert_array_equal(commit.lowest(scores, jnp.asarray([1, 2])), expected)
+    every = jnp.asarray([5, 5])
+    assert commit.lowest(scores, every).all()

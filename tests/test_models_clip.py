@@ -73,14 +73,14 @@ def test_a_word_reads_only_those_before_it_and_eos_is_pooled():
     tower = TextTower(50, 9, width=8, depth=2, heads=2, mlp=16, projection=4)
     ids = jnp.asarray([[1, 7, 8, 49, 3, 3], [1, 9, 49, 3, 49, 3]])
     params = random_params(tower)
-    apply = jax.jit(tower.apply)
-    found, changed = (apply(params, x) for x in (ids, ids.at[:, 4].set(20)))
+    # not under jit, where XLA may compute a row twice, with other last bits
+    found, changed = (tower.apply(params, x) for x in (ids, ids.at[:, 4].set(20)))
     np.testing.assert_array_equal(found.tokens[:, :4], changed.tokens[:, :4])
     assert not np.allclose(found.tokens[:, 4:], changed.tokens[:, 4:])
     # by default the first of the highest id; with `eos`, the first of that id
-    np.testing.assert_allclose(found.pooled, jnp.stack([found.tokens[0, 3], found.tokens[1, 2]]), atol=1e-6)
-    other = run(tower.clone(eos=3), params, ids)
-    np.testing.assert_allclose(other.pooled, jnp.stack([other.tokens[0, 4], other.tokens[1, 3]]), atol=1e-6)
+    np.testing.assert_array_equal(found.pooled, jnp.stack([found.tokens[0, 3], found.tokens[1, 2]]))
+    other = tower.clone(eos=3).apply(params, ids)
+    np.testing.assert_array_equal(other.pooled, jnp.stack([other.tokens[0, 4], other.tokens[1, 3]]))
     np.testing.assert_allclose(found.embedding, found.pooled @ params["params"]["projection"]["kernel"], rtol=1e-5)
 
 

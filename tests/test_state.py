@@ -91,11 +91,12 @@ def test_frozen_leaves_and_groups_stay_and_have_no_optimiser_state():
 
 def test_average_follows_real_updates():
     start, step, _ = make()
-    new, *_ = step(start, batch())
+    with jax.disable_jit():  # one operation at a time, as below: a fused multiplication and addition rounds once
+        new, *_ = step(start, batch())
     expected = jax.tree.map(
         lambda e, p: 0.9 * e + 0.1 * p, start.ema, {"generator": state.split(new.params, make()[2])[0]["generator"]}
     )
-    chex.assert_trees_all_close(new.ema, expected, rtol=1e-6, atol=1e-8)
+    chex.assert_trees_all_close(new.ema, expected, rtol=1e-6)
     averaged = state.weights(new)
     chex.assert_trees_all_equal(averaged["generator"]["enter"], new.ema["generator"]["enter"])
     chex.assert_trees_all_equal(averaged["generator"]["exit"]["bias"], new.params["generator"]["exit"]["bias"])
