@@ -6,7 +6,8 @@
 
 This module is what the configs of all data share. Converted weights of Stable Diffusion 2.1 are expected in weights/sd21v/{unet,vae} (`base`; the
 768-pixel model, which predicts v) and weights/sd21/text (`text`), OpenCLIP ViT-H/14's image tower in weights/svd/vision (`vision`);
-docs/diffusion.md says how, and tools/convert_resampler.py. Trained are, as released, the layers between frames, all transformer blocks and the first convolution (591 million
+docs/diffusion.md says how, and tools/convert_resampler.py. Evaluated are, beside the metrics of every run, CLIP's scores by both towers of
+weights/clip-l (`clip`; clip=, with nothing behind it: none). Trained are, as released, the layers between frames, all transformer blocks and the first convolution (591 million
 parameters), the resampler of the image's tokens and the pyramid's convolutions; tune=full: the whole U-Net.
 
 Its choices and the paper's ablations are arguments: segmented=0 (whole frames in place of subjects: no subject-driven alignment); apa=joint (text
@@ -101,6 +102,8 @@ def checked(args):
         raise ValueError("pictures=1: of so many batches one is of pictures, so at least 2; 0: none")
     if args["rep"] != "none" and not all(size.isdigit() and int(size) for size in args["rep"].split("+")):
         raise ValueError(f'the config argument rep="{args["rep"]}": sizes in pixels such as 384+320+256, or none')
+    if (sizes := levels(args)) != sorted(set(sizes), reverse=True):
+        raise ValueError(f"the config argument rep=\"{args['rep']}\": the largest size first, the clip's own last, no size twice")
     if args["apa"] == args["rep"] == "none":
         raise ValueError("apa=none with rep=none tells nothing of an entity: leave one of them")
     return args
@@ -114,6 +117,8 @@ def published(arg, test=None, folder="", key="text", editing=0.0):
     args = parse(arg, folder)
     clip = [args["frames"], args["height"], args["width"]]
     config = ConfigDict(dict(seed=0, objective=objective(args, clip), data=dataset(args, clip, test, key, editing)))
+    if args["clip"] and not args["smoke"]:
+        config.metrics = [dict(target="magvid.metrics.clip:ClipText", clip=latent.converted(args["clip"], "float32"))]
     config = latent.tune(config, args, ways=("", "subset", "full"), subset=unets.MAGDIFF_TRAINED)
     if args["tune"]:
         config.optim = {name: optimiser(args, name) for name in trained(args)}
@@ -140,13 +145,15 @@ def begins(args):
 def parse(arg, folder):
     """The arguments, checked, with what release=1 says."""
     args = latent.parse(
-        arg, base="weights/sd21v", text="weights/sd21/text", vision="weights/svd/vision", weights="weights/magdiff", frames=16, height=256,
+        arg, base="weights/sd21v", text="weights/sd21/text", vision="weights/svd/vision", clip="weights/clip-l", weights="weights/magdiff", frames=16, height=256,
         width=256, prediction="v", release=False, pictures=0, test="", **ARMS,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "tune" in explicit else dict(tune="subset")
     args |= {} if "data" in explicit else dict(data="data/pexels")
     args |= {} if "test" in explicit else dict(test=folder)
+    if args["release"] and (set_too := sorted(set(RELEASED) & set(explicit))):
+        raise ValueError(f"release=1 says what {', '.join(set_too)} is: leave {'it' if len(set_too) == 1 else 'them'} out")
     return checked(args | (RELEASED if args["release"] else {}))
 
 

@@ -177,7 +177,8 @@ def _evaluate(argv: list[str]) -> None:
     run, flags = _open_run("evaluate", argv)
     from magvid import evaluate, runs
 
-    out = pathlib.Path(flags.out) if flags.out else run.path / "evaluation.json"
+    of = f"-{pathlib.Path(flags.data.partition(':')[0]).stem}" if flags.data else ""
+    out = pathlib.Path(flags.out) if flags.out else run.path / f"evaluation{of}.json"
     evaluate.check_file(out)
     result = evaluate.evaluate_run(
         run,
@@ -217,7 +218,7 @@ def open_config(command: str, spec: str, argv: list[str]) -> dict:
 
 
 def _open_run(command: str, argv: list[str]):
-    """(Run with the overrides of `--config.field=value`, flags). Of a config without a run: a Recipe."""
+    """(Run with the held-out clips of `--data` and the overrides of `--config.field=value`, flags). Of a config without a run: a Recipe."""
     can = any(flag.name == "config" for flag in COMMANDS[command].flags)
     flags = parse(COMMANDS[command], argv, "run|config" if can else "run")
     recipe = flags.config if can else None
@@ -232,6 +233,10 @@ def _open_run(command: str, argv: list[str]):
     from magvid import runs
 
     run = runs.open_run(flags.run, flags.trust)
+    if getattr(flags, "data", None):
+        from magvid import evaluate, job
+
+        run = evaluate.measured_on(run, runs.anchored(job.check_config(load_config(flags.data)), pathlib.Path.cwd()))
     config = parse(COMMANDS[command], argv, config=ConfigDict(run.config)).config.to_dict()
     return dataclasses.replace(run, config=config), flags
 

@@ -278,18 +278,19 @@ COMMANDS = {
     ),
     "evaluate": Program(
         "magvid evaluate",
-        "Measure a trained run on held-out clips: a table, and RUN/evaluation.json.",
+        "Measure a trained run on held-out clips, its own or those of another config: a table, and RUN/evaluation.json.",
         [
             *RUN,
             Flag("tasks", "str", None, "NAME[,NAME]", "default: all of the run"),
+            Flag("data", "str", None, "FILE.py[:ARG]", "a config in whose place the run's held-out clips and metrics are taken"),
             Flag("clips", "int", 200, "N", "how many held-out clips", 1),
             Flag("batch", "int", None, "N", "clips at a time; default: as the run's config", 1),
             Flag("best_of", "int", 1, "N", "samples per clip and task: adds the skill of the best", 1),
             SEED,
-            Flag("out", "str", None, "FILE", "where to write; default: RUN/evaluation.json"),
+            Flag("out", "str", None, "FILE", "where to write; default: RUN/evaluation.json, of --data=a.py RUN/evaluation-a.json"),
             TRUST,
         ],
-        ["--run=runs/vq", "--run=runs/magvit --tasks=FP,FI --clips=64 --best_of=16"],
+        ["--run=runs/vq", "--run=runs/magvit --tasks=FP,FI --clips=64 --best_of=16", "--run=runs/magdiff --data=configs/magdiff_msrvtt.py:test=MSRVTT"],
         "--config.data.eval.source.split=test",
     ),
 }

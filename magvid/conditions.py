@@ -149,12 +149,16 @@ def existing(file: str, kind: str) -> pathlib.Path:
     return path
 
 
+def fitted(video: np.ndarray, clip: ClipFormat) -> str:
+    """What `fit` makes of pictures (t h w 3), in words."""
+    (h, w), how = video.shape[1:3], "centre-cropped and resized" if clip.keep_aspect else "squeezed"
+    return f"{w}x{h} pixels {how} to {clip.width}x{clip.height}"
+
+
 def _cut(path: pathlib.Path, video: np.ndarray, clip: ClipFormat, t: int, count: int | None, fps: float) -> Shown:
     resized = fit(video, clip.height, clip.width, clip.keep_aspect)
-    h, w = video.shape[1:3]
-    how = "centre-cropped and resized" if clip.keep_aspect else "squeezed"
     what = f"{min(t, len(resized))} frames at {fps:g} per second, " if len(video) > 1 else ""
-    print(f"{path.name}: {what}{w}x{h} pixels {how} to {clip.width}x{clip.height}")
+    print(f"{path.name}: {what}{fitted(video, clip)}")
     count = count or NUMBER
     real = np.stack([resized] * count)
     beyond = [(0, 0), (0, max(0, t - len(resized))), *[(0, 0)] * 3]
@@ -181,9 +185,10 @@ def find_text(config: Mapping[str, Any]) -> str | None:
 
 
 def _transforms(config: Mapping[str, Any]) -> Iterator[Any]:
-    """All of the data of `config`."""
-    for section in config["data"].values():
-        yield from map(build, (section or {}).get("transforms", ()))
+    """All of the data of `config`: of what it is trained on first, of which those that belong to a clip's views are the source's."""
+    for name, section in sorted(config["data"].items(), key=lambda item: item[0] != "train"):
+        section = section or {}
+        yield from map(build, (*section.get("source", {}).get("transforms", ()), *section.get("transforms", ())))
 
 
 def words(tokenizer: Any, prompt: str, negative: str = "", prompt_flag: str = "--prompt") -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from magvid import conditions, runs
 from magvid.compose import told_of
 from magvid.data.entities import grown
-from magvid.data.masks import decode_mask, resized
+from magvid.data.masks import decode_mask, resized, same_shape
 from magvid.generator import Generator, clip_format
 from magvid.types import UserError
 from magvid.video import fit, frame_at, read_video, resize_crop, upscale, write_video
@@ -61,15 +61,17 @@ def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: 
     shown, fps = read_video(path, None, options.frames, options.start)
     masks = masks_of(options.mask, len(shown), first=frame_at(path, options.start) if options.start else 0)
     (h, w), (mask_h, mask_w) = shown.shape[1:3], masks.shape[1:]
-    if abs(h * mask_w - w * mask_h) > max(h, w):  # a pixel more or less
+    if not same_shape((h, w), (mask_h, mask_w)):
         raise UserError(f"{options.mask} is {mask_w}x{mask_h} pixels and {options.video[0]} is {w}x{h}: a mask has the shape of its video")
     large, size = told.size(clip), (clip.height, clip.width)
     grow = told.entities.grow if options.grow is None else options.grow
-    pictures, anew = fit(shown, *large), grown(resized(masks, lambda x: fit(x, *large)), grow)
-    video, stays = fit(shown, *size), ~resized(anew, lambda x: resize_crop(x, *size))
+    pictures, anew = fit(shown, *large, clip.keep_aspect), grown(resized(masks, lambda x: fit(x, *large, clip.keep_aspect)), grow)
+    video, stays = fit(shown, *size, clip.keep_aspect), ~resized(anew, lambda x: resize_crop(x, *size))
     if stays.all():
         raise UserError(f"{options.mask} covers nothing of {options.video[0]} as it is cut to {clip.width}x{clip.height}: white is what is made anew")
-    print(f"{path.name}: {len(video)} frames at {fps:g} per second, of each {1 - stays.mean():.0%} is made anew")
+    if not told.entities.editing:
+        print(f"{run.path} was trained on no edits (editing=0): it was never told what stays, and may not heed it")
+    print(f"{path.name}: {len(video)} frames at {fps:g} per second, {conditions.fitted(shown, clip)}, of each {1 - stays.mean():.0%} is made anew")
     entities = np.where(anew[..., None], 0, pictures).astype(np.uint8)
     whole = {"video": video, "entities": entities, "entity_valid": np.ones(len(video), bool), "stays": stays}
     words = conditions.words(told.tokenizer, options.prompt, options.negative or "")

@@ -117,6 +117,14 @@ def evaluate_run(
     return Evaluation(numbers, shown)
 
 
+def measured_on(run: runs.Run, config: Mapping[str, Any]) -> runs.Run:
+    """The run, to be measured on the held-out clips, and by the metrics, of another config. UserError where that has no held-out clips."""
+    if not config["data"].get("eval"):
+        raise UserError("--data: that config has no data.eval, and so no held-out clips: name one that has")
+    data = run.config["data"] | {"eval": config["data"]["eval"]}
+    return dataclasses.replace(run, config=run.config | {"data": data, "metrics": config["metrics"]})
+
+
 def _videos(
     model: Generator, rows: Rows, samples: Mapping[str, int], seed: int
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

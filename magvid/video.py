@@ -400,6 +400,11 @@ def import_av() -> Any:
     return av
 
 
+def from_16_bits(image: Any) -> UInt8[np.ndarray, "h w"]:
+    """A picture of Pillow's modes I and I;16, which its own conversion would clip at 255, rounded down to 8 bits."""
+    return (np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8)
+
+
 def import_pillow() -> Any:
     """Pillow's `Image`, or a UserError that says how to install it."""
     try:

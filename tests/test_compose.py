@@ -1,9 +1,13 @@
 """Videos of an entity, and parts of videos made anew, by MagDiff in its smallest form, from real files."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 import tiny_pipeline
+import tiny_runs
 from PIL import Image
 
 from magvid import compose, edit, runs, sample
@@ -80,6 +84,19 @@ def files(tmp_path_factory):
     for k in range(9):
         Image.fromarray(left).save(folder / "masks" / f"{k:05d}.png")
     (folder / "none").mkdir()
+    (folder / "several").mkdir()
+    Image.fromarray(left).save(folder / "several" / "00000.png")
+    Image.fromarray(left[:16]).save(folder / "several" / "00001.png")
+    Image.fromarray(np.where(left, 3, 0).astype(np.uint8)).save(folder / "labels.png")
+    (folder / "davis").mkdir()  # palettes of numbers, 255 of which is neither
+    numbers = np.where(left, 2, 0).astype(np.uint8)
+    numbers[:4, 24:] = 255
+    for k in range(9):
+        annotation = Image.fromarray(numbers).convert("P")
+        annotation.putdata(numbers.ravel().tolist())
+        annotation.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, *[224] * 759])
+        annotation.save(folder / "davis" / f"{k:05d}.png")
+    (folder / "broken.mp4").write_bytes(b"no video")
     return folder
 
 
@@ -110,11 +127,11 @@ def test_a_video_of_an_entity(run, files, tmp_path, capsys):
     assert composed(run, files, tmp_path / "s.gif", "cut.png", size="24x32")[0].shape == (4, 24, 32, 3)
 
 
-@pytest.mark.parametrize("mask", ["left.png", "left.gif", "masks"])
+@pytest.mark.parametrize("mask", ["left.png", "left.gif", "masks", "davis"])
 def test_a_part_of_a_video_is_made_anew_and_the_rest_stays(run, files, tmp_path, mask, capsys):
     """The rest is what the autoencoder makes of it, in windows after the first as well; or with `paste` the video itself."""
     made = edited(run, files, tmp_path / "1.webm", mask, paste=True)
-    assert made.shape == (9, 16, 24, 3) and "9 frames at 10 per second, of each 50% is made anew" in capsys.readouterr().out
+    assert made.shape == (9, 16, 24, 3) and "9 frames at 10 per second, 48x32 pixels centre-cropped and resized to 24x16, of each 50% is made anew" in capsys.readouterr().out
     free, whole = (edit_frames(run, files, tmp_path, mask, paste) for paste in (False, True))
     shown, kept = whole["shown"], np.arange(24) >= 12
     np.testing.assert_array_equal(whole["made"][:, :, kept], shown[:, :, kept])
@@ -163,6 +180,8 @@ BAD = {
     ("edit", "mask.png"): "is 20x30 pixels and .* is 48x32: a mask has the shape of its video",
     ("edit", "none"): "has no masks of frames 0 to 8: they are named 00000.png, 00001.png, ...; it holds nothing",
     ("edit", "lost.png"): "there is no mask",
+    ("edit", "several"): r"the masks in .*several have several sizes, such as 48x16 and 48x32",
+    ("edit", "labels.png"): "labels.png: nothing of the mask is lighter than half, the lightest is 3 of 255",
 }
 
 
@@ -171,6 +190,19 @@ def test_bad_files_are_named(run, files, tmp_path, command, file):
     with pytest.raises(UserError, match=BAD[command, file]):
         (composed if command == "compose" else edited)(run, files, tmp_path / "x.gif", file)
     assert not (tmp_path / "x.gif").exists()
+
+
+def test_what_cannot_be_edited_is_told(run, files, tmp_path, capsys):
+    with pytest.raises(UserError, match="broken.mp4"):
+        edited(run, files, tmp_path / "x.gif", "left.png", video="broken.mp4")
+    with pytest.raises(UserError, match="is not told of an entity in pictures and words"):
+        edited(runs.open_run(tiny_runs.tokenizer_run()), files, tmp_path / "x.gif", "left.png")
+    config = json.loads(json.dumps(run.config))
+    config["data"]["train"]["transforms"][0]["editing"] = 0.0
+    edited(dataclasses.replace(run, config=config), files, tmp_path / "x.gif", "left.png")
+    assert "was trained on no edits (editing=0)" in capsys.readouterr().out
+    edited(run, files, tmp_path / "x.gif", "left.png")
+    assert "was trained on no edits" not in capsys.readouterr().out
 
 
 def test_more_pictures_than_places(run, files, tmp_path):

@@ -173,6 +173,28 @@ def test_a_metric_takes_its_network_from_a_run_and_the_settings_say_which(clip_r
     assert settings["gaps"] == {"FP": [[1, 8]]}
 
 
+def test_a_run_is_measured_on_the_clips_and_by_the_metrics_of_another_config(tmp_path, capsys):
+    """Of which fields may be changed as well; beside the numbers of its own clips."""
+    (tmp_path / "other.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(tiny_runs.TINY.parent)!r})\nimport tiny_config\n\n"
+        "def get_config():\n"
+        "    config = tiny_config.get_config()\n"
+        "    config['data']['eval']['source'] |= dict(world='full', split='test')\n"
+        "    config['metrics'] = [dict(target='magvid.metrics.frames:GapFrames')]\n"
+        "    return config\n"
+    )  # fmt: skip
+    run = tiny_runs.tokenizer_run()
+    command = ["evaluate", f"--run={run}", f"--data={tmp_path / 'other.py'}", "--clips=2"]
+    assert main(command) == 0 and main([*command, "--config.data.eval.source.world=small-middle", f"--out={tmp_path / 'small.json'}"]) == 0
+    assert main(["evaluate", f"--run={run}", "--clips=2", f"--out={tmp_path / 'own.json'}"]) == 0
+    other, changed, own = (json.loads(file.read_text()) for file in (run / "evaluation-other.json", tmp_path / "small.json", tmp_path / "own.json"))
+    assert (other["world"], changed["world"], own["world"]) == ("full", "small-middle", "small")
+    kinds = [[m["target"].split(":")[1] for m in numbers["settings"]["metrics"]][3:] for numbers in (other, own)]
+    assert kinds == [["GapFrames"], ["SpriteJudge"]]
+    assert other["reconstruction"]["psnr"] != own["reconstruction"]["psnr"]
+    capsys.readouterr()
+
+
 def test_weights_of_a_metric_that_are_not_there_are_told_before_anything_is_generated(tmp_path, clip_run):
     metric = dict(target="magvid.metrics.clip:ClipSmoothness", vision=dict(run=str(tmp_path / "clip")))
     fails = dict(clips=4, trust=True, on_progress=lambda *a: pytest.fail("generated"))

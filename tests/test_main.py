@@ -140,6 +140,8 @@ BAD = {
     "evaluate --run={run} --out={there}/file/x.json": "cannot write to {there}/file",
     "evaluate --run={run} --out={there}/a.mp4": "--out={there}/a.mp4: numbers are written, name it *.json",
     "evaluate --run={run} --out={there}": "--out={there} is a folder: name a file in it",
+    "evaluate --run={run} --data={there}/lost.py": "there is no config {there}/lost.py",
+    "evaluate --run={run} --data={root}/configs/sd.py": "--data: that config has no data.eval, and so no held-out clips",
 }
 
 

@@ -9,12 +9,13 @@ from helpers import nest
 from magvid.data import clip as pillow
 from magvid.metrics.clip import (
     ClipSmoothness,
+    ClipText,
     cosine,
     relative_smoothness,
     released_similarity,
     released_smoothness,
 )
-from magvid.models.clip import MEAN, STD, VisionTower, shortest_side
+from magvid.models.clip import CLIP, MEAN, STD, TextTower, VisionTower, shortest_side
 from magvid.types import UserError
 from tools import convert_clip
 
@@ -160,6 +161,68 @@ def test_errors_name_the_remedy():
         ClipSmoothness(tiny_tower(projection=None))
     with pytest.raises(UserError, match=r"needs the weights of its tower: in the config, vision=dict\(run="):
         ClipSmoothness(tiny_tower()).with_weights({})
+
+
+def tiny_scores(**options) -> ClipText:
+    text = TextTower(vocab=9, length=5, width=12, depth=1, heads=2, mlp=16, projection=6)
+    clip, rng = CLIP(text, tiny_tower()), np.random.default_rng(0)
+    flat = {n: rng.standard_normal(s).astype(np.float32) * 0.3 for n, s in convert_clip.shapes(clip).items()}
+    return ClipText(clip, **options).with_weights({"clip": nest(flat)})
+
+
+def test_frames_fit_their_own_text_and_each_other():
+    metric = tiny_scores(resamples=50)
+    video = np.random.default_rng(1).integers(0, 256, (2, 3, 10, 12, 3), dtype=np.uint8)
+    ids = np.array([[7, 3, 1, 8, 0], [7, 2, 8, 8, 8]])  # 8 ends a text
+    found = metric.features(dict(video=video, text_ids=ids))
+    with jax.default_matmul_precision("highest"):
+        images = shortest_side(jnp.asarray(video.reshape(-1, 10, 12, 3) / np.float32(255)), (8, 8))
+        frames = np.asarray(metric.clip.vision.apply({"params": metric.params["vision"]}, images).embedding, np.float64).reshape(2, 3, -1)
+        text = np.asarray(metric.clip.text.apply({"params": metric.params["text"]}, jnp.asarray(ids)).embedding, np.float64)
+    frames, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (frames, text))
+    for i in range(2):
+        np.testing.assert_allclose(found["clip_text"][i], (frames[i] @ text[i]).mean(), rtol=1e-4)
+        np.testing.assert_allclose(found["clip_consistency"][i], np.mean([frames[i, k] @ frames[i, k + 1] for k in range(2)]), rtol=1e-4)
+    filled = metric.features(dict(video=video, text_ids=np.where([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]], [[5], [0]], ids)))
+    np.testing.assert_array_equal(filled["clip_text"], found["clip_text"])  # what stands behind the end is not read
+    numbers = metric.result(found)
+    assert all(numbers[f"{n}_low"] <= numbers[n] <= numbers[f"{n}_high"] for n in ("clip_text", "clip_consistency"))
+
+
+def test_a_still_video_is_consistent_a_picture_has_no_next_frame_and_without_a_text_nothing_is_said():
+    metric = tiny_scores()
+    still = np.random.default_rng(1).integers(0, 256, (2, 1, 10, 12, 3), dtype=np.uint8)
+    ids = np.full((2, 5), 8)
+    np.testing.assert_allclose(metric.features(dict(video=still.repeat(4, 1), text_ids=ids))["clip_consistency"], 1, atol=1e-6)
+    assert set(metric.features(dict(video=still, text_ids=ids))) == {"clip_text"}
+    assert metric.features(dict(video=still)) == {}
+    with pytest.raises(UserError, match=r"need the weights of both towers: in the config, clip=dict\(run="):
+        ClipText(metric.clip).with_weights({})
+
+
+@pytest.mark.full
+def test_scores_of_texts_are_those_of_transformers():
+    from helpers_torch import torch, transformers
+
+    sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, projection_dim=10)
+    text = dict(sizes, vocab_size=50, max_position_embeddings=9, hidden_act="quick_gelu", eos_token_id=49)
+    torch.manual_seed(0)
+    both = transformers.CLIPConfig(text_config=text, vision_config=dict(sizes, hidden_act="quick_gelu", image_size=28, patch_size=14), projection_dim=10)
+    theirs = transformers.CLIPModel(both).eval()
+    for parameter in theirs.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    towers = CLIP(TextTower(50, 9, 24, 2, 3, 40, projection=10), VisionTower(24, 2, 3, 40, patch=14, image=(28, 28), projection=10))
+    weights = nest(convert_clip.convert(towers, {n: p.numpy() for n, p in theirs.state_dict().items()}))
+    video = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28, 3), dtype=np.uint8)
+    ids = np.array([[48, 3, 7, 12, 49, 0, 0, 0, 0], [48, 9, 49, 49, 49, 49, 49, 49, 49]])
+    found = ClipText(towers).with_weights({"clip": weights}).features(dict(video=video, text_ids=ids))
+    pixels = torch.from_numpy(np.moveaxis((video.reshape(-1, 28, 28, 3) / 255 - MEAN) / STD, -1, 1).astype(np.float32))
+    with torch.no_grad():
+        out = theirs(input_ids=torch.from_numpy(ids), pixel_values=pixels)
+    frames, words = out.image_embeds.reshape(2, 3, -1).numpy(), out.text_embeds.numpy()
+    for i in range(2):
+        np.testing.assert_allclose(found["clip_text"][i], (frames[i] @ words[i]).mean(), atol=2e-5)
+        np.testing.assert_allclose(found["clip_consistency"][i], (frames[i, :-1] * frames[i, 1:]).sum(-1).mean(), atol=2e-5)
 
 
 @pytest.mark.full

@@ -506,6 +506,10 @@ def test_the_entity_and_the_text_have_weights_of_their_own():
     assert np.array_equal(sample(none, 0.0, 0.0), sample(SHOWN, 0.0, 0.0))
     different = [np.abs(sample(none, *w) - sample(SHOWN, *w)).max() for w in ((1.0, 0.0), (3.0, 0.0))]
     assert 1e-3 < different[0] < different[1]
+    other = {**SHOWN, "text_ids": SHOWN["text_ids"][::-1]}
+    assert np.array_equal(sample(other, 1.0, 0.0), sample(SHOWN, 1.0, 0.0))
+    different = [np.abs(sample(other, *w) - sample(SHOWN, *w)).max() for w in ((1.0, 1.0), (1.0, 3.0))]
+    assert 1e-3 < different[0] < different[1]
     with pytest.raises(ValueError, match="3 weights of guidance for 2 rows"):
         objective.with_decoding(guidance=(1.0, 2.0, 3.0))
 

@@ -330,12 +330,33 @@ def test_mavin_begins_as_modelscope_and_joins_clips(tmp_path):
     assert read_video(tmp_path / "out.mp4")[0].shape == (14 + 13 + 11, 32, 48, 3)
 
 
+def first_prediction(config):
+    """(output of the network as it begins, told all, its batch, noisy frames (b t h w 4), timesteps (b,)) of a training config."""
+    begun = job.Job.from_config(job.check_config(config), jax.devices()[:1])
+    loader = begun.loader()
+    batch = {name: x for name, x in next(loader).items() if x.dtype.kind in "buif"}
+    loader.close()
+    state = begun.prepare(batch).init()
+    rng = np.random.default_rng(7)
+    b, t, h, w, _ = batch["video"].shape
+    x, time = rng.normal(size=(b, t, h // 4, w // 4, 4)).astype(np.float32), rng.uniform(0, 999, b).astype(np.float32)
+
+    def predict(params, batch, x, time):
+        return begun.objective.raw(params)(x, time, begun.objective.condition(params, batch, {}, jax.random.key(0), t))
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(predict)({**state.params, **state.frozen}, batch, x, time)), batch, x, time
+
+
 def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
-    """configs/magdiff_pexels.py on converted weights: all of Stable Diffusion is taken, what is new is trained, frozen towers stay; then the commands, on real files."""
-    from helpers_torch import diffusers, transformers
+    """configs/magdiff_pexels.py on converted weights: it begins as diffusers' Stable Diffusion, whatever pictures say; all of that is taken, what is new is
+    trained, frozen towers stay; then the commands, on real files.
+    """
+    from helpers_torch import diffusers, torch, transformers
 
     tokenizer, size = tokenizer_in(tmp_path)
-    parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text_tower(size, 1), tokenizer=tokenizer, scheduler=ddim())
+    text = text_tower(size, 1)
+    parts = dict(vae=randomised(autoencoder(), 0), text_encoder=text, tokenizer=tokenizer, scheduler=ddim())
     unet = diffusers.UNet2DConditionModel(
         down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), in_channels=4, out_channels=4,
         block_out_channels=(32,), layers_per_block=1, cross_attention_dim=32, sample_size=8, attention_head_dim=(2,), use_linear_projection=True,
@@ -355,6 +376,13 @@ def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
     for name, value in UNET.items():
         config.objective.network[name] = value
     config.init = magdiff.begins(dict(release=False, base=str(tmp_path / "sd21v")))
+    ours, batch, x, time = first_prediction(config)
+    with torch.no_grad():
+        told = text(torch.from_numpy(batch["text_ids"].astype(np.int64)))[0]
+        frames = [unet(torch.from_numpy(np.moveaxis(x[:, k], -1, 1)), torch.from_numpy(time), told).sample.numpy() for k in range(x.shape[1])]
+    assert batch["entities"].any() and batch["entity_valid"].any(axis=1).all() and np.any(x[:, 0] != x[:, 1])
+    assert relative_error(ours, np.moveaxis(np.stack(frames, 1), 2, -1)) < 1e-5
+
     state, _ = train(config, tmp_path / "run", devices=jax.devices()[:1])
     network, begin = flatten(jax.device_get(state.params["network"])), flatten(open_run(tmp_path / "sd21v/unet").weights("network"))
     assert set(begin) < set(network) and all(re.search(unets.MAGDIFF_NEW, name) for name in set(network) - set(begin))

@@ -30,12 +30,12 @@ from jaxtyping import Bool
 
 from magvid import video
 from magvid.data.images import decode_image
+from magvid.data.masks import VOID
 from magvid.data.source import Cut, Source, no_folder, report_bad
 from magvid.data.text import Captions
 from magvid.types import UserError
 
 SPLITS = {"train": "train", "validation": "val"}
-VOID = 255  # of a palette: neither background nor object
 
 
 class Video(NamedTuple):

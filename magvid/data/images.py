@@ -109,9 +109,8 @@ def decode_image(
 
 
 def _rgb(image: Any, Image: Any, blend: bool) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
-        grey = (np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode.startswith("I"):
+        return np.repeat(video.from_16_bits(image)[..., None], 3, axis=-1)
     if blend and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

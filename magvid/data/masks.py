@@ -9,6 +9,8 @@ from jaxtyping import Bool, UInt8
 from magvid import video
 from magvid.types import UserError
 
+VOID = 255  # of a palette: neither background nor object
+
 
 def resized(masks: Bool[np.ndarray, "t a b"], resize: Callable[[UInt8[np.ndarray, "t a b"]], np.ndarray]) -> Bool[np.ndarray, "t h w"]:
     """What of masks is at least half covered after `resize`, of pictures (t a b) -> (t h w), in one channel, which Pillow resizes as it
@@ -17,16 +19,28 @@ def resized(masks: Bool[np.ndarray, "t a b"], resize: Callable[[UInt8[np.ndarray
     return resize(masks.astype(np.uint8) * 255) >= 128
 
 
+def same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two pictures, each (h, w), have the same shape, by a pixel more or less."""
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
+
+
 def decode_mask(file: pathlib.Path) -> Bool[np.ndarray, "h w"]:
-    """Where the picture of a mask is not transparent, or, where nothing of it is transparent, lighter than half; of a palette of colours, as DAVIS has
-    it, all but number 0. UserError where the file cannot be read.
+    """Where the picture of a mask is not transparent, or, where nothing of it is transparent, lighter than half; of a picture of zeros and ones the
+    ones; of a palette of colours, as DAVIS has it, all but number 0 and 255, which is neither background nor object. UserError where the file cannot be
+    read, or where nothing is light enough though something is not black, as in a map of labels.
     """
     image = _opened(file)
     if (alpha := _alpha(image)) is not None:
         return alpha
-    light = np.asarray(image.convert("L")) > 127
+    light = video.from_16_bits(image) if image.mode.startswith("I") else np.asarray(image.convert("L"))
     # an editor may save black and white as a palette, in either order
-    return np.asarray(image) > 0 if image.mode == "P" and not (_grey(image) and light.any()) else light
+    if image.mode == "P" and not (_grey(image) and (light > 127).any()):
+        return np.isin(np.asarray(image), (0, VOID), invert=True)
+    if image.mode != "P" and (values := np.asarray(image)).max() == 1:
+        return (values if values.ndim == 2 else values.max(axis=-1)) == 1
+    if 0 < light.max() <= 127:
+        raise UserError(f"{file}: nothing of the mask is lighter than half, the lightest is {light.max()} of 255; paint the subject white, or write 0 and 1")
+    return light > 127
 
 
 def decode_alpha(file: pathlib.Path) -> Bool[np.ndarray, "h w"] | None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from magvid import video
-from magvid.data.masks import resized
+from magvid.data.masks import resized, same_shape
 from magvid.data.motion import Motion
 from magvid.types import UserError
 
@@ -136,7 +136,7 @@ class Source:
         covered. UserError naming the mask where its shape is another one, by more than a pixel.
         """
         (a, b), (p, q) = shape, mask.shape
-        if abs(p * b - q * a) > max(p, q, a, b):
+        if not same_shape(shape, mask.shape):
             raise UserError(f"{name} is {q}x{p} pixels and its picture {b}x{a}: a mask has the shape of its picture")
         return resized(mask[None], lambda grey: self.fit(grey if (p, q) == (a, b) else video.stretch(grey, a, b), cut))[0]
 

@@ -1,6 +1,7 @@
-"""CLIP-RS and CLIP's similarity to the real frames: MAVIN's measures of a generated transition.
+"""CLIP-RS and CLIP's similarity to the real frames, MAVIN's measures of a generated transition; and how well the frames of a video fit its text and each
+other, as editing and text-to-video are measured.
 
-How alike a frame and the next one are, c_i = cos(frame i, frame i + 1), should be what it is in the real clip: the
+CLIP-RS: how alike a frame and the next one are, c_i = cos(frame i, frame i + 1), should be what it is in the real clip: the
 score is the mean of min(c, c_real) / max(c, c_real) over the gap's frames and the given ones beside it, 1 at best. Two
 forms:
 
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from magvid.metrics.frames import Arrays, clip_means, gap_frames, unit_range, with_intervals
-from magvid.models.clip import shortest_side
+from magvid.models.clip import CLIP, shortest_side
 from magvid.types import Groups, Params, UserError
 
 EPSILON = 1e-8  # of a vector's length, as in torch's cosine_similarity
@@ -122,3 +123,54 @@ class ClipSmoothness:
         found = self.vision.apply({"params": params}, images)
         by_frame = lambda x: x.astype(jnp.float32).reshape(*video.shape[:2], *x.shape[1:])
         return by_frame(found.embedding), by_frame(found.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipText:
+    """Metric of batch["video"] (b t h w 3), uint8 or float in [0, 1], and its text, batch["text_ids"] (b n). Says nothing where there is no text.
+
+    clip_text           cosine of a frame's embedding and the text's: "textual alignment" of edits, CLIPSIM (Wu et al., GODIVA, 2021, arXiv 2104.14806)
+    clip_consistency    cosine of a frame's embedding and the next one's: "frame consistency" (Wu et al., Tune-A-Video, 2023, arXiv 2212.11565, section 5)
+
+    Both are means over the frames of a clip; papers give them times 100. clip: both towers, and their weights: a reference to a run in the config. Its
+    vocabulary is that of the ids: OpenCLIP's is CLIP's, and what fills them up behind the end of a text is not read. prepare: as in `ClipSmoothness`.
+    """
+
+    clip: CLIP
+    prepare: Callable[[Array, tuple[int, int]], Array] = shortest_side
+    resamples: int = 2000
+    seed: int = 0
+    params: Params | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def with_weights(self, groups: Groups) -> "ClipText":
+        if "clip" not in groups:
+            raise UserError("CLIP's scores need the weights of both towers: in the config, clip=dict(run=...)")
+        return dataclasses.replace(self, params=jax.device_put(groups["clip"]))
+
+    def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "b"]]:
+        if "text_ids" not in batch:
+            return {}
+        found = self._compare(self.params, batch["video"], batch["text_ids"])
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def result(self, features: Mapping[str, Float[np.ndarray, "n"]]) -> dict[str, float]:
+        """The mean of each over clips with its 95 % interval; no `clip_consistency` of single frames."""
+        return with_intervals(features, self.resamples, self.seed)
+
+    @functools.cached_property
+    def _compare(self) -> Callable[[Params, Array, Array], dict[str, Array]]:
+        """(weights, video, ids) -> {name: of every clip}; compiled once."""
+
+        @jax.jit
+        @jax.default_matmul_precision("highest")  # the same numbers on every device
+        def compare(params, video, ids):
+            apply = functools.partial(self.clip.apply, {"params": params})
+            pictures = self.prepare(unit_range(video).reshape(-1, *video.shape[2:]), tuple(self.clip.vision.image))
+            frames = apply(pictures, method="embed_images").reshape(*video.shape[:2], -1)
+            text = apply(ids, method="embed_texts")
+            found = dict(clip_text=cosine(frames, text[:, None]).mean(axis=1))
+            if video.shape[1] > 1:
+                found["clip_consistency"] = cosine(frames[:, :-1], frames[:, 1:]).mean(axis=1)
+            return found
+
+        return compare
