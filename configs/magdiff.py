@@ -14,8 +14,8 @@ Its choices and the paper's ablations are arguments: segmented=0 (whole frames i
 and picture in one softmax) or none (no picture is read by attention); rep=256 (the released form: one size), none (no latents are joined) or
 other sizes in pixels, the largest first, the clip's own last; refs: pictures of an entity at most, `least` at least. editing: share of the
 clips that teach to edit; pictures: of so many batches one is of single frames (0: none). prediction=eps: noise is predicted, with the
-plain schedule (then with base=weights/sd21). release=1: as the released code does it all: norms over the clip, positions that stay, scales
-1 and 1.5, black pictures read like others, blue for red, one size, eps; it begins with weights/magdiff/{unet,resampler} (`weights`), and with
+plain schedule (then with base=weights/sd21). release=1: as the released code, but for what docs/magdiff.md says: norms over the clip, positions that
+stay, scales 1 and 1.5, black pictures read like others, blue for red, one size, eps; it begins with weights/magdiff/{unet,resampler} (`weights`), and with
 tune= (nothing) samples with them. smoke=1: two steps of tiny layers on sprites; the other weights are those of `base`, `text` and `vision`.
 """
 

@@ -1,6 +1,6 @@
 """MagDiff (Zhao et al., ECCV 2024), evaluated on MSR-VTT (Xu et al., CVPR 2016) without training on it.
 
-    magvid train --config=configs/magdiff_msrvtt.py --workdir=runs/magdiff
+    magvid evaluate --run=runs/magdiff --data=configs/magdiff_msrvtt.py:test=FOLDER
 
 test=FOLDER is the archive, with masks/ beside it; data=FOLDER what is trained on. All other arguments: configs/magdiff.py.
 """

@@ -51,10 +51,10 @@ def network(b, args):
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=0,
+        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=0, pictures=2,
         **(magdiff.ARMS | dict(rep="48+40+32", editing=0.25)),
     )  # fmt: skip
-    args = magdiff.checked(args | dict(pictures=0, release=False))
+    args = magdiff.checked(args | dict(release=False))
     defaults.choose({"": 0, "same": 1, "colour": 1}, args["edits"], "edits")
     if args["base"]:
         if args["edits"] or args["shown"]:
@@ -85,7 +85,7 @@ def get_config(arg=None):
         ),
         carried=2,
     )
-    config.data = data(args, size)
+    config.data = data(args, size, config.batch)
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world="entities")]
     optim = defaults.muon(b["peak"], smoke)
     config.optim = {group: optim for group in magdiff.trained(args)}
@@ -96,7 +96,7 @@ def get_config(arg=None):
     return defaults.paced(config, smoke)
 
 
-def data(args, size):
+def data(args, size, batch):
     """Clips, drawn larger than they are learned, in which size the pictures of their sprites are told where there is a pyramid; and their texts."""
     clip = dict(target="magvid.data.sprites:Sprites", frames=FRAMES, height=DRAWN, width=DRAWN)
     keys = ("video", "label", "caption", "motion", "masks")
@@ -117,7 +117,11 @@ def data(args, size):
     asked = pictures(args | dict(refs=shown, least=shown), float(edits), stays=edits)
     if args["edits"] == "colour":
         asked.append(dict(target="magvid.data.sprites:Recolour", world=WORLD))
-    return dict(
-        train=dict(source=train, transforms=after, workers=0),
+    drawn = dict(train=dict(source=train, transforms=after, workers=0))
+    if args["pictures"]:
+        one = [dict(target="magvid.data.pipeline:AnyFrame"), *told, *words]
+        drawn["pictures"] = dict(source=dict(clip, world=WORLD, split="train", keys=keys, frames=4), transforms=one, workers=0)
+        drawn["pictures"] |= dict(batch=FRAMES * batch, every=args["pictures"])
+    return drawn | dict(
         eval=dict(source=held, transforms=[*asked, *text("caption" if edits or args["base"] else "motion")], limit=128),
     )

@@ -1,6 +1,6 @@
 """MagDiff (Zhao et al., ECCV 2024), evaluated on UCF-101 (Soomro et al., 2012) without training on it: class names as texts.
 
-    magvid train --config=configs/magdiff_ucf101.py --workdir=runs/magdiff
+    magvid evaluate --run=runs/magdiff --data=configs/magdiff_ucf101.py:test=FOLDER
 
 test=FOLDER is the archive, with masks/ beside it; data=FOLDER what is trained on. All other arguments: configs/magdiff.py.
 """

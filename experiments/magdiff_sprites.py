@@ -32,11 +32,11 @@ ROWS = {  # row of the table: argument of the config
     "no pictures in attention": "apa=none",
     "no pyramid, one size": "rep=32",
     "no latents joined": "rep=none",
-    "trained on one picture": "refs=1",
+    "trained on one picture, and shown one": "refs=1",
     NEVER: "editing=0",
     "untrained": "",
 }
-PICTURES = {f"{n} pictures" if n > 1 else "1 picture": f"shown={n}" for n in (1, 2, 4)}  # row: argument to evaluate with; the table's own are 8
+PICTURES = {f"{n} pictures" if n > 1 else "1 picture": f"shown={n}" for n in (1, 2, 4)}  # row: argument to evaluate with; the table's own are 8, but for refs=1
 SEEN = {"combinations that were seen": "unseen=0"}
 EDITS = {"as it was": "edits=same", "in another colour": "edits=colour"}
 HELD, LIMIT = "picture held still", "autoencoder alone"

@@ -174,16 +174,27 @@ def compile_step(plan: Plan, topology: str, lowered: Lowered, steps: int = 0) ->
 
 
 def collectives(text: str, chips: int, loops: float = 1.0) -> dict[str, Moved]:
-    """{kind: Moved} of a compiled program's text. `loops`: how often a loop goes round of which the compiler does not say it."""
+    """{kind: Moved} of a compiled program's text. `loops`: how often a loop goes round of which the compiler does not say it.
+
+    For TPUs collectives are fused with what is computed while they are under way: the same one, by its chain's number, stands in all of these fusions, and a
+    reduce-scatter is an all-reduce in a computation of that name, of whose result a part is taken.
+    """
     found: dict[str, Moved] = {}
-    for line, times in _executed(text, loops):
+    seen = set()
+    for line, times, inside in _executed(text, loops, fusions=True):
         if not (match := re.match(rf"(.*?) ({'|'.join(KINDS)})(-start)?\(", line)):
             continue
         shapes, kind = re.findall(SHAPE, match[1]), match[2]
+        if chain := re.search(r'chain_id="(\d+)"', line):
+            if chain[1] in seen:
+                continue
+            seen.add(chain[1])
         if match[3] and kind != "all-reduce":  # operands stand before the results, numbers of the operation's own behind them
             shapes = [shape for shape in shapes if shape[1]]
             shapes = shapes[len(shapes) // 2 :]
         n, result = _group(line, chips), float(sum(_bytes(*shape) for shape in shapes))
+        if inside.startswith("all-reduce-scatter"):
+            kind, result = "reduce-scatter", result / n
         sent = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, (n - 1) / n) * result
         count, results, all_sent = found.get(kind, (0, 0.0, 0.0))
         found[kind] = Moved(count + round(times), results + times * result, all_sent + times * sent)
@@ -193,7 +204,7 @@ def collectives(text: str, chips: int, loops: float = 1.0) -> dict[str, Moved]:
 def repeats(text: str, loops: float = 1.0) -> float:
     """How much larger what a step writes is than what it would write if no loop went round more than once."""
     once = again = 0.0
-    for line, times in _executed(text, loops):
+    for line, times, _ in _executed(text, loops):
         match = re.match(r"(.*?) ([a-z][\w-]*)\(", line)
         if match and match[2] not in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"):
             written = sum(_bytes(*shape) for shape in re.findall(SHAPE, match[1]))
@@ -204,8 +215,10 @@ def repeats(text: str, loops: float = 1.0) -> float:
 SHAPE = r"(\w+)\[([\d,]*)\]"  # bf16[8,128]
 
 
-def _executed(text: str, loops: float) -> Iterator[tuple[str, float]]:
-    """(an instruction without its name, how often a step runs it), from the program's entry on; of a choice every branch."""
+def _executed(text: str, loops: float, fusions: bool = False) -> Iterator[tuple[str, float, str]]:
+    """(an instruction without its name, how often a step runs it, the computation in which it stands), from the program's entry on; of a choice every
+    branch, and with `fusions` what stands in these.
+    """
     parts: dict[str, list[str]] = {}
     entry = ""
     for line in text.splitlines():
@@ -215,13 +228,15 @@ def _executed(text: str, loops: float) -> Iterator[tuple[str, float]]:
         elif parts and (match := re.match(r"\s+(?:ROOT )?%?[\w.-]+ = (.*)", line)):
             lines.append(match[1])
 
-    def walk(name: str, times: float) -> Iterator[tuple[str, float]]:
+    called = "call|conditional|async-start" + ("|fusion" if fusions else "")
+
+    def walk(name: str, times: float) -> Iterator[tuple[str, float, str]]:
         for line in parts.get(name, ()):
-            yield line, times
+            yield line, times, name
             if match := re.search(r" while\(.*body=%?([\w.-]+)", line):
                 known = re.search(r'known_trip_count\D*(\d+)', line)
                 yield from walk(match[1], times * (float(known[1]) if known else loops))
-            elif re.search(r" (call|conditional|async-start)\(", line):
+            elif re.search(rf" ({called})\(", line):
                 for inside in re.findall(r"(?:to_apply|calls|(?:true|false)_computation)=%?([\w.-]+)", line):
                     yield from walk(inside, times)
                 for inside in re.findall(r"branch_computations=\{([^}]*)\}", line):
@@ -236,6 +251,9 @@ def _group(line: str, chips: int) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):  # named axes, of which some, or parts 'axis':(before)size, are gone over
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+        return math.prod(int(part or sizes[name]) for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2]))
     return chips
 
 

@@ -5,10 +5,12 @@ A checkpoint holds the items `params`, `ema`, `train` (optimiser, extra, step, k
 themselves). Every item restores alone.
 """
 
+import contextlib
 import json
 import pathlib
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -35,6 +37,10 @@ ARRAYS = ocp.type_handlers.create_type_handler_registry(
 )
 
 
+TRIES = 100  # a tenth of a second apart, to remove what a save left that failed
+ASIDE = "set-aside-"  # the beginning of a folder's name, see `save`
+
+
 class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used; the message names the folder and the remedy."""
 
@@ -49,9 +55,9 @@ class Checkpoints:
     def __init__(
         self, folder: str | pathlib.Path, keep: int = 3, write: bool = False, say: Callable[[str], None] | None = None
     ):
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder, self.write = pathlib.Path(folder).absolute(), write
         self.say = say or speak
-        options = ocp.CheckpointManagerOptions(
+        self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if write else None,
             create=write,
             # made in the background, a folder that cannot be made is only noticed after minutes
@@ -62,15 +68,21 @@ class Checkpoints:
         try:
             if write:
                 _remove_unfinished(self.folder)
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
+            self._manager = self._open()
         except OSError as e:
             raise CheckpointError(
                 f"cannot write checkpoints to {self.folder} ({e.strerror}): choose another --workdir"
             ) from e
 
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self.folder, options=self._options, item_handlers=_handlers())
+
     def steps(self) -> list[int]:
-        """All saved steps in ascending order, good or not."""
-        return sorted(self._manager.all_steps())
+        """All saved steps in ascending order, good or not; of several processes that train together, those that the first one sees: what a shared
+        folder holds is not known everywhere at once. All processes ask.
+        """
+        found = sorted(self._manager.all_steps())
+        return _of_first_process(found) if self.write else found
 
     def save(
         self, step: int, state: TrainState, data: Mapping[str, Any], frozen: Mapping[str, Any] | None = None
@@ -78,7 +90,8 @@ class Checkpoints:
         """Write `state` as `step`, in the background; the arrays may be donated as soon as this returns.
 
         `data` is the iterator's state and `frozen` the source and hash of each frozen group, both JSON. Steps at or
-        after this one are left from an abandoned future (the run fell back behind them) and are removed. Raises
+        after this one are left from an abandoned future, as the run could not read them: each is kept as `set-aside-STEP`, until another takes that
+        name, since what could not be read once need not be damaged. Raises
         CheckpointError when this save could not be written; that the one before it failed is said. Older checkpoints stay as they are.
         """
         try:
@@ -95,8 +108,7 @@ class Checkpoints:
         meta = {"step": step, "leaves": leaves, "frozen": dict(frozen or {}), "data": _crc(data)}
         saves = {item: ocp.args.PyTreeSave(unflatten_dict(tree, sep="/")) for item, tree in arrays.items()}
         try:
-            for later in [s for s in self.steps() if s >= step]:
-                self._manager.delete(later)
+            self._set_aside([s for s in self.steps() if s >= step])
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -104,16 +116,41 @@ class Checkpoints:
                 ),
             )
         except Exception as e:
+            self._begin_again()
             raise self._not_written(step, e) from e
         if not saved:
             raise CheckpointError(f"step {step} was not saved in {self.folder}: it holds steps {self.steps()}")
 
     def wait(self) -> None:
-        """Until the last save is complete; CheckpointError if it failed."""
+        """Until the last save is complete; CheckpointError if it failed, and then nothing of it is left, which would keep a full disk full."""
         try:
             self._manager.wait_until_finished()
         except Exception as e:
+            self._begin_again()
             raise self._not_written(None, e) from e
+
+    def _begin_again(self) -> None:
+        """After a save that failed: the manager that made it would raise the same at the next restore, and has lost count of what is on the disk."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        for _ in range(TRIES):  # its threads may still be writing what the one that failed will never complete
+            with contextlib.suppress(OSError):
+                _remove_unfinished(self.folder)
+            time.sleep(0.1)
+            if not _unfinished(self.folder):
+                break
+        self._manager = self._open()
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self.folder / f"{ASIDE}{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+        _any_process(False)  # all go on once it is done
+        self._manager.reload()
 
     def close(self) -> None:
         """Let go of the folder once the save in progress is complete; a failure that `wait` has not raised is said."""
@@ -132,14 +169,14 @@ class Checkpoints:
         wanted = {item: tree for item, tree in _items(like).items() if tree}
 
         def load(step):
-            meta = self.meta(step)
+            meta = _together(lambda: self.meta(step))
             _compare(
                 {f"{i}/{n}": (x.shape, x.dtype.name) for i, t in wanted.items() for n, x in t.items()},
                 meta,
                 self.folder / str(step),
             )
             arrays = self._arrays(step, meta, wanted)
-            return _state(arrays, like), self._data(step, meta), step
+            return _state(arrays, like), _together(lambda: self._data(step, meta)), step
 
         return self.newest(load)
 
@@ -207,13 +244,16 @@ class Checkpoints:
             restore_args=unflatten_dict({n: one(x) for n, x in flat.items()}, sep="/"),
             partial_restore=True,
         )
-        why = ""
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**{i: restore(f) for i, f in wanted.items()}))
-        except Exception as e:
-            why = _first_line(e)
-        if _any_process(bool(why)):
-            raise Corrupt(why or "another process cannot read its part")
+
+        def read():
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**{i: restore(f) for i, f in wanted.items()}))
+            except (jax.errors.JaxRuntimeError, MemoryError):
+                raise  # of devices and memory, not of files
+            except Exception as e:
+                raise Corrupt(_first_line(e)) from e
+
+        found = _together(read) if self.write else read()
         arrays = {item: flatten_dict(found[item], sep="/") for item in wanted}
         for name, value in checksums(arrays).items():
             if value != meta["leaves"][name][2]:
@@ -271,6 +311,27 @@ def merge(loaded: Params, init: Params, skip: Sequence[str] = (), say: Callable[
     return unflatten_dict({n: have[n].astype(x.dtype) if n in take else x for n, x in want.items()}, sep="/")
 
 
+def _together(read: Callable[[], T]) -> T:
+    """What `read` gives; Corrupt on all processes, which all ask, where it is raised on one."""
+    try:
+        found, why = read(), ""
+    except Corrupt as e:
+        found, why = None, str(e)
+    if _any_process(bool(why)):
+        raise Corrupt(why or "another process cannot read its part")
+    return found
+
+
+def _of_first_process(steps: list[int]) -> list[int]:
+    if jax.process_count() == 1:
+        return steps
+    from jax.experimental import multihost_utils
+
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    padded = np.array((steps + [0] * count)[:count], np.int32)
+    return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)] if count else []
+
+
 def _any_process(here: bool) -> bool:
     """Whether it is so on any of the processes, which all ask: what one alone cannot read is left by all."""
     if jax.process_count() == 1:
@@ -288,10 +349,13 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
 
 def _remove_unfinished(folder: pathlib.Path) -> None:
     """What an interrupted save left; not in a thread as by Orbax's option, whose early end would print a traceback."""
-    if jax.process_index() == 0 and folder.is_dir():
-        for path in folder.iterdir():
-            if ocp.utils.is_tmp_checkpoint(path):
-                shutil.rmtree(path)
+    if jax.process_index() == 0:
+        for path in _unfinished(folder):
+            shutil.rmtree(path)
+
+
+def _unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in folder.iterdir() if ocp.utils.is_tmp_checkpoint(path)] if folder.is_dir() else []
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:

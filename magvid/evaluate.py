@@ -78,6 +78,12 @@ def evaluate_run(
         raise UserError(f"the config of {run.path} has no data.eval: there are no held-out clips to evaluate on")
     data = Clips.of(model.config)
     metrics, used = open_metrics(model.config["metrics"], trust)
+    told = run.clip.classes if run.clip and any(getattr(model.programs.objective, "labelled", ())) else ()
+    if told and data.classes and data.classes != told:
+        raise UserError(
+            f"{run.path} is told classes such as {told[0]}, {len(told)} of them, and the held-out clips have {len(data.classes)}, such as {data.classes[0]}: "
+            "its numbers would stand for others; name other clips, or --tasks without a class"
+        )
     samples = {t: best_of if isinstance(best_of, int) else best_of.get(t, 1) for t in model.tasks}
     if clips < 1 or any(n < 1 for n in samples.values()):
         raise ValueError(f"clips and best_of must be at least 1, got {clips} and {best_of}")

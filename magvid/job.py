@@ -5,6 +5,7 @@ import difflib
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -366,6 +367,10 @@ def _check_values(config: Mapping[str, Any]) -> None:
 
 
 def _check_spread(config: Mapping[str, Any]) -> None:
+    if bad := {axis: size for axis, size in config["mesh"].items() if type(size) is not int}:
+        raise UserError(f"config.mesh is {json.dumps(config['mesh'])}: {', '.join(bad)} is to be a whole number of devices, or -1")
+    for i, rule in enumerate(config["sharding"]):
+        _check_rule(rule, f"config.sharding[{i}] is {json.dumps(rule)}")
     known = {"tokens": "b n d", "frames": "b t h w c"}
     for name, axes in config["activations"].items():
         if name not in known:
@@ -383,6 +388,17 @@ def _check_spread(config: Mapping[str, Any]) -> None:
     policy, policies = config["remat_policy"], [name for name in dir(jax.checkpoint_policies) if name.endswith("saveable")]
     if policy is not None and policy not in policies:
         raise UserError(f"config.remat_policy is {json.dumps(policy)}: use null or one of {', '.join(policies)}")
+
+
+def _check_rule(rule: Any, what: str) -> None:
+    if not (isinstance(rule, list) and len(rule) == 2 and isinstance(rule[0], str)):
+        raise UserError(f'{what}: give [regex, axes], such as ["kernel", [null, "model"]] or [".*", "fsdp"]')
+    try:
+        re.compile(rule[0])
+    except re.error as error:
+        raise UserError(f"{what}: its first part is no regular expression ({error})") from None
+    if not (rule[1] is None or rule[1] == "fsdp" or isinstance(rule[1], list)):
+        raise UserError(f'{what}: its second part is a list of mesh axes (or null), null for whole arrays, or "fsdp"')
 
 
 def _axes(spec: Any) -> set[str]:

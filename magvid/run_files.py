@@ -5,6 +5,7 @@ to build on and to begin with; the optimiser stays behind.
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,8 @@ def write(out: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mappi
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, part, {NAMED: json.dumps(about)})
+        sums = {name: zlib.crc32(x.tobytes()) for name, x in arrays.items()}
+        save_file(arrays, part, {NAMED: json.dumps({**about, "checksums": sums})})
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): make room, or give another --out") from error
@@ -61,7 +63,7 @@ def write(out: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mappi
 
 
 def read(file: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
-    """(what the file says of itself, its arrays by name). UserError where magvid has not written it."""
+    """(what the file says of itself, its arrays by name). UserError where magvid has not written it, or an array is not what it was."""
     from safetensors import SafetensorError, safe_open
 
     path = pathlib.Path(file).expanduser()
@@ -70,9 +72,13 @@ def read(file: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
     try:
         with safe_open(path, "numpy") as stored:
             about = json.loads((stored.metadata() or {}).get(NAMED, "{}"))
-            return about, {name: stored.get_tensor(name) for name in stored.keys()}
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): export it again") from None
+    sums = about.pop("checksums", {})
+    if damaged := [name for name, x in arrays.items() if name in sums and zlib.crc32(x.tobytes()) != sums[name]]:
+        raise UserError(f"{file} is damaged: the checksum of {damaged[0]} is wrong; copy or export it again")
+    return about, arrays
 
 
 def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -> list[str]:

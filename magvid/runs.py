@@ -18,6 +18,7 @@ import logging
 import os
 import pathlib
 import socket
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -324,9 +325,9 @@ def check_writable(folder: pathlib.Path, flag: str) -> None:
     """UserError that names `flag`, before anything slow, where files cannot be written to `folder`. Creates nothing."""
     there = next((p for p in (folder, *folder.absolute().parents) if p.exists()), folder)
     try:
-        probe = there / f".write.{os.getpid()}"
+        probe = there / f".write.{uuid.uuid4().hex}"  # in a container every process is number 1
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): choose another {flag}") from error
 

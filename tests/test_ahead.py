@@ -53,13 +53,24 @@ TEXT = """HloModule step, is_scheduled=true
   ROOT %all-to-all.1 = f32[5]{0} all-to-all(%x), dimensions={0}
 }
 
-%fused.1 (p: f32[9]) -> f32[9] {
-  ROOT %all-gather.9 = f32[900]{0} all-gather(%x), dimensions={0}
+%begun.1 (p: f32[9]) -> f32[9] {
+  ROOT %all-gather.9 = f32[800]{0} all-gather(%x), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_2'}, dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+%ended.1 (p: f32[9]) -> f32[9] {
+  ROOT %all-gather.10 = f32[800]{0} all-gather(%x), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_2'}, dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+%all-reduce-scatter.1 (p: f32[80]) -> f32[40] {
+  %all-reduce.9 = f32[80]{0} all-reduce(%x), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0','axis_1':(2)2}, to_apply=%add
+  ROOT %dynamic-slice = f32[20]{0} dynamic-slice(%all-reduce.9, %i), dynamic_slice_sizes={20}
 }
 
 ENTRY %main.1 (x: f32[9]) -> f32[9] {
   %while.1 = (s32[], f32[2,3]{1,0}) while(%tuple.1), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"5"},"known_init_step":{"init":"0"}}
   %while.2 = f32[5]{0} while(%x), condition=%cond.2, body=%unknown.1
+  %fusion.1 = f32[9]{0} fusion(%x), kind=kOutput, calls=%begun.1
+  %fusion.2 = f32[20]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %all-reduce.1 = f32[1024,256]{1,0} all-reduce(%x), channel_id=1, replica_groups=[1,16]<=[16], to_apply=%add
   ROOT %all-reduce.2 = (f32[8]{0}, bf16[8,4]{1,0:T(8,128)}) all-reduce(%x, %y), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
   %all-gather-start.1 = (f32[64,16]{1,0}, f32[128,16]{1,0}) all-gather-start(%x), replica_groups=[2,2]<=[4], dimensions={0}
@@ -68,17 +79,17 @@ ENTRY %main.1 (x: f32[9]) -> f32[9] {
   %reduce-scatter.3 = bf16[32,16]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %collective-permute-start = (u8[100]{0}, u8[100]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
   %all-to-all.9 = f32[10,10]{1,0} all-to-all(%x), dimensions={0}
-  ROOT %fusion = f32[9]{0} fusion(%all-reduce.1), kind=kLoop, calls=%fused.1
+  ROOT %fusion = f32[9]{0} fusion(%all-reduce.1), kind=kLoop, calls=%ended.1
 }
 """
 
 
 def test_collectives_are_read_from_a_program():
-    """Those of a loop as often as it goes round."""
+    """Those of a loop as often as it goes round, those that are fused on TPUs once."""
     assert ahead.collectives(TEXT, 4, loops=3) == {
         "all-reduce": (2 + 5, 4 * 2**18 + 32 + 64 + 5 * 24, 2 * 15 / 16 * 4 * 2**18 + 96 + 5 * 36),
-        "all-gather": (2, 4 * (2048 + 8 + 16), 2 * (2048 + 8 + 16)),
-        "reduce-scatter": (1, 1024, 3 * 1024),
+        "all-gather": (3, 4 * (2048 + 8 + 16) + 3200, 2 * (2048 + 8 + 16) + 2400),
+        "reduce-scatter": (2, 1024 + 80, 3 * 1024 + 3 * 80),
         "all-to-all": (1 + 3, 400 + 3 * 20, 300 + 3 * 15),
         "collective-permute": (1, 100, 100),
     }

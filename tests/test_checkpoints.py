@@ -1,8 +1,11 @@
 """Checkpoints come back bit for bit, on any mesh, or not at all; damage is noticed and the step before it used."""
 
+import contextlib
 import gc
 import pathlib
+import resource
 import shutil
+import threading
 
 import chex
 from helpers import drawn
@@ -168,10 +171,14 @@ def test_empty_step_and_left_over_temporary_folders(start, folder):
 
 def test_keeps_the_newest_and_replaces_an_abandoned_future(start, folder):
     checkpoints, _ = open_(folder, keep=2, write=True)
+    abandoned = {file.relative_to(folder / "3"): file.read_bytes() for file in (folder / "3").rglob("*") if file.is_file()}
     checkpoints.save(2, at(start, 20), DATA)
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
     same(checkpoints.restore(like(start))[0], at(start, 20))
+    aside = folder / "set-aside-3"  # it could not be read, but may be whole
+    assert {file.relative_to(aside): file.read_bytes() for file in aside.rglob("*") if file.is_file()} == abandoned
+    assert open_(folder)[0].steps() == [1, 2]
     for step in (4, 5):
         checkpoints.save(step, at(start, step), DATA)
     checkpoints.wait()
@@ -218,21 +225,41 @@ def test_a_failed_save_names_the_folder_and_leaves_the_state(start, tmp_path):
     same(train_state, at(start, 1))
 
 
-def test_a_save_that_failed_in_the_background_does_not_hinder_the_next(start, tmp_path, monkeypatch):
-    checkpoints, said = open_(tmp_path / "c", write=True)
-    checkpoints.save(1, at(start, 1), DATA)
-    whole, failures = checkpoints._manager.wait_until_finished, [OSError("No space left on device")]
+@contextlib.contextmanager
+def full_disk():
+    """No file can be written that has more than a hundred bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    def fails_once():
-        whole()
-        if failures:
-            raise failures.pop()
 
-    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails_once)
-    checkpoints.save(2, at(start, 2), DATA)
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_save_that_failed_in_the_background_leaves_nothing_and_loses_nothing(start, tmp_path, keep):
+    """Whatever is kept: the older ones stay until a newer one is whole, the list is that of the disk, and the next save is as any."""
+    checkpoints, said = open_(tmp_path / "c", keep=keep, write=True)
+    on_disk = lambda: sorted(int(path.name) for path in (tmp_path / "c").iterdir())  # ValueError for a temporary folder
+    for step in (1, 2):
+        checkpoints.save(step, at(start, step), DATA)
+        checkpoints.wait()
+    before = [1, 2][-keep:]
+    with full_disk(), pytest.raises(CheckpointError, match="the last checkpoint could not be written .*is the disk full or read-only"):
+        checkpoints.save(3, at(start, 3), DATA)
+        checkpoints.wait()
+    assert on_disk() == checkpoints.steps() == before
+    same(checkpoints.restore(like(start))[0], at(start, 2))
+    with full_disk():
+        checkpoints.save(4, at(start, 4), DATA)
+        for thread in threading.enumerate():  # without asking what came of it
+            if thread.name.startswith("save_finalize"):
+                thread.join(60)
+    checkpoints.save(5, at(start, 5), DATA)  # says that the one before failed
     checkpoints.wait()
-    assert checkpoints.steps() == [1, 2]
-    assert "the last checkpoint could not be written" in said[0] and "No space left on device" in said[0] and "is the disk full" in said[0]
+    assert on_disk() == checkpoints.steps() == [*before, 5][-keep:]
+    assert len(said) == 1 and "the last checkpoint could not be written" in said[0] and "Training goes on and tries again now" in said[0]
+    same(checkpoints.restore(like(start))[0], at(start, 5))
 
 
 def test_merge_is_strict_both_ways_and_prints_what_it_skips():

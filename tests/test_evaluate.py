@@ -192,7 +192,9 @@ def test_a_run_is_measured_on_the_clips_and_by_the_metrics_of_another_config(tmp
     kinds = [[m["target"].split(":")[1] for m in numbers["settings"]["metrics"]][3:] for numbers in (other, own)]
     assert kinds == [["GapFrames"], ["SpriteJudge"]]
     assert other["reconstruction"]["psnr"] != own["reconstruction"]["psnr"]
-    capsys.readouterr()
+    assert main(["evaluate", f"--run={tiny_runs.masked_run()}", f"--data={tmp_path / 'other.py'}", "--clips=2", "--tasks=FP,CG"]) == 2
+    assert "is told classes such as disc moving left, 18 of them, and the held-out clips have" in capsys.readouterr().err
+    assert main(["evaluate", f"--run={tiny_runs.masked_run()}", f"--data={tmp_path / 'other.py'}", "--clips=2", "--tasks=FP"]) == 0
 
 
 def test_weights_of_a_metric_that_are_not_there_are_told_before_anything_is_generated(tmp_path, clip_run):
