@@ -173,7 +173,6 @@ class Loop:
                 self._settle()
                 with self.meter.waiting("save"), self.watchdog.paused():
                     self._save(train_state, step, loader)
-        self._settle()  # before: it starts the watchdog's clock
         with self.watchdog.paused():
             self._save(train_state, step, loader, last=True)
         return train_state, step

@@ -32,7 +32,7 @@ class Watchdog:
     def __init__(self, folder: pathlib.Path, say: Callable[[str], None], peers: "Peers | None" = None):
         self.folder, self.say, self.peers = folder, say, peers
         self.times: collections.deque[float] = collections.deque(maxlen=64)  # of the newest steps
-        self.step, self.since, self.told = 0, None, False
+        self.step, self.since, self.told, self.pauses = 0, None, False, 0
         self.lock, self.over = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -50,16 +50,18 @@ class Watchdog:
             now = time.monotonic()
             if self.since is not None:
                 self.times.append(now - self.since)
-            self.step, self.since, self.told = step, now, False
+            self.step, self.since, self.told = step, None if self.pauses else now, False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens within may take as long as it likes; so may the first step, which compiles."""
+        """What happens within may take as long as it likes, also where a step is done on the way; so may the first step, which compiles."""
         with self.lock:
-            self.since = None
-        yield
-        with self.lock:
-            self.since = time.monotonic()
+            self.since, self.pauses = None, self.pauses + 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.since, self.pauses = time.monotonic(), self.pauses - 1
 
     def explain(self, error: Exception) -> None:
         """After an error of a step: ends this process where another is gone, which a failed exchange between them says within a moment, but not

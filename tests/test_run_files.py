@@ -76,6 +76,9 @@ def bad(files, tmp_path):
         about = json.loads(stored.metadata()["magvid"])
     about["config"]["objective"]["tokenizer"]["target"] = "os:system"
     save_file(arrays, tmp_path / "code.safetensors", {"magvid": json.dumps(about)})
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    (tmp_path / "flipped.safetensors").write_bytes(flipped)
     save_file(arrays, tmp_path / "adapters.safetensors", {"magvid": json.dumps({"format": "magvid.adapters/1"})})
     shutil.copy(files / "vq.safetensors", tmp_path / "good.safetensors")
     (tmp_path / "full").mkdir()
@@ -86,6 +89,7 @@ def bad(files, tmp_path):
 BAD = {
     "import {bad}/gone.safetensors --out={bad}/new": "there is no file {bad}/gone.safetensors: `magvid export` writes one",
     "import {bad}/cut.safetensors --out={bad}/new": "cut.safetensors cannot be read",
+    "import {bad}/flipped.safetensors --out={bad}/new": "flipped.safetensors is damaged: the checksum of ",
     "import {bad}/foreign.safetensors --out={bad}/new": "foreign.safetensors holds no run",
     "import {bad}/adapters.safetensors --out={bad}/new": "holds adapters, which `--adapters` of predict takes",
     "import {bad}/code.safetensors --out={bad}/new": 'names "os:system", which is not part of magvid: give --trust',

@@ -1,5 +1,6 @@
 """Runs that refer to each other: specs, weights, hashes, trust, and errors that name the remedy."""
 
+import concurrent.futures
 import json
 import shutil
 
@@ -253,3 +254,11 @@ def test_a_reference_to_a_part_under_another_name_and_with_other_fields(tmp_path
         runs.resolve(dict(objective=dict(image=dict(part, part="clip.audio"))), trust=True)
     with pytest.raises(UserError, match="unknown entries"):
         runs.resolve(dict(objective=dict(image=dict(part, parts="clip"))), trust=True)
+
+
+def test_many_may_begin_in_one_folder_at_once(tmp_path):
+    """As the processes of pods do, each of which is process 1 of its own machine."""
+    folders = [tmp_path / "shared" / "run"] * 200
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda folder: runs.make_folder(folder, "--workdir"), folders))
+    assert list((tmp_path / "shared").iterdir()) == [tmp_path / "shared" / "run"] and not list((tmp_path / "shared" / "run").iterdir())

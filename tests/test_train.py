@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -205,6 +206,12 @@ def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):
         (dict(batch=6, mesh={"data": 8}), "use a multiple of 8"),
         (dict(mesh={"date": -1}), 'config.mesh has an axis "date", over which nothing is spread, did you mean data'),
         (dict(sharding=[(".*", ["modle", None])]), 'config.sharding names a mesh axis "modle", which there is not, did you mean model'),
+        (dict(sharding=[[".*"]]), re.escape('config.sharding[0] is [".*"]: give [regex, axes], such as ["kernel", [null, "model"]]')),
+        (dict(sharding=[["(", None]]), re.escape('config.sharding[0] is ["(", null]: its first part is no regular expression')),
+        (dict(sharding=[[".*", None], [".*", "fsdq"]]), re.escape('config.sharding[1] is [".*", "fsdq"]: its second part is a list of mesh axes (or null)')),
+        (dict(mesh={"data": 1.0}), re.escape('config.mesh is {"data": 1.0}: data is to be a whole number of devices, or -1')),
+        (dict(mesh={"data": True}), "data is to be a whole number of devices, or -1"),
+        (dict(mesh={"data": "2"}), "data is to be a whole number of devices, or -1"),
         (dict(activations={"tokens": ["data", "sek", None]}), 'config.activations names a mesh axis "sek", which there is not, did you mean seq'),
         (dict(data=config()["data"] | dict(eval=config()["data"]["eval"] | dict(batch=6)), mesh={"data": 8}), "config.data.eval.batch is 6, .* use a multiple of 8"),
         (dict(objective=dict(target=TOY, nosie=0.1)), "ToyGan.*nosie"),

@@ -27,8 +27,11 @@ def test_a_long_step_is_told_once_with_all_stacks(tmp_path, fast):
         for step in (1, 2, 3):
             dog.beat(step)
         with dog.paused():
+            dog.beat(3)  # as a step that is read before its save
             time.sleep(2.5)
         assert not said
+        with pytest.raises(ValueError), dog.paused():
+            raise ValueError  # it watches again
         threading.Thread(target=stand_still, args=(4.5,), daemon=True).start()
         time.sleep(4.5)
         assert len(said) == 1 and said[0].startswith("step 4 takes more than 10 times as long as usual")
