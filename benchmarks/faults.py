@@ -1,5 +1,5 @@
 """Kill training runs of nine objectives at random moments, and see that nothing is lost: every checkpoint can be read, and a run that was killed
-ends as one that was not, bit for bit.
+goes on from its newest checkpoint and ends as one that was not, bit for bit.
 
     python benchmarks/faults.py --kills=200 --out=benchmarks/results/faults_cpu.json
 
@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -90,6 +91,25 @@ def start(workdir: pathlib.Path, config: Mapping, count: int = 1) -> list[subpro
     env = os.environ | dict(PYTHONPATH=str(ROOT), JAX_NUM_CPU_DEVICES="1", JAX_COMPILATION_CACHE_DIR=str(workdir.parent / "compiled"))
     with (workdir / "log.txt").open("a") as log:
         return [subprocess.Popen(command(i), env=env | dict(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"), stdout=log, stderr=log) for i in range(count)]
+
+
+def newest(workdir: pathlib.Path) -> int:
+    """The step from which a run is to go on; 0: from the beginning."""
+    folder = workdir / "run" / "checkpoints"
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.is_dir() else 0
+
+
+def logged(workdir: pathlib.Path) -> int:
+    """Bytes of its log."""
+    file = workdir / "log.txt"
+    return file.stat().st_size if file.exists() else 0
+
+
+def went_on(workdir: pathlib.Path, begun: int) -> int | None:
+    """From which step the newest start went on, of whose log the first `begun` bytes are of earlier ones; None where it does not say."""
+    said = (workdir / "log.txt").read_bytes()[begun:].decode(errors="replace")
+    found = re.search(r"going on from step (\d+)|this run is at step (\d+) already", said)
+    return int(found[1] or found[2]) if found else None
 
 
 def wait(processes: list[subprocess.Popen], most: float = LONG) -> list[int]:
@@ -192,28 +212,32 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{name} does not train: see {reference / 'log.txt'}")
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier call
         rng = random.Random(f"{options.seed}-{number}")
-        record = dict(objective=name, processes=count, kills=0, saving=0, starting=0, unreadable=0, late=0)
+        record = dict(objective=name, processes=count, kills=0, saving=0, starting=0, unreadable=0, elsewhere=0, late=0)
         for _ in range(min(options.each, options.kills - sum(r["kills"] for r in found))):
-            left = unfinished(folder / "run" / "checkpoints")
+            left, step, begun = unfinished(folder / "run" / "checkpoints"), newest(folder), logged(folder)
             processes = start(folder, config, count)
             what = kill(processes, folder, rng, left)
             try:
                 wait(processes, NOTICED if what in ("training", "saving") else LONG)  # at the start others are waited for
             except subprocess.TimeoutExpired:
                 record["late"] += 1
+            # one that was killed early has not said it yet; a run that begins anew would end with the same numbers
+            record["elsewhere"] += went_on(folder, begun) not in ((step,) if step and what != "starting" else (step, None))
             if what == "over":
                 break
             record["kills"] += 1
             if what != "training":
                 record[what] += 1
             record["unreadable"] += unreadable(folder)
+        step, begun = newest(folder), logged(folder)
         if any(wait(start(folder, config, count))):
             raise ValueError(f"{name} does not go on: see {folder / 'log.txt'}")
         record["unreadable"] += unreadable(folder)
+        record["elsewhere"] += went_on(folder, begun) != (step or None)
         record["same"] = ending(folder) == ending(reference)
         found.append(record)
         print(json.dumps(record), flush=True)
-    total = {key: sum(r[key] for r in found) for key in ("kills", "saving", "starting", "unreadable", "late")} | {"runs": len(found), "different": sum(not r["same"] for r in found)}
+    total = {key: sum(r[key] for r in found) for key in ("kills", "saving", "starting", "unreadable", "elsewhere", "late")} | {"runs": len(found), "different": sum(not r["same"] for r in found)}
     print(json.dumps(total))
     if options.out:
         write_json(pathlib.Path(options.out), dict(total=total, runs=found, versions=versions()))

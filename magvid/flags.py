@@ -245,10 +245,10 @@ def use_huge_pages() -> None:
 
 
 def leave(code: int) -> None:
-    """End the process. After Ctrl-C at once: XLA may still be compiling in a thread, which the interpreter's own way
+    """End the process. After Ctrl-C and SIGTERM at once: XLA may still be compiling or computing in a thread, which the interpreter's own way
     out does not survive.
     """
-    if code == 130:
+    if code in (130, 143):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -4,8 +4,9 @@ import contextlib
 import os
 import pathlib
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from magvid.watchdog import Peers, Watchdog
 
 ALARM = 10  # readings in a row below an objective's limit
 
+T = TypeVar("T")
 Evaluate = Callable[[Any, Mapping[str, Any], int], Mapping[str, Any]]
 
 
@@ -88,6 +90,8 @@ def train(
         logger = Logger(workdir, config["steps"], step)
         stack.callback(logger.close)
         checkpoints.say = logger.say
+        if begun and step < config["steps"]:
+            logger.say(f"going on from step {step}")
         guard = Guard(config["rollbacks"], config["spike"])
         if "guard" in data:
             guard.set_state(data["guard"])
@@ -275,7 +279,10 @@ class Loop:
                 return None
         values = {f"eval/{k}": float(np.mean([f[k] for f in found])) for k in (found[0] if found else ())}
         if self.evaluate:
-            for name, value in self.evaluate(self.job.objective, {**self.prepared.spared, **params}, step).items():
+            made = stop.unless(lambda: self.evaluate(self.job.objective, {**self.prepared.spared, **params}, step), self.job.mesh)
+            if made is None:
+                return None
+            for name, value in made.items():
                 if np.ndim(value):
                     self.logger.videos(step, f"eval/{name}", np.asarray(value))
                 else:
@@ -347,6 +354,33 @@ class _Profiler:
 
 class _Stop:
     number = 0  # of the signal that asked to stop
+    noticed = False  # signals are noted here
+
+    def unless(self, make: Callable[[], T], mesh: jax.sharding.Mesh) -> T | None:
+        """`make()`, or None once the run shall stop, however long the other would take: it is left to a thread then, which ends with the process. Signals
+        reach Python's main thread alone, and not while that waits for a device.
+        """
+        if not self.noticed:
+            return make()
+        done: list[tuple[T | None, BaseException | None]] = []
+
+        def work():
+            try:
+                with jax.set_mesh(mesh):  # which belongs to a thread
+                    done.append((make(), None))
+            except BaseException as error:
+                done.append((None, error))
+
+        thread = threading.Thread(target=work, name="evaluate", daemon=True)
+        thread.start()
+        while not self.number and thread.is_alive():
+            thread.join(0.1)
+        if self.number or not done:
+            return None
+        ((made, error),) = done
+        if error is not None:
+            raise error
+        return made
 
     def wanted(self, step: int) -> bool:
         if jax.process_count() == 1:
@@ -372,6 +406,7 @@ def _stop_signals():
         for number in (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ():
             with contextlib.suppress(ValueError):  # not in the main thread: signals belong to the caller
                 old[number] = signal.signal(number, note)
+                stop.noticed = True
         yield stop
     finally:
         for number, handler in old.items():

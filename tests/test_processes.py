@@ -51,10 +51,18 @@ def ends(processes, seconds=180):
     return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
 
 
+def newest(folder):
+    """The step from which a run is to go on; 0: from the beginning."""
+    saved = folder / "run" / "checkpoints"
+    return max((int(path.name) for path in saved.iterdir() if path.name.isdigit()), default=0) if saved.is_dir() else 0
+
+
 def finish(folder, count, steps, **options):
+    step = newest(folder)
     found = ends(start(folder, count, steps, **options))
     assert [code for code, _ in found] == [0] * count, "\n".join(text for _, text in found)
     assert "trained: " in found[0][1] and not any("step " in text or "trained" in text for _, text in found[1:])  # one speaks
+    assert (f"going on from step {step}\n" in found[0][1]) == bool(step), found[0][1]  # a run that begins anew would end with the same numbers
 
 
 def after_the_first_save(processes, folder):

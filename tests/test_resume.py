@@ -32,7 +32,9 @@ def start(workdir, before=""):
 
 
 def kill(workdir):
-    """SIGKILL at a random moment after the first checkpoint: between steps, while saving, while logging."""
+    """SIGKILL at a random moment after the first checkpoint: between steps, while saving, while logging. Returns what the run is to say as it goes on: where
+    from, as one that begins anew would end with the same numbers.
+    """
     process = start(workdir)
     try:
         while not (workdir / "checkpoints" / "2").is_dir():
@@ -43,6 +45,12 @@ def kill(workdir):
     finally:
         process.kill()
         process.wait()
+    return going_on(workdir)
+
+
+def going_on(workdir):
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    return f"going on from step {newest}\n" if newest < 20 else "this run is at step 20 already"
 
 
 def numbers(workdir):
@@ -66,22 +74,24 @@ def reference(tmp_path_factory):
     return workdir
 
 
-def test_killed_at_a_random_moment(tmp_path, reference):
-    kill(tmp_path)
+def test_killed_at_a_random_moment(tmp_path, reference, capsys):
+    said = kill(tmp_path)
     train.train(helpers.frequent(), tmp_path, **ONE)
+    assert said in capsys.readouterr().out
     check_same(tmp_path, reference)
 
 
 @pytest.mark.full
-def test_killed_five_times_in_a_row(tmp_path, reference):
+def test_killed_five_times_in_a_row(tmp_path, reference, capsys):
     for i in range(5):
-        kill(tmp_path / str(i))
+        said = kill(tmp_path / str(i))
         train.train(helpers.frequent(), tmp_path / str(i), **ONE)
+        assert said in capsys.readouterr().out
         check_same(tmp_path / str(i), reference)
 
 
 @pytest.mark.full
-def test_sigterm_from_outside_saves_and_leaves_with_143(tmp_path, reference):
+def test_sigterm_from_outside_saves_and_leaves_with_143(tmp_path, reference, capsys):
     process = start(tmp_path)
     while not (tmp_path / "checkpoints" / "2").is_dir():
         assert process.poll() is None, process.stdout.read().decode()
@@ -89,7 +99,9 @@ def test_sigterm_from_outside_saves_and_leaves_with_143(tmp_path, reference):
     process.terminate()
     out = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 143 and "and saved; the same command goes on" in out and "Traceback" not in out
+    said = going_on(tmp_path)
     train.train(helpers.frequent(), tmp_path, **ONE)
+    assert said in capsys.readouterr().out
     check_same(tmp_path, reference)
 
 

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import threading
+import time
 
 import chex
 import helpers_objective as helpers
@@ -149,13 +151,15 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert "this run is at step 6 already" in capsys.readouterr().out
 
 
-def test_second_interrupt_stops_at_once(tmp_path):
-    def evaluate(objective, params, step):
+def test_second_interrupt_stops_at_once(tmp_path, monkeypatch):
+    def held_out(self):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+        yield
 
+    monkeypatch.setattr(job.Job, "held_out", held_out)
     with pytest.raises(KeyboardInterrupt):
-        train.train(config(eval_every=1), tmp_path, evaluate=evaluate, **ONE)
+        train.train(config(eval_every=1), tmp_path, **ONE)
     assert Checkpoints(tmp_path / "checkpoints").steps() == []
 
 
@@ -174,6 +178,38 @@ def test_asked_to_stop_in_an_evaluation_it_leaves_and_makes_up_for_it(tmp_path, 
     assert len(read) == 1 and Checkpoints(tmp_path / "stopped/checkpoints").steps() == [2, 3]
     train.train(config(), tmp_path / "stopped", **ONE)
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_asked_to_stop_while_videos_are_made_it_leaves_at_once(tmp_path):
+    """What waits for a device notices no signal."""
+    begun, over = threading.Event(), threading.Event()
+
+    def evaluate(objective, params, step):
+        begun.set()
+        over.wait(60)
+        return {"late": 1.0}
+
+    def ask():
+        begun.wait(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    begin = time.monotonic()
+    with pytest.raises(train.Interrupted):
+        train.train(config(eval_every=2), tmp_path, evaluate=evaluate, **ONE)
+    assert time.monotonic() - begin < 40 and Checkpoints(tmp_path / "checkpoints").steps() == [2]
+    over.set()
+    train.train(config(eval_every=2), tmp_path, evaluate=lambda *a: {"late": float(a[2])}, **ONE)
+    found = {line["step"]: line["eval/late"] for line in logs.read(tmp_path / "metrics.jsonl") if "eval/late" in line}
+    assert found == {2: 2.0, 4: 4.0, 6: 6.0}  # that of the second step is made up for
+
+
+def test_what_an_evaluation_raises_is_raised(tmp_path):
+    def evaluate(objective, params, step):
+        raise UserError("no such clip")
+
+    with pytest.raises(UserError, match="no such clip"):
+        train.train(config(eval_every=2), tmp_path, evaluate=evaluate, **ONE)
 
 
 def test_a_failed_save_does_not_stop_training(tmp_path, capsys):
