@@ -15,7 +15,7 @@ latents of an autoencoder and told by CLIP's towers, which saw the same looks: v
 clip_sprites.py:world=entities-moves,motion=1,steps=1500, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
-pictures at evaluation (0: as many as in training). prediction=eps: with the plain schedule. smoke=1: two steps.
+pictures at evaluation (0: as many as in training). pictures=N: of N batches one is of single frames. prediction=eps: with the plain schedule. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -51,7 +51,7 @@ def network(b, args):
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=0, pictures=2,
+        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=0, pictures=0,
         **(magdiff.ARMS | dict(rep="48+40+32", editing=0.25)),
     )  # fmt: skip
     args = magdiff.checked(args | dict(release=False))

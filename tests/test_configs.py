@@ -740,6 +740,8 @@ def test_settings_of_magdiff():
     assert config["data"]["train"]["source"]["height"] == 384 and config["optim"]["network"]["rules"][1] == [".*", None]
     joint = get("magdiff_pexels", "pictures=4").data.to_dict()["pictures"]
     assert (joint["every"], joint["batch"], joint["source"]["frames"]) == (4, 256, 1)
+    (scores,) = get("magdiff_msrvtt", "clip=weights/other").metrics
+    assert scores["target"] == "magvid.metrics.clip:ClipText" and scores["clip"]["run"] == "weights/other" and "metrics" not in get("magdiff_pexels", "clip=")
     davis = get("magdiff_davis", "").data.to_dict()
     assert davis["train"] == config["data"]["train"] and len(davis["eval"]["transforms"]) == 2 and davis["eval"]["transforms"][0]["editing"] == 1.0 and davis["eval"]["transforms"][0]["stays"]
 
@@ -790,6 +792,9 @@ def test_magdiff_on_sprites():
     (init,) = plain["init"]
     assert init["run"] == "runs/sprites/entities-base" and not get_sprites("begin=0").get("init") and not base.get("init")
     assert base["objective"]["trained"] == ("network",) and len(base["objective"]["conditioners"]) == 1
+    assert "pictures" not in plain["data"]
+    joint = get_sprites("pictures=3")["data"]["pictures"]
+    assert (joint["every"], joint["batch"]) == (3, 8 * plain["batch"]) and "AnyFrame" in joint["transforms"][0]["target"]
     motion = dict(target="magvid.data.sprites:Sprites", world="entities-moves")
     assert motion.items() <= get("clip_sprites", "world=entities-moves,motion=1").data.train.source.to_dict().items()
 
@@ -800,6 +805,9 @@ def test_wrong_arguments_of_magdiff_are_named():
         "rep=big": 'rep="big": sizes in pixels such as 384+320+256, or none',
         "apa=none,rep=none": "tells nothing of an entity",
         "pictures=1": "at least 2; 0: none",
+        "rep=256+384": "the largest size first, the clip's own last, no size twice",
+        "rep=384+384+256": "no size twice",
+        "release=1,refs=4,prediction=v": "release=1 says what prediction, refs is: leave them out",
         "editing=2": "editing=2.0 lies outside of 0 to 1",
         "tune=lora": 'tune="lora" is unknown; choose of subset, full',
     }.items():
