@@ -773,7 +773,9 @@ def test_ablations_of_magdiff_are_arguments(arg, path, value):
 def test_arguments_of_magdiff_reach_what_they_name():
     objective = lambda arg: get("magdiff_pexels", arg).objective.to_dict()
     assert "cross_attention" in objective("")["network"]["attention"] and "cross_attention" not in objective("apa=joint")["network"]["attention"]
-    pictures = get("magdiff_pexels", "segmented=0,refs=4,least=2,editing=0.5").to_dict()["data"]["train"]["transforms"][0]
+    of = lambda arg: get("magdiff_pexels", arg).to_dict()["data"]["train"]["transforms"][0]
+    assert of("release=1")["first"] and not of("").get("first")
+    pictures = of("segmented=0,refs=4,least=2,editing=0.5")
     assert {k: pictures[k] for k in ("segmented", "references", "editing")} == dict(segmented=False, references=[2, 4], editing=0.5)
 
 

@@ -33,6 +33,16 @@ def test_subjects_of_as_many_frames_as_are_drawn_at_the_first_places():
     assert counts == {1, 2, 3} and len(orders) > 15
 
 
+def test_the_first_subjects_in_their_order():
+    """Of the same clips: what else is drawn does not depend on it."""
+    for seed in range(20):
+        found, other = (draw(seed, references=(1, 3), first=first, editing=0.3) for first in (True, False))
+        np.testing.assert_array_equal(found["entity_valid"], other["entity_valid"])
+        if not found["entity_valid"].all():
+            for t, picture in zip((0, 1, 3), found["entities"][found["entity_valid"]]):
+                np.testing.assert_array_equal(picture, cut(t))
+
+
 def test_there_are_no_more_pictures_than_frames_with_a_subject():
     assert draw(references=(8, 8))["entity_valid"].tolist() == [True] * 4 + [False]
     nothing = Entities()(RECORD | {"masks": np.zeros_like(MASKS)}, np.random.default_rng(0))

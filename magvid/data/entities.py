@@ -21,7 +21,7 @@ class Entities:
     bool (t,).
 
     references: how many, drawn uniformly, both ends included; of so many frames that have a subject, or all there are, in random order,
-    at the first places (the released data have the first frame). editing: of this share of the clips everything but the subject is told in
+    at the first places; with `first` the first of them, in their order (the released data have the first frame alone). editing: of this share of the clips everything but the subject is told in
     every frame instead, and what is within `grow` pixels of it is left out as well: a subject's edge has some of its colour. size: (h, w) to
     which `video` and `masks` are then made smaller: with (256, 256) from a source of 384x384 the pictures are 1.5 times as large as the clip.
     segmented=False: whole frames (the ablation without subject-driven alignment). centre: the subject is moved to the middle of its picture,
@@ -36,6 +36,7 @@ class Entities:
     centre: bool = False
     stays: bool = False
     grow: int = 0
+    first: bool = False
 
     def __post_init__(self):
         low, high = self.references
@@ -50,7 +51,9 @@ class Entities:
         clip, masks = record["video"], record["masks"]
         edits = rng.random() < self.editing
         count = int(rng.integers(self.references[0], self.references[1] + 1))
-        chosen = rng.permutation(np.flatnonzero(masks.any(axis=(1, 2))))[:count]
+        having = np.flatnonzero(masks.any(axis=(1, 2)))
+        order = rng.permutation(having)  # drawn in any case: the clips are the same
+        chosen = (having if self.first else order)[:count]
         if edits:
             masks = grown(masks, self.grow)
             pictures, valid = np.where(masks[..., None], 0, clip).astype(np.uint8), np.ones(len(clip), bool)
