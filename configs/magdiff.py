@@ -92,7 +92,7 @@ def entities(args, size, editing=None, **options):
     references = [min(args["least"], args["refs"]), args["refs"]]
     own = dict(references=references, editing=args["editing"] if editing is None else editing, segmented=args["segmented"])
     own |= dict(first=True) if args["release"] else {}
-    return dict(target="magvid.data.entities:Entities", **own, **larger, **options)
+    return dict(target="magvid.data.entities:Entities", **own | larger | options)
 
 
 def checked(args):

@@ -4,9 +4,10 @@
     magvid train --config=configs/magdiff_sprites.py:budget=quick --workdir=runs/sprites/magdiff
     magvid compose --entity=square.png --prompt="moves left" --run=runs/sprites/magdiff --out=a.mp4
 
-Of every shape and colour training leaves out one texture; the clips to evaluate on have these alone (worlds "entities-seen" and "-unseen" of
-magvid.data.sprite_world; unseen=0: as seen in training). Half of the texts say the motion alone, so that who moves is told by the pictures,
-which show it in their middle; all do where a model is evaluated. edits=same evaluates on clips of which the sprite is to be made anew in its
+Training leaves out a sixth of the combinations of shape, colour and texture; the clips to evaluate on have these alone (worlds "entities-seen" and
+"-unseen" of magvid.data.sprite_world; unseen=0: as seen in training). Half of the texts say the motion alone, so that who moves is told by the pictures,
+the first frames' subjects where they are, from one to all of them; all do where a model is evaluated, which is shown that of the first frame alone.
+centre=1: subjects in the middle of their pictures, out of any frames, which tells nothing of where they are. edits=same evaluates on clips of which the sprite is to be made anew in its
 place, as the whole caption says, edits=colour in another colour.
 
 base=1 is what stands for Stable Diffusion here: the same layers at a small size, from nothing, told texts alone, whole captions or the motion. All
@@ -15,7 +16,7 @@ latents of an autoencoder and told by CLIP's towers, which saw the same looks: v
 clip_sprites.py:world=entities-moves,motion=1,steps=1500, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
-pictures at evaluation (0: as many as in training). pictures=N: of N batches one is of single frames. prediction=eps: with the plain schedule. smoke=1: two steps.
+pictures at evaluation. pictures=N: of N batches one is of single frames. prediction=eps: with the plain schedule. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -51,13 +52,13 @@ def network(b, args):
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=0, pictures=0,
+        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=1, pictures=0, centre=False,
         **(magdiff.ARMS | dict(rep="48+40+32", editing=0.25)),
     )  # fmt: skip
     args = magdiff.checked(args | dict(release=False))
     defaults.choose({"": 0, "same": 1, "colour": 1}, args["edits"], "edits")
     if args["base"]:
-        if args["edits"] or args["shown"]:
+        if args["edits"] or args["shown"] > 1:
             raise ValueError("base=1 is told no pictures: leave out edits and shown")
         args |= dict(apa="none", rep="none", begin=False)
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
@@ -102,18 +103,17 @@ def data(args, size, batch):
     keys = ("video", "label", "caption", "motion", "masks")
     text = lambda *keys: [dict(target="magvid.data.text:OneOf", keys=keys), dict(clip_sprites.TOKENIZER, key="text")]
 
-
     def pictures(args, *share, **options):
         """The same clips, whatever is told of them."""
         smaller = [dict(target="magvid.data.pipeline:Resize", height=size[0], width=size[1])] if len(magdiff.levels(args)) < 2 else []
-        return smaller + ([] if args["base"] else [magdiff.entities(args, size, *share, centre=True, grow=GROWN, **options)])
+        return smaller + ([] if args["base"] else [magdiff.entities(args, size, *share, centre=args["centre"], first=not args["centre"], grow=GROWN, **options)])
 
     told, words = pictures(args), text("caption", "motion")
     train, after = dict(clip, world=WORLD, split="train", keys=keys), [*told, *words]
     if args["clips"]:  # what changes a video belongs to its views
         train, after = defaults.views(train, clips=args["clips"], transforms=told), words
     held = dict(clip, world="entities-unseen" if args["unseen"] else WORLD, split="validation", keys=(*keys, "colour", "texture"))
-    shown, edits = args["shown"] or args["refs"], bool(args["edits"])
+    shown, edits = args["shown"], bool(args["edits"])
     asked = pictures(args | dict(refs=shown, least=shown), float(edits), stays=edits)
     if args["edits"] == "colour":
         asked.append(dict(target="magvid.data.sprites:Recolour", world=WORLD))

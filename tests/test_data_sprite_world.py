@@ -74,8 +74,8 @@ def test_combinations_that_are_held_out_are_made_of_parts_that_are_seen():
     worlds = {some: WORLDS[f"entities-{some}"] for some in ("seen", "unseen")}
     parts = [(s, c) for s in WORLDS["entities"].shapes for c in WORLDS["entities"].colours]
     of = {some: {(*p, t) for p in parts for t in world.textures_of(*p)} for some, world in worlds.items()}
-    assert len(of["seen"]) == 24 and len(of["unseen"]) == 12 and not of["seen"] & of["unseen"]
-    assert len(of["seen"] | of["unseen"]) == 36 == sum(len(WORLDS["entities"].textures_of(*p)) for p in parts)
+    assert len(of["seen"]) == 60 and len(of["unseen"]) == 12 and not of["seen"] & of["unseen"]
+    assert len(of["seen"] | of["unseen"]) == 72 == sum(len(WORLDS["entities"].textures_of(*p)) for p in parts)
     for k in range(3):
         assert {combination[k] for combination in of["seen"]} == {combination[k] for combination in of["unseen"]}
     assert [w.name for w in worlds.values()] == ["entities-seen", "entities-unseen"]

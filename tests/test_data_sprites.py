@@ -254,10 +254,10 @@ def test_a_mask_is_where_the_entity_is():
 @pytest.mark.parametrize("some", ["seen", "unseen"])
 def test_clips_are_of_the_combinations_of_their_world(some):
     source = Sprites(world=f"entities-{some}", keys=("shape", "colour", "texture", "motion", "caption"))
-    clips = [source[i] for i in range(300)]
+    clips = [source[i] for i in range(1000)]
     found = {tuple(int(c[k]) for k in ("shape", "colour", "texture")) for c in clips}
-    assert len(found) == (24 if some == "seen" else 12)
-    assert all((sum(combination) % 3 == 0) == (some == "unseen") for combination in found)
+    assert len(found) == (60 if some == "seen" else 12)
+    assert all((sum(of) % 3 == 0 and (of[0] + of[1]) % 2 == 0) == (some == "unseen") for of in found)
     assert {c["motion"] for c in clips} == {"moves left", "moves right", "moves up", "moves down"}
     assert all(f" {c['motion']} on " in c["caption"] for c in clips)
 

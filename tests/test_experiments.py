@@ -114,7 +114,7 @@ def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monke
 
     kept = (magdiff_sprites.OURS, magdiff_sprites.NEVER, "untrained")
     monkeypatch.setattr(magdiff_sprites, "ROWS", {row: magdiff_sprites.ROWS[row] for row in kept})
-    monkeypatch.setattr(magdiff_sprites, "PICTURES", {"1 picture": "shown=1"})
+    monkeypatch.setattr(magdiff_sprites, "PICTURES", {"2 pictures": "shown=2"})
     argv = ["--smoke", "--seeds=1", "--clips=4", "--jobs=1", f"--workdir={tmp_path}"]
     magdiff_sprites.main(argv)
     table = (tmp_path / "table.md").read_text()

@@ -38,8 +38,8 @@ class World:
       middle: the first frame tells nothing of the action: every entity begins near the middle, and `radius` is that of the
         first frame (at most 5, so that there is room to grow). Otherwise it begins where its path has room, so that of what
         begins at the left, or large, one can guess that it moves right, or shrinks.
-      combined: "seen" leaves out a third of the combinations of shape, colour and texture, which "unseen" alone has: of every
-        shape and colour one texture; so each part is seen, in other combinations. "": all. Needs all textures, and no spin.
+      combined: "seen" leaves out a sixth of the combinations of shape, colour and texture, which "unseen" alone has: one texture
+        of every other shape and colour; so each part is seen, in other combinations. "": all. Needs all textures, and no spin.
     """
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = tuple(COLOURS)
@@ -93,8 +93,12 @@ class World:
     def textures_of(self, shape: str, colour: str) -> tuple[str, ...]:
         """Textures in which this shape of this colour appears, see `combined`."""
         number = SHAPES.index(shape) + tuple(COLOURS).index(colour)
-        unseen = lambda texture: (number + TEXTURES.index(texture)) % len(TEXTURES) == 0
+        unseen = lambda texture: number % 2 == 0 and (number + TEXTURES.index(texture)) % len(TEXTURES) == 0
         return tuple(t for t in self.textures if not self.combined or unseen(t) == (self.combined == "unseen"))
+
+    def colours_of(self, shape: str) -> tuple[str, ...]:
+        """Colours in which this shape appears in some texture."""
+        return tuple(c for c in self.colours if self.textures_of(shape, c))
 
     @property
     def name(self) -> str:
@@ -113,7 +117,7 @@ WORLDS = {
                    textures=("plain",), actions=("left", "right", "up", "down", "grow", "shrink"),
                    backgrounds=("plain",), tones=("grey",), max_distractors=0, radius=(6.0, 6.5), tilt=0.0),
 }
-ENTITIES = World(shapes=("disc", "square", "cross"), colours=("red", "green", "blue", "yellow"), actions=("left", "right", "up", "down"),
+ENTITIES = World(shapes=("disc", "square", "cross"), actions=("left", "right", "up", "down"),
                  backgrounds=("plain",), tones=("grey",), max_distractors=0, radius=(6.0, 6.5), tilt=0.0)
 ENTITY_WORLDS = {f"entities-{some}": replace(ENTITIES, combined=some) for some in ("seen", "unseen")}
 ENTITY_WORLDS["entities-moves"] = replace(ENTITIES, combined="seen", actions=tuple(a for a in ACTIONS if a != "spin"))  # for CLIP

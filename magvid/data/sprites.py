@@ -388,7 +388,7 @@ def _draw_clip(source: Sprites, index: int) -> _Clip:
     world, split = source.world, SPLITS.index(source.split)
     draws = _Draws(source.seed, split, index)
     shape, action = draws.choice(world.pairs)
-    colour, kind, tone = (draws.choice(names) for names in (world.colours, world.backgrounds, world.tones))
+    colour, kind, tone = (draws.choice(names) for names in (world.colours_of(shape), world.backgrounds, world.tones))
     radius = draws.between(*world.radius) * source.unit
     moves = [_draw_move(action, radius, source, draws)]
     if draws.between(0, 1) < source.sequence:
