@@ -78,7 +78,7 @@ def evaluate_run(
         raise UserError(f"the config of {run.path} has no data.eval: there are no held-out clips to evaluate on")
     data = Clips.of(model.config)
     metrics, used = open_metrics(model.config["metrics"], trust)
-    told = run.clip.classes if run.clip and any(getattr(model.programs.objective, "labelled", ())) else ()
+    told = run.trained_clip.classes if run.trained_clip and any(getattr(model.programs.objective, "labelled", ())) else ()
     if told and data.classes and data.classes != told:
         raise UserError(
             f"{run.path} is told classes such as {told[0]}, {len(told)} of them, and the held-out clips have {len(data.classes)}, such as {data.classes[0]}: "
