@@ -2,7 +2,7 @@
 
     magvid train --config=configs/magdiff_sprites.py:base=1 --workdir=runs/sprites/entities-base
     magvid train --config=configs/magdiff_sprites.py:budget=quick --workdir=runs/sprites/magdiff
-    magvid compose --entity=square.png --prompt="moves left" --run=runs/sprites/magdiff --out=a.mp4
+    magvid compose --entity=square.png --prompt="moves left" --run=runs/sprites/magdiff --out=a.mp4    # a picture of the whole frame
 
 Training leaves out a sixth of the combinations of shape, colour and texture; the clips to evaluate on have these alone (worlds "entities-seen" and
 "-unseen" of magvid.data.sprite_world; unseen=0: as seen in training). Half of the texts say the motion alone, so that who moves is told by the pictures,
