@@ -16,7 +16,7 @@ latents of an autoencoder and told by CLIP's towers, which saw the same looks: v
 clip_sprites.py:world=entities-moves,motion=1,steps=1500, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
-pictures at evaluation. pictures=N: of N batches one is of single frames. prediction=eps: with the plain schedule. smoke=1: two steps.
+pictures at evaluation. prediction=eps: with the plain schedule. smoke=1: two steps.
 """
 
 from ml_collections import ConfigDict
@@ -52,10 +52,10 @@ def network(b, args):
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=1, pictures=0, centre=False,
+        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=1, centre=False,
         **(magdiff.ARMS | dict(rep="48+40+32", editing=0.25)),
     )  # fmt: skip
-    args = magdiff.checked(args | dict(release=False))
+    args = magdiff.checked(args | dict(pictures=0, release=False))
     defaults.choose({"": 0, "same": 1, "colour": 1}, args["edits"], "edits")
     if args["base"]:
         if args["edits"] or args["shown"] > 1:
@@ -86,7 +86,7 @@ def get_config(arg=None):
         ),
         carried=2,
     )
-    config.data = data(args, size, config.batch)
+    config.data = data(args, size)
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world="entities")]
     optim = defaults.muon(b["peak"], smoke)
     config.optim = {group: optim for group in magdiff.trained(args)}
@@ -97,7 +97,7 @@ def get_config(arg=None):
     return defaults.paced(config, smoke)
 
 
-def data(args, size, batch):
+def data(args, size):
     """Clips, drawn larger than they are learned, in which size the pictures of their sprites are told where there is a pyramid; and their texts."""
     clip = dict(target="magvid.data.sprites:Sprites", frames=FRAMES, height=DRAWN, width=DRAWN)
     keys = ("video", "label", "caption", "motion", "masks")
@@ -117,11 +117,7 @@ def data(args, size, batch):
     asked = pictures(args | dict(refs=shown, least=shown), float(edits), stays=edits)
     if args["edits"] == "colour":
         asked.append(dict(target="magvid.data.sprites:Recolour", world=WORLD))
-    drawn = dict(train=dict(source=train, transforms=after, workers=0))
-    if args["pictures"]:
-        one = [dict(target="magvid.data.pipeline:AnyFrame"), *told, *words]
-        drawn["pictures"] = dict(source=dict(clip, world=WORLD, split="train", keys=keys, frames=4), transforms=one, workers=0)
-        drawn["pictures"] |= dict(batch=FRAMES * batch, every=args["pictures"])
-    return drawn | dict(
+    return dict(
+        train=dict(source=train, transforms=after, workers=0),
         eval=dict(source=held, transforms=[*asked, *text("caption" if edits or args["base"] else "motion")], limit=128),
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from magvid.data import pipeline
-from magvid.data.pipeline import AnyFrame, Augment, Frames, Gap, Loader, MaskedView, Resize, Window, epoch
+from magvid.data.pipeline import Augment, Frames, Gap, Loader, MaskedView, Resize, Window, epoch
 from magvid.types import UserError
 
 
@@ -276,7 +276,7 @@ def test_augment():
         Augment(crop=(4, 3))({"video": clip}, None)
 
 
-CHANGES = [Window(3, 2), Frames((4, 0, 1)), AnyFrame(), Resize(9, 7), Resize(9, 7, random=True), Resize(31, 40), Augment(flip=True, crop=(8, 15))]
+CHANGES = [Window(3, 2), Frames((4, 0, 1)), Resize(9, 7), Resize(9, 7, random=True), Resize(31, 40), Augment(flip=True, crop=(8, 15))]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -292,13 +292,6 @@ def test_masks_change_as_the_video_does(change):
         assert set(made) == {"video", "masks", "label"} and made["masks"].dtype == bool and made["masks"].any()
         np.testing.assert_array_equal(made["masks"], made["video"][..., 0] >= 128)
         np.testing.assert_array_equal(made["video"], change({"video": clip}, alone)["video"])
-
-
-def test_any_frame_is_drawn_uniformly():
-    clip = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 6, 3), np.uint8)
-    rng = np.random.default_rng(0)
-    shown = [AnyFrame()({"video": clip, "label": 1}, rng)["video"] for _ in range(500)]
-    assert all(x.shape == (1, 4, 6, 3) for x in shown) and np.bincount([x[0, 0, 0, 0] for x in shown]).min() > 70
 
 
 def test_masks_are_stacked():

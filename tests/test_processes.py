@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.faults import newest
 from magvid import logs, train
 from magvid.watchdog import RESTART
 
@@ -49,12 +50,6 @@ def ends(processes, seconds=180):
         for p in processes:
             p.kill()
     return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
-
-
-def newest(folder):
-    """The step from which a run is to go on; 0: from the beginning."""
-    saved = folder / "run" / "checkpoints"
-    return max((int(path.name) for path in saved.iterdir() if path.name.isdigit()), default=0) if saved.is_dir() else 0
 
 
 def finish(folder, count, steps, **options):

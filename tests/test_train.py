@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 
 import chex
 import helpers_objective as helpers
@@ -182,22 +181,22 @@ def test_asked_to_stop_in_an_evaluation_it_leaves_and_makes_up_for_it(tmp_path, 
 
 def test_asked_to_stop_while_videos_are_made_it_leaves_at_once(tmp_path):
     """What waits for a device notices no signal."""
-    begun, over = threading.Event(), threading.Event()
+    begun, over, ended = threading.Event(), threading.Event(), []
 
     def evaluate(objective, params, step):
         begun.set()
-        over.wait(60)
+        over.wait(600)
+        ended.append(step)
         return {"late": 1.0}
 
     def ask():
-        begun.wait(60)
+        begun.wait()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
-    begin = time.monotonic()
     with pytest.raises(train.Interrupted):
         train.train(config(eval_every=2), tmp_path, evaluate=evaluate, **ONE)
-    assert time.monotonic() - begin < 40 and Checkpoints(tmp_path / "checkpoints").steps() == [2]
+    assert not ended and Checkpoints(tmp_path / "checkpoints").steps() == [2]
     over.set()
     train.train(config(eval_every=2), tmp_path, evaluate=lambda *a: {"late": float(a[2])}, **ONE)
     found = {line["step"]: line["eval/late"] for line in logs.read(tmp_path / "metrics.jsonl") if "eval/late" in line}

@@ -21,8 +21,8 @@ class Entities:
     bool (t,).
 
     references: how many, drawn uniformly, both ends included; of so many frames that have a subject, or all there are, in random order,
-    at the first places; with `first` the first of them, in their order (the released data have the first frame alone). editing: of this share of the clips everything but the subject is told in
-    every frame instead, and what is within `grow` pixels of it is left out as well: a subject's edge has some of its colour. size: (h, w) to
+    at the first places; with `first` the first of them, in their order (the released data have the first frame alone). editing: of this share of the
+    clips everything but the subject is told in every frame instead, and what is within `grow` pixels of it is left out as well: a subject's edge has some of its colour. size: (h, w) to
     which `video` and `masks` are then made smaller: with (256, 256) from a source of 384x384 the pictures are 1.5 times as large as the clip.
     segmented=False: whole frames (the ablation without subject-driven alignment). centre: the subject is moved to the middle of its picture,
     so that it tells nothing of where it is; a whole frame with it, and its edge goes on. stays: adds `stays` bool (t h w),

@@ -59,15 +59,6 @@ class Frames:
 
 
 @dataclasses.dataclass(frozen=True)
-class AnyFrame:
-    """One frame of a clip, drawn uniformly: a picture, to train on jointly (`data.joint`)."""
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        k = int(rng.integers(len(record["video"])))
-        return _alike(record, lambda x: x[k : k + 1])
-
-
-@dataclasses.dataclass(frozen=True)
 class Resize:
     """Resizes (anti-aliased) so that the frame covers height x width, and crops: anywhere (`random`) or the centre. Of `masks` that is
     left of which at least half is covered.

@@ -130,7 +130,7 @@ class ClipText:
     """Metric of batch["video"] (b t h w 3), uint8 or float in [0, 1], and its text, batch["text_ids"] (b n). Says nothing where there is no text.
 
     clip_text           cosine of a frame's embedding and the text's: "textual alignment" of edits, CLIPSIM (Wu et al., GODIVA, 2021, arXiv 2104.14806)
-    clip_consistency    cosine of a frame's embedding and the next one's: "frame consistency" (Wu et al., Tune-A-Video, 2023, arXiv 2212.11565, section 5)
+    clip_consistency    cosine of a frame's embedding and the next one's: "frame consistency" (Wu et al., Tune-A-Video, 2023, arXiv 2212.11565)
 
     Both are means over the frames of a clip; papers give them times 100. clip: both towers, and their weights: a reference to a run in the config. Its
     vocabulary is that of the ids: OpenCLIP's is CLIP's, and what fills them up behind the end of a text is not read. prepare: as in `ClipSmoothness`.
@@ -143,11 +143,13 @@ class ClipText:
     params: Params | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def with_weights(self, groups: Groups) -> "ClipText":
+        """UserError where there are no weights of the group "clip"."""
         if "clip" not in groups:
             raise UserError("CLIP's scores need the weights of both towers: in the config, clip=dict(run=...)")
         return dataclasses.replace(self, params=jax.device_put(groups["clip"]))
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "b"]]:
+        """Of every clip, cosines in [-1, 1]."""
         if "text_ids" not in batch:
             return {}
         found = self._compare(self.params, batch["video"], batch["text_ids"])
