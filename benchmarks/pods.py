@@ -7,15 +7,18 @@
 
 Three parts. table: the largest models on a v5e-256, v5p-128 and v6e-256 with each mesh of MESHES. curves: MAGVIT's two L models on 16 to 256 chips of
 a v5e, the same batch of 256 clips. programs: each distinct program (by the hash of its lowered text; what a schedule's numbers are does not make one) on the
-first pod of PODS on which it fits. Frozen networks are described by their published sizes; no weights and no data are read.
+first pod of PODS on which it fits. Frozen networks are described by their published sizes; no weights and no data are read. Each row says of which commit and
+versions it is; one whose compiler broke (which is not one that does not fit) is tried again.
 """
 
 import dataclasses
 import importlib
+import importlib.metadata
 import json
 import multiprocessing
 import pathlib
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -104,7 +107,7 @@ def programs() -> Iterator[tuple[str, str, int]]:
     yield from ((name, f"size={size}", 0) for name in ("vqgan_imagenet", "maskgit_imagenet") for size in (256, 512))
     yield from ((name, f"tune={how}", 1) for name in ("sd", "modelscope", "svd") for how in ("full", "lora", *(["temporal"] if name != "sd" else [])))
     yield from ((name, f"part={part}", 1) for name in ("mavin_horse", "mavin_tiger") for part in ("transition", "action"))
-    yield from ((f"aid_{name}", "", 1) for name in ("ssv2", "epic", "ucf101"))
+    yield from ((f"aid_{name}", "", 1) for name in ("ssv2", "epic", "ucf101", "videos"))
     yield from (("aid_bridge", argument, 1) for argument in AID)
     yield from (("magdiff_pexels", argument, 1) for argument in MAGDIFF)
 
@@ -150,6 +153,13 @@ def run(row: Row, effort: float, known: dict[str, dict]) -> dict:
     return failed
 
 
+def made_by() -> dict[str, str]:
+    """Of which day, commit and versions a row is."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    return {"date": time.strftime("%Y-%m-%d"), "commit": git.stdout.strip() or "unknown"} | versions
+
+
 def main(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(program_help(PROGRAM))
@@ -161,15 +171,16 @@ def main(argv: list[str]) -> None:
         print("\n".join(f"{'done' if row.name in done else '    '}  {row.name}" for row in chosen))
         return
     for row in [] if options.page else chosen:
-        if row.name in done:
+        if row.name in done and "broke" not in done[row.name]:
             continue
         print(f"{time.strftime('%H:%M')} {row.name}", flush=True)
         known = {found["fingerprint"]: found for found in done.values() if "fingerprint" in found}
         try:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # what a compiler holds is given back
-                done[row.name] = pool.submit(run, row, options.effort, known).result()
+                found = pool.submit(run, row, options.effort, known).result()
         except Exception as error:  # of the compiler, or of its process, which may be out of memory
-            done[row.name] = {"fails": (str(error).splitlines() or [type(error).__name__])[0][:300], "topology": row.topology}
+            found = {"fails": (str(error).splitlines() or [type(error).__name__])[0][:300], "topology": row.topology, "broke": True}
+        done[row.name] = {"made by": made_by()} | found  # one that is the same program as another's stays that one's
         part = RESULTS.with_suffix(".part")
         part.write_text(json.dumps(done, indent=1) + "\n")
         part.replace(RESULTS)
@@ -183,15 +194,16 @@ def main(argv: list[str]) -> None:
 def page(done: Mapping[str, dict]) -> str:
     """pods.md."""
     of = lambda part: {name.partition(": ")[2]: found for name, found in done.items() if name.startswith(part)}
-    parts = [HEAD, "## The largest models\n", best_of(of("table")), "## The same batch on more chips\n", curves(of("curves"))]
+    made = sorted({f"jax {found['made by']['jax']}, libtpu {found['made by']['libtpu']}" for found in done.values()})
+    parts = [HEAD.format(versions="; ".join(made) or "none as yet"), "## The largest models\n", best_of(of("table")), "## The same batch on more chips\n", curves(of("curves"))]
     parts += ["## Memory: estimate of `magvid explain` and the compiler\n", estimates(done), "## Every program\n", every(of("programs"))]
     return "\n".join(parts) + "\n"
 
 
 HEAD = """# On TPU pods that are not there
 
-Training steps compiled by the TPU's own compiler (jax 0.10.2, libtpu 0.0.42.1, effort -1) for topologies without any TPU at hand, by `benchmarks/pods.py`; nothing of
-this has run on one. Bytes are of one chip; *least time* is the largest of: multiplications at the data sheet's bfloat16 peak, bytes in memory at its bandwidth, bytes
+Training steps compiled by the TPU's own compiler ({versions}, effort -1) for topologies without any TPU at hand, by `benchmarks/pods.py`; nothing of
+this has run on one ([pods.json](results/pods.json) says of each row of which commit it is). Bytes are of one chip; *least time* is the largest of: multiplications at the data sheet's bfloat16 peak, bytes in memory at its bandwidth, bytes
 between chips on a ring at half of the links' (a real step takes longer). Frozen networks are of the published sizes.
 """
 
