@@ -1,6 +1,7 @@
 """`magvid explain`: what a config would need, before anything is read, compiled or rented."""
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,8 @@ def explain(plan: Plan, depth: int) -> Iterator[str]:
     groups = {**like.params, **like.frozen}
     yield "\n".join(_tree(groups, depth))
     yield table(("group", "parameters", "trained", "from"), [_group(plan, name, tree) for name, tree in groups.items()])
+    if len(job.config["sharding"]) > 1:
+        yield table(("sharding", "place", "arrays", "all", "on a device"), list(_rules(plan)))
     rows = [(k, "x".join(map(str, x.shape[1:])) or "1", x.dtype.name, size_text(x.size * x.dtype.itemsize)) for k, x in plan.batch.items()]
     yield table(("data of a step", "an example", "type", "all"), rows)
     held = {name: size for name, size in plan.held().items() if size}
@@ -95,6 +98,16 @@ def _group(plan: Plan, name: str, tree: Any) -> tuple[str, ...]:
     leaves = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
     some = sum(x.size for n, x in leaves.items() if n in plan.prepared.optimisers[name].trained)
     return name, f"{count:,}", f"{some:,}" if trained < len(leaves) else "all", "this run"
+
+
+def _rules(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Of each sharding rule: what it decides about, which is nothing where it is misspelt or means another network."""
+    rules, like = plan.job.config["sharding"], plan.prepared.like
+    decided: dict[int, list] = {i: [] for i in range(len(rules))}
+    for path, x in jax.tree_util.tree_leaves_with_path({**like.params, **like.frozen}):
+        decided[sharding.deciding(sharding.path_name(path), rules)].append(x)
+    for (regex, place), arrays in zip(rules, decided.values(), strict=True):
+        yield regex, json.dumps(place), str(len(arrays)), size_text(sum(x.size * x.dtype.itemsize for x in arrays)), size_text(sum(map(local_bytes, arrays)))
 
 
 def _tree(groups: Mapping[str, Any], depth: int) -> Iterator[str]:

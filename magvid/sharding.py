@@ -233,13 +233,16 @@ def path_name(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def deciding(name: str, rules: Rules) -> int:
+    """The number of the rule that says where the parameter lies: the first that fits. ValueError where none does."""
+    for i, (regex, _) in enumerate(rules):
+        if re.search(regex, name):
+            return i
+    raise ValueError(f'sharding: no rule covers "{name}"; add one, e.g. (".*", None) at the end (rules are {[r for r, _ in rules]})')
+
+
 def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> NamedSharding:
-    spec = next((s for r, s in rules if re.search(r, name)), ValueError)
-    if spec is ValueError:
-        raise ValueError(
-            f'sharding: no rule covers "{name}"; add one, e.g. (".*", None) at the end '
-            f"(rules are {[r for r, _ in rules]})"
-        )
+    spec = rules[deciding(name, rules)][1]
     if spec is None:
         return replicated(mesh)
     if spec == "fsdp":

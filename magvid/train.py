@@ -160,7 +160,7 @@ class Loop:
         due = lambda step: bool(eval_every) and (step % eval_every == 0 or step == steps)
         if due(step) and self.evaluated < step:  # the run was stopped on the way
             self._evaluate(train_state, step, stop)
-        while step < steps and not stop.wanted(step):
+        while step < steps and not stop.wanted():
             with self.meter.waiting("data"):
                 batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
             position = loader.get_state() if self.guard.most else {}
@@ -275,7 +275,7 @@ class Loop:
             )  # the same draws each time: comparable numbers
             batch = sharding.global_batch(batch, self.job.mesh)
             found.append(jax.device_get(self.eval_step(params, train_state.extra, batch, key, train_state.step)))
-            if stop.number:
+            if stop.wanted():
                 return None
         values = {f"eval/{k}": float(np.mean([f[k] for f in found])) for k in (found[0] if found else ())}
         if self.evaluate:
@@ -355,6 +355,7 @@ class _Profiler:
 class _Stop:
     number = 0  # of the signal that asked to stop
     noticed = False  # signals are noted here
+    asked = 0  # times that all processes have asked whether to stop
 
     def unless(self, make: Callable[[], T], mesh: jax.sharding.Mesh) -> T | None:
         """`make()`, or None once the run shall stop, however long the other would take: it is left to a thread then, which ends with the process. Signals
@@ -383,14 +384,16 @@ class _Stop:
             raise error
         return made
 
-    def wanted(self, step: int) -> bool:
-        if jax.process_count() == 1:
+    def wanted(self) -> bool:
+        """The same for all processes, which ask as often and at the same places."""
+        if jax.process_count() == 1 or self.number:
             return bool(self.number)
         from jax.experimental import multihost_utils
 
-        if multihost_utils.reached_preemption_sync_point(step):  # all processes stop at the same step
+        self.asked += 1
+        if multihost_utils.reached_preemption_sync_point(self.asked):
             self.number = signal.SIGTERM
-        return self.number == signal.SIGTERM
+        return bool(self.number)
 
 
 @contextlib.contextmanager

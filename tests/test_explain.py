@@ -124,6 +124,19 @@ def test_the_page(capsys):
     assert [row.split("  ")[0] for row in rows] == ["memory of a device", "parameters", "frozen", "optimiser", "other", "batch", "within a step, estimate", "all"]
 
 
+def test_what_each_sharding_rule_decides():
+    """Also that it decides about nothing."""
+    rules = [["kernel$", "fsdp"], ["kernle$", "fsdp"], [".*", None]]
+    planned = plan(tiny_config.get_config() | dict(mesh={"fsdp": -1}, sharding=rules), 4)
+    lines = next(part for part in explain.explain(planned, 0) if part.startswith("sharding ")).splitlines()
+    found = {row[0]: row[1:] for row in (re.split(r"  +", line) for line in lines[1:])}
+    like = planned.prepared.like
+    arrays = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path({**like.params, **like.frozen})}
+    kernels = [x.size * 4 for name, x in arrays.items() if name.endswith("kernel")]
+    assert found["kernle$"] == ['"fsdp"', "0", "0 B", "0 B"] and found["kernel$"][:3] == ['"fsdp"', str(len(kernels)), explain.size_text(sum(kernels))]
+    assert found["kernel$"][3] != found["kernel$"][2] and found[".*"][2] == found[".*"][3] and int(found[".*"][1]) == len(arrays) - len(kernels)
+
+
 def test_what_is_alike_in_a_row_is_one_line():
     shape = lambda *s: jax.ShapeDtypeStruct(s, np.float32)
     layer = {"kernel": shape(3, 5), "bias": shape(5)}
