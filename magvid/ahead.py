@@ -112,6 +112,7 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
         devices = jax.devices()
     else:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks the cloud what machine this is
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time may compile
         jax.config.update("jax_platforms", "cpu")  # nothing runs
         from jax.experimental import topologies
 

@@ -251,7 +251,10 @@ class Job:
     def pure_step(self, prepared: Prepared) -> Callable:
         """The training step (state, batch) -> (state, metrics, finite), to be traced."""
         options = dict(microbatches=self.microbatches(), unroll=self.on_cpu, ema=self.config["ema"], dtype=self.config["dtype"])
-        return self._spread(state.make_step(self.objective, prepared.optimisers, **options))
+        places = jax.tree.map(lambda x: x.sharding, {**prepared.like.params, **prepared.like.frozen})
+        trained, _ = state.split({g: places[g] for g in prepared.optimisers}, prepared.optimisers)
+        where = dict(gather=lambda params: sharding.gathered(params, places), scatter=lambda grads: sharding.scattered(grads, trained))
+        return self._spread(state.make_step(self.objective, prepared.optimisers, **options, **where))
 
     def step(self, prepared: Prepared):
         """The compiled training step; the given state is donated."""

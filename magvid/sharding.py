@@ -63,6 +63,27 @@ def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*even))
 
 
+def gathered(tree: Any, places: Any) -> Any:
+    """Weights as a loss is to read them: whole on all devices over which the batch is spread, and divided over other axes as `places` (shardings, a tree
+    like theirs) has them. So their gradients are summed over the batch before they are divided: left to itself, XLA's partitioner (jax 0.10.2) gathers
+    the activations of the whole batch on each device, which then computes its part of a convolution's gradient.
+    """
+    kept = lambda axes: tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if a not in DATA_AXES) or None
+    return jax.tree.map(lambda x, place: _placed(x, place, kept), tree, places)
+
+
+def scattered(tree: Any, places: Any) -> Any:
+    """Gradients divided as `places` has the weights."""
+    return jax.tree.map(lambda x, place: _placed(x, place, lambda axes: axes), tree, places)
+
+
+def _placed(x: Array, place: NamedSharding, kept: Callable) -> Array:
+    """Arrays of which no dimension is spread over the batch's axes are left to the partitioner."""
+    if not any(a in DATA_AXES and place.mesh.shape[a] > 1 for axes in place.spec for a in ((axes,) if isinstance(axes, str) else axes or ())):
+        return x
+    return constrain(x, [kept(axes) for axes in place.spec] + [None] * (x.ndim - len(place.spec)))
+
+
 _edges: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("edges", default={})
 
 

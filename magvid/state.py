@@ -94,6 +94,8 @@ def make_step(
     unroll: bool = True,
     ema: float = 0.0,
     dtype: str = "float32",
+    gather: Callable[[Groups], Groups] = lambda params: params,
+    scatter: Callable[[Groups], Groups] = lambda grads: grads,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Scalars, dict[str, Bool[Array, "..."]]]]:
     """The pure step (state, batch) -> (state, metrics, finite).
 
@@ -101,7 +103,8 @@ def make_step(
     `microbatches` equal parts whose gradients are averaged: exact where the loss is a mean over examples; batch
     statistics (codebook entropy) are those of a microbatch, and `extra` passes from one to the next. `unroll` writes
     the microbatches out (XLA's CPU backend runs convolution gradients inside a loop 10-50 times slower). `dtype` =
-    "bfloat16" casts the trained groups for the forward pass; master weights, gradients and optimiser stay float32.
+    "bfloat16" casts the trained groups for the forward pass; master weights, gradients and optimiser stay float32. `gather` says where the
+    weights lie that a loss reads, and `scatter` where the gradients do.
     `finite` has one flag per loss, per gradient leaf of a group and per entry of `extra`; unless all hold, the returned
     state is the given one, bit for bit.
     """
@@ -113,7 +116,8 @@ def make_step(
         key = jax.random.fold_in(state.key, state.step)
 
         def micro_gradients(extra, part, key):
-            return gradients(objective, trained, fixed, state.frozen, extra, part, key, state.step, compute)
+            grads, *rest = gradients(objective, trained, fixed, state.frozen, extra, part, key, state.step, compute, gather)
+            return scatter(grads), *rest
 
         grads, extra, losses, metrics = _accumulate(
             micro_gradients, trained, state.extra, batch, key, microbatches, unroll
@@ -159,7 +163,7 @@ def make_eval(objective: Objective) -> Callable[..., Scalars]:
     return evaluate
 
 
-def gradients(objective, trained: Groups, fixed: Groups, frozen: Groups, extra, batch, key, step, dtype=jnp.float32):
+def gradients(objective, trained: Groups, fixed: Groups, frozen: Groups, extra, batch, key, step, dtype=jnp.float32, gather=lambda params: params):
     """(gradients {group: tree}, extra, losses, metrics): each group's gradient of its own loss, from one forward pass.
 
     A one-hot cotangent selects the loss; what it computes for the other groups is dead code to XLA, so the cost equals
@@ -168,7 +172,7 @@ def gradients(objective, trained: Groups, fixed: Groups, frozen: Groups, extra, 
 
     def loss_fn(trained):
         params = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, join(fixed, trained))
-        losses, (metrics, new_extra) = objective.loss({**params, **frozen}, extra, batch, key, step, train=True)
+        losses, (metrics, new_extra) = objective.loss(gather({**params, **frozen}), extra, batch, key, step, train=True)
         as_float = lambda tree: jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), tree)
         return as_float(losses), (as_float(metrics), new_extra)
 

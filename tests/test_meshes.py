@@ -111,7 +111,7 @@ def test_many_devices_equal_one(name, devices):
         assert norm(found[leaf] - slope) <= 1e-3 * norm(slope) + 1e-6 * whole[leaf.partition("/")[0]], leaf
     for before, after, others in ((first.params, params, many.params), (first.params, averages, many.ema)):
         moved, also = (jax.tree.map(lambda x, y: np.asarray(x) - y, tree, before) for tree in (after, jax.device_get(others)))
-        chex.assert_trees_all_close(moved, also, rtol=0, atol=3e-7)
+        chex.assert_trees_all_close(moved, also, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(metrics, jax.device_get(said), rtol=2e-4, atol=2e-5)
     if devices == 4:  # small arrays stay whole, and all others are divided, the optimiser's and the average with them
         for x in jax.tree.leaves((many.params, many.opt, many.ema)):
@@ -169,13 +169,16 @@ def trained_bytes(name: str) -> int:
 
 @pytest.mark.parametrize("name", ["masked", pytest.param("GAN", marks=pytest.mark.full)])
 def test_what_is_sent_between_devices(name):
-    """Data: gradients are summed, once. FSDP: parameters are gathered as well. Heads: what leaves a block is summed. Tokens or pixels: keys and values are
+    """Data: gradients are summed, once. FSDP: parameters are gathered as well, once, and no activations are (the partitioner's own choice for the gradients of
+    convolutions). Heads: what leaves a block is summed. Tokens or pixels: keys and values are
     gathered, edges exchanged.
     """
     data, fsdp, tensor, tokens = (collectives(name, how) for how in ("data", "fsdp", "tensor", "tokens"))
     weights = trained_bytes(name)
     assert set(data) == {"all-reduce"} and weights <= data["all-reduce"].result < 1.5 * weights
-    assert fsdp["all-gather"].count > 0 and fsdp["all-gather"].result > 0.5 * weights
+    frozen_too = weights + 4 * sum(x.size for x in jax.tree.leaves(frozen(name)))
+    assert set(fsdp) <= {"all-reduce", "all-gather", "reduce-scatter"} and 0.5 * weights < fsdp["all-gather"].result <= 1.01 * frozen_too
+    assert fsdp["all-reduce"].result < 1.5 * weights
     assert tensor["all-reduce"].count > data["all-reduce"].count and tensor["all-reduce"].result != data["all-reduce"].result
     assert set(tokens) > {"all-reduce"}
 

@@ -67,6 +67,21 @@ def test_constrain_is_nothing_without_a_mesh_and_acts_with_one():
     assert uneven.sharding.is_fully_replicated
 
 
+def test_weights_are_gathered_where_the_batch_is_spread_and_gradients_scattered():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    places = {"a": P("fsdp", "model"), "b": P(None, ("data", "fsdp")), "c": P(None, "model"), "d": P()}
+    places = {name: jax.NamedSharding(mesh, spec) for name, spec in places.items()}
+    tree = {name: jax.device_put(np.arange(32.0).reshape(4, 8), place) for name, place in places.items()}
+    with jax.set_mesh(mesh):
+        whole = jax.jit(lambda tree: sharding.gathered(tree, places))(tree)
+        again = jax.jit(lambda tree: sharding.scattered(tree, places))(whole)
+    for name, spec in {"a": P(None, "model"), "b": P(), "c": P(None, "model"), "d": P()}.items():
+        assert whole[name].sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), 2), name
+        assert again[name].sharding.is_equivalent_to(places[name], 2)
+    chex.assert_trees_all_equal(tree, whole, again)
+    assert all(sharding.gathered(tree, places)[name] is tree[name] for name in "cd")  # nothing to say
+
+
 def test_batch_is_spread_and_texts_stay():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
     batch = sharding.global_batch(
