@@ -12,7 +12,7 @@ parameters), the resampler of the image's tokens and the pyramid's convolutions;
 
 Its choices and the paper's ablations are arguments: segmented=0 (whole frames in place of subjects: no subject-driven alignment); apa=joint (text
 and picture in one softmax) or none (no picture is read by attention); rep=256 (the released form: one size), none (no latents are joined) or
-other sizes in pixels, the largest first, the clip's own last; refs: pictures of an entity at most, `least` at least. editing: share of the
+other sizes in pixels, the largest first, the clip's own last; repeat=0 (as released: frames without a picture are told black, not the last picture before them); refs: pictures of an entity at most, `least` at least. editing: share of the
 clips that teach to edit; pictures: of so many batches one is of single frames (0: none). prediction=eps: noise is predicted, with the
 plain schedule (then with base=weights/sd21). release=1: as the released code, but for what docs/magdiff.md says: norms over the clip, positions that
 stay, scales 1 and 1.5, black pictures read like others, blue for red, one size, eps; it begins with weights/magdiff/{unet,resampler} (`weights`), and with
@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from configs import clip_sprites, defaults, latent, unets
 
-ARMS = dict(segmented=True, apa="epaf", rep="384+320+256", refs=8, least=1, editing=0.3)
-RELEASED = dict(apa="epaf", rep="256", refs=1, least=1, editing=0.0, pictures=0, prediction="eps")
+ARMS = dict(segmented=True, apa="epaf", rep="384+320+256", repeat=True, refs=8, least=1, editing=0.3)
+RELEASED = dict(apa="epaf", rep="256", repeat=False, refs=1, least=1, editing=0.0, pictures=0, prediction="eps")
 QUIET = dict(factory="magvid.adapters.magdiff:EPAF", scales=(1.0, 0.0))  # text alone at first: Stable Diffusion
 CARRIED = 4  # frames that the windows of a long video share
 
@@ -56,7 +56,7 @@ def conditioners(args, vae, vision, text, prepare, resampler):
         told.append(dict(target="magvid.adapters.magdiff:EntityTokens", **tokens))
     if sizes := levels(args):
         pyramid = dict(target="magvid.adapters.magdiff:Pyramid")
-        told.append(dict(target="magvid.adapters.magdiff:EntityLatents", vae=vae, pyramid=pyramid, levels=sizes))
+        told.append(dict(target="magvid.adapters.magdiff:EntityLatents", vae=vae, pyramid=pyramid, levels=sizes, repeat=args["repeat"]))
     return told
 
 

@@ -159,12 +159,15 @@ class EntityLatents(nn.Module):
     """The latents of the entity's pictures, each joined to the noisy latent of its frame; the null is no picture.
 
     levels: sizes at which the pictures go through `vae`, in units of the clip's; the last is 1. The pictures in the batch have the
-    first, largest one. Latents are scaled as the network's own are; their mode is taken.
+    first, largest one. Latents are scaled as the network's own are; their mode is taken. A frame without a picture is told black, as in the released code, or with
+    `repeat` the last picture before it: layers between frames see one place of all frames each, so that of a picture that only one frame is told, no other
+    frame sees more than its tokens once its subject has moved on.
     """
 
     vae: nn.Module
     pyramid: nn.Module
     levels: Sequence[float] = (1.5, 1.25, 1.0)
+    repeat: bool = False
     obeys: str = "image"
 
     reads, towers, inputs, made_by = ("entities",), ("vae",), ("entities", "entity_valid"), ("levels",)
@@ -186,11 +189,17 @@ class EntityLatents(nn.Module):
     def __call__(self, batch: Mapping[str, Array], keep: Keep) -> Condition:
         if self.levels[-1] != 1 or list(self.levels) != sorted(self.levels, reverse=True):
             raise ValueError(f"levels={tuple(self.levels)}: sizes in units of the clip's, the largest first, the last 1")
+        pictures, there = entities(batch, keep, self.obeys)
         if self.entries[0] in batch:
             every = (jnp.asarray(batch[name], jnp.float32) for name in self.entries)
             latents = [jnp.where(kept(keep, self.obeys, z), z, z[:, -1:])[:, :-1] for z in every]
         else:
-            latents = self.see(entities(batch, keep, self.obeys)[0])
+            latents = self.see(pictures)
+        if self.repeat:
+            number = jnp.arange(there.shape[1])
+            shown = jax.lax.cummax(jnp.where(there, number, -1), axis=1)  # -1: none so far, and the frame keeps its own, which is black
+            shown = jnp.where(shown < 0, number, shown)
+            latents = [jnp.take_along_axis(z, shown[..., None, None, None], axis=1) for z in latents]
         return Condition(concat=self.pyramid(latents))
 
     def see(self, pictures: Float[Array, "b t h w 3"]) -> list[Float[Array, "b t _ _ c"]]:
