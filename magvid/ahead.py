@@ -153,9 +153,11 @@ def compile_step(plan: Plan, topology: str, lowered: Lowered, steps: int = 0) ->
     try:
         compiled = lowered.program.compile()
     except jax.errors.JaxRuntimeError as error:
-        if not (found := re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))):
+        if "No such compile option" in str(error):
+            raise UserError(f"config.compiler_options: {str(error).splitlines()[0]}") from None
+        if not (found := too_much(str(error))):
             raise
-        raise UserError(f"{topology}: it does not fit, {found[1]} GiB of {found[2]}: use more chips, a smaller batch or microbatch, fsdp, or remat") from None
+        raise UserError(f"{topology}: it does not fit, {found[0]} GiB of {found[1]}: use more chips, a smaller batch or microbatch, fsdp, or remat") from None
     seconds = dict(compile=time.monotonic() - begin)
     memory, said = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = compiled.as_text()
@@ -172,6 +174,12 @@ def compile_step(plan: Plan, topology: str, lowered: Lowered, steps: int = 0) ->
         flops=flops, bytes=said.get("bytes accessed", 0.0) * repeats(text, loops), collectives=collectives(text, mesh.size, loops),
         seconds={k: round(v, 4) for k, v in seconds.items()}, peak=peak,
     )  # fmt: skip
+
+
+def too_much(message: str) -> tuple[str, str] | None:
+    """(GiB that it wants, GiB that there are), where a compiler says that a program does not fit."""
+    found = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm|HLO temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
+    return found and (found[1] or found[3], found[2] or found[4])
 
 
 def collectives(text: str, chips: int, loops: float = 1.0) -> dict[str, Moved]:

@@ -42,6 +42,7 @@ DEFAULTS = dict(
     spike=0.0,  # a loss so many deviations above the last ones counts as not finite (see magvid/guard.py); 0: none does
     metrics=[],
     init=[],
+    compiler_options={},  # {platform: {option: value}} of XLA, for the training step: {"tpu": {"xla_tpu_run_space_to_batch": False}}
     compile_cache=None,  # a folder that keeps compiled programs
 )
 # {field: (least, most)} of whole numbers
@@ -63,9 +64,10 @@ DATA = {
     "pictures": ("source", "transforms", "workers", "batch", "every", "cache", "features"),
 }
 DTYPES = ("float32", "bfloat16")
+PLATFORMS = ("cpu", "gpu", "tpu")
 AXES = ("data", "fsdp", "model", "seq")  # of a mesh, in what the library and its configs name
 # What may differ when a run goes on: how long, what is said, and on which devices.
-MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compile_cache"}
+MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compiler_options", "compile_cache"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +263,18 @@ class Job:
         step = self.pure_step(prepared)
         places = jax.tree.map(lambda x: x.sharding, prepared.like)
         whole = sharding.replicated(self.mesh)
-        return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole), compiler_options=self._compiler_options())
+
+    def _compiler_options(self) -> dict[str, Any] | None:
+        """Those of the mesh's platform. UserError where its compiler, if it is here, knows none of a name."""
+        platform = self.mesh.devices.flat[0].platform
+        options = self.config["compiler_options"].get(platform)
+        if options and platform == jax.default_backend():
+            try:
+                jax.jit(lambda: 0, compiler_options=options).lower().compile()
+            except jax.errors.JaxRuntimeError as error:
+                raise UserError(f"config.compiler_options.{platform} is {json.dumps(options)}: {str(error).splitlines()[0]}") from None
+        return options
 
     def eval_step(self):
         """The compiled (params, extra, batch, key, step) -> {name: scalar} without dropout or update."""
@@ -388,6 +401,9 @@ def _check_spread(config: Mapping[str, Any]) -> None:
     for axis, field in named.items():
         if axis not in AXES and axis not in config["mesh"]:
             raise UserError(f'config.{field} names a mesh axis "{axis}", which there is not{_near(axis, [*AXES, *config["mesh"]])}; usual are {", ".join(AXES)}')
+    for platform, options in config["compiler_options"].items():
+        if platform not in PLATFORMS or not isinstance(options, Mapping):
+            raise UserError(f"config.compiler_options.{platform} is {json.dumps(options)}: give {{option: value}} for one of {', '.join(PLATFORMS)}")
     policy, policies = config["remat_policy"], [name for name in dir(jax.checkpoint_policies) if name.endswith("saveable")]
     if policy is not None and policy not in policies:
         raise UserError(f"config.remat_policy is {json.dumps(policy)}: use null or one of {', '.join(policies)}")

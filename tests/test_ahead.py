@@ -156,3 +156,15 @@ def test_steps_are_timed_here(capsys):
     assert main(["compile", f"--config={tiny_config.__file__}", "--steps=2"]) == 0
     out = capsys.readouterr().out
     assert "8 x cpu, mesh data 8, batch 8" in out and ", step 0." in out
+
+
+@pytest.mark.parametrize(
+    "message, found",
+    [
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 25.22G of 15.75G hbm. Exceeded", ("25.22", "15.75")),
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (15.77G) exceeds available HBM (15.75G).", ("15.77", "15.75")),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_what_a_compiler_says_of_too_large_a_program(message, found):
+    assert ahead.too_much(message) == found

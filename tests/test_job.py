@@ -34,6 +34,20 @@ def test_wrong_fields_of_data_are_named(data, message):
     assert message in str(error.value)
 
 
+def test_options_of_the_compiler_are_its_own():
+    """Those of another platform are not looked at; a name that the compiler does not know is told."""
+
+    def step(**options):
+        the_job = make(compiler_options=options)
+        return the_job.step(the_job.prepare(next(the_job.loader())))
+
+    step(tpu={"xla_no_such_option": False}), step(cpu={"xla_cpu_enable_fast_math": False})
+    with pytest.raises(UserError, match='config.compiler_options.cpu is {"xla_no_such_option": false}: .*No such compile option'):
+        step(cpu={"xla_no_such_option": False})
+    with pytest.raises(UserError, match="config.compiler_options.tpus is {}: give {option: value} for one of cpu, gpu, tpu"):
+        make(compiler_options={"tpus": {}})
+
+
 def test_microbatches_fit_the_devices():
     def count(batch, microbatch, devices):
         return make(devices, batch=batch, microbatch=microbatch).microbatches()
