@@ -157,8 +157,8 @@ class Halves(nn.Module):
         return Posterior(z, jnp.zeros_like(z))
 
 
-def latents(levels, batch=BATCH, keep={}, params=None):
-    module = EntityLatents(Halves(), Pyramid(), levels)
+def latents(levels, batch=BATCH, keep={}, params=None, **options):
+    module = EntityLatents(Halves(), Pyramid(), levels, **options)
     params = drawn(module.init, KEY, batch, keep) if params is None else params
     return params, module.apply(params, batch, keep).concat
 
@@ -194,6 +194,16 @@ def test_hidden_pictures_have_the_latent_of_black():
     np.testing.assert_allclose(z, -0.5, atol=1e-6)
 
 
+def test_frames_without_a_picture_are_told_the_last_one():
+    """In the second example the first frame has none before it, and stays black; hidden pictures are not repeated."""
+    own = pooled(PICTURES)
+    _, z = latents((1.0,), repeat=True)
+    np.testing.assert_allclose(z, np.stack([own[0, [0, 1, 1]], own[1, [0, 1, 1]]]), atol=1e-6)
+    _, z = latents((1.0,), keep={"image": np.array([True, False])}, repeat=True)
+    np.testing.assert_allclose(z[0], own[0, [0, 1, 1]], atol=1e-6)
+    np.testing.assert_allclose(z[1], -0.5, atol=1e-6)
+
+
 def test_levels_end_with_the_clips_own():
     for levels in ((1.5, 1.25), (1.0, 1.5), (1.25, 1.5, 1.0)):
         with pytest.raises(ValueError, match="the largest first, the last 1"):
@@ -225,6 +235,7 @@ def test_pictures_by_their_features(keep):
     np.testing.assert_array_equal(said.masks["image"], whole.masks["image"])
     counts = np.asarray(whole.masks["image"])[:, None, :, None]
     np.testing.assert_allclose(np.where(counts, said.tokens["image"], 0), np.where(counts, whole.tokens["image"], 0), atol=1e-5)
-    said, whole = on_features(EntityLatents(tiny.VAE(), Pyramid(), (1.5, 1.0)), BATCH, keep)
-    np.testing.assert_allclose(said.concat, whole.concat, atol=1e-5)
+    for repeat in (False, True):
+        said, whole = on_features(EntityLatents(tiny.VAE(), Pyramid(), (1.5, 1.0), repeat), BATCH, keep)
+        np.testing.assert_allclose(said.concat, whole.concat, atol=1e-5)
     assert not entity_tokens(count_all=True).towers  # black pictures count, and which are black changes
