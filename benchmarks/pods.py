@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
@@ -112,14 +112,13 @@ def programs() -> Iterator[tuple[str, str, int]]:
     yield from (("magdiff_pexels", argument, 1) for argument in MAGDIFF)
 
 
-def planned(row: Row, topology: str) -> Any:
-    """The row's Plan; with numbers of a schedule that are the same for all."""
-    from magvid import ahead, explain, job, sharding
+def planned(row: Row, mesh_of: Callable[[Mapping[str, int]], Any]) -> Any:
+    """The row's Plan on the mesh that `mesh_of` makes of the config's axes; with numbers of a schedule that are the same for all."""
+    from magvid import explain, job, sharding
 
     config = importlib.import_module(f"configs.{row.config}").get_config(row.argument).to_dict()
     config = job.check_config(config | dict(row.fields))
-    devices = ahead.open_devices(topology)
-    mesh = sharding.make_mesh(config["mesh"], devices)
+    mesh = mesh_of(config["mesh"])
     config["batch"] = row.per_chip * sharding.data_shards(mesh) or config["batch"]
     config["steps"] = 10**6
     for spec in config["optim"].values():
@@ -127,11 +126,18 @@ def planned(row: Row, topology: str) -> Any:
     return explain.Plan.of(config, mesh, load_config)
 
 
+def estimate(plan: Any) -> float:
+    """Bytes of a chip, as `magvid explain` has them."""
+    from magvid import cost
+
+    return sum(plan.held().values()) + cost.peak(plan.trace(), plan.part(cost.tiled))
+
+
 def run(row: Row, effort: float, known: dict[str, dict]) -> dict:
     """In a process of its own: {"fingerprint", "estimate", and what `ahead.Compiled` has}, or {"fails": why}."""
     import jax
 
-    from magvid import ahead, cost
+    from magvid import ahead, sharding
     from magvid.types import UserError
 
     jax.config.update("jax_platforms", "cpu")
@@ -139,17 +145,18 @@ def run(row: Row, effort: float, known: dict[str, dict]) -> dict:
     failed = {}
     for topology in [row.topology] if row.topology else PODS.values():
         try:
-            plan = planned(row, topology)
+            devices = ahead.open_devices(topology)
+            plan = planned(row, lambda axes: sharding.make_mesh(axes, devices))
             lowered = ahead.lower(plan)
             fingerprint = f"{lowered.fingerprint} {topology}"
             if fingerprint in known:
                 return known[fingerprint]
-            estimate = sum(plan.held().values()) + cost.peak(plan.trace(), plan.part(cost.tiled))
+            guess = estimate(plan)
             found = ahead.compile_step(plan, topology, lowered)
         except UserError as error:
             failed = {"fails": str(error), "topology": topology}
             continue
-        return dataclasses.asdict(found) | {"fingerprint": fingerprint, "estimate": estimate, "roofline": found.roofline(), "effort": effort}
+        return dataclasses.asdict(found) | {"fingerprint": fingerprint, "estimate": guess, "roofline": found.roofline(), "effort": effort}
     return failed
 
 

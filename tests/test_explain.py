@@ -12,6 +12,7 @@ import tiny_config
 import tiny_runs
 from make_videos import encode, numbered
 
+from benchmarks import pods
 from magvid import cost, explain, runs, sharding
 from magvid.__main__ import main
 from magvid.build import build
@@ -135,6 +136,16 @@ def test_what_each_sharding_rule_decides():
     kernels = [x.size * 4 for name, x in arrays.items() if name.endswith("kernel")]
     assert found["kernle$"] == ['"fsdp"', "0", "0 B", "0 B"] and found["kernel$"][:3] == ['"fsdp"', str(len(kernels)), explain.size_text(sum(kernels))]
     assert found["kernel$"][3] != found["kernel$"][2] and found[".*"][2] == found[".*"][3] and int(found[".*"][1]) == len(arrays) - len(kernels)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name, most", [(f"{config}:size={size}", most) for config, most in (("commit_ucf101", 0.2), ("vq3d_ucf101", 0.35)) for size in "BL"])
+def test_memory_of_a_chip_is_near_what_the_compiler_said(name, most):
+    """Of TPUs, as benchmarks/pods.py asked theirs; the estimate is made anew."""
+    said = json.loads(pods.RESULTS.read_text())[f"programs: {name}"]
+    row = next(row for row in pods.rows() if row.name == f"programs: {name}")
+    plan = pods.planned(row, lambda axes: sharding.abstract_mesh(axes, said["chips"]))
+    assert pods.estimate(plan) == pytest.approx(pods.total(said), rel=most)
 
 
 def test_what_is_alike_in_a_row_is_one_line():
