@@ -91,6 +91,15 @@ def gradients(state) -> dict[str, np.ndarray]:
     return {name: np.asarray(g) for name, g in flatten_dict({group: optax.tree.get(opt, "mu") for group, opt in state.opt.items()}, sep="/").items()}
 
 
+def check_gradients(found: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray], relative: float = 1e-3, absolute: float = 1e-6) -> None:
+    """`relative` to the norm of each leaf, `absolute` to that of its group: biases before a norm have no gradient but of rounding errors."""
+    norm, group = np.linalg.norm, lambda leaf: leaf.partition("/")[0]
+    assert found.keys() == slopes.keys()
+    whole = {g: norm([norm(x) for leaf, x in slopes.items() if group(leaf) == g]) for g in map(group, slopes)}
+    for leaf, slope in slopes.items():
+        assert norm(found[leaf] - slope) <= relative * norm(slope) + absolute * whole[group(leaf)], leaf
+
+
 @functools.cache
 def alone(name: str):
     first, state, metrics = two_steps(name, 1)
@@ -104,11 +113,7 @@ def test_many_devices_equal_one(name, devices):
     first, slopes, params, averages, metrics = alone(name)
     begin = None if devices == 8 and name not in SHALLOW else first  # on eight the first state is made there, which takes long to compile
     _, many, said = two_steps(name, devices, begin, **MESHES[devices])
-    found, norm = gradients(many), np.linalg.norm
-    assert found.keys() == slopes.keys()
-    whole = {group: norm([norm(g) for n, g in slopes.items() if n.startswith(f"{group}/")]) for group in params}
-    for leaf, slope in slopes.items():  # biases before a norm have none but of rounding errors
-        assert norm(found[leaf] - slope) <= 1e-3 * norm(slope) + 1e-6 * whole[leaf.partition("/")[0]], leaf
+    check_gradients(gradients(many), slopes)
     for before, after, others in ((first.params, params, many.params), (first.params, averages, many.ema)):
         moved, also = (jax.tree.map(lambda x, y: np.asarray(x) - y, tree, before) for tree in (after, jax.device_get(others)))
         chex.assert_trees_all_close(moved, also, rtol=1e-4, atol=1e-6)
@@ -118,6 +123,28 @@ def test_many_devices_equal_one(name, devices):
             assert x.addressable_shards[0].data.size == (x.size if x.size < sharding.FSDP_MIN_SIZE else x.size // 4), x.shape
     if devices == 8:
         assert {group for group, tree in many.params.items() if any("model" in str(x.sharding.spec) for x in jax.tree.leaves(tree))} >= DIVIDED[name]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["masked", "GAN"])
+def test_accumulated_gradients_are_those_of_one_device(name):
+    """Two parts of four examples, on one device, and on four, of which a pair has two at a time."""
+    first, one, _ = two_steps(name, 1, microbatch=4)
+    _, many, _ = two_steps(name, 4, first, mesh={"fsdp": 2, "model": 2}, sharding=defaults.TENSOR, microbatch=2)
+    check_gradients(gradients(many), gradients(one))
+
+
+@pytest.mark.full
+def test_bfloat16_on_many_devices_is_as_on_one():
+    """Within the rounding of 8 bits; that the numbers are of 8 bits shows in how far they are from float32's."""
+    first, slopes, *_ = alone("masked")
+    fields = dict(dtype="bfloat16")
+    _, one, _ = two_steps("masked", 1, first, **fields)
+    _, many, _ = two_steps("masked", 8, first, **fields, **MESHES[8])
+    check_gradients(gradients(many), gradients(one), relative=5e-2, absolute=1e-3)
+    norm = lambda a: np.linalg.norm([np.linalg.norm(x) for x in a.values()])
+    apart = norm({leaf: x - slopes[leaf] for leaf, x in gradients(one).items()})
+    assert apart > 1e-4 * norm(slopes)
 
 
 FULL = {  # the largest programs, and what spreads all of their parameters
