@@ -130,7 +130,7 @@ def estimate(plan: Any) -> float:
     """Bytes of a chip, as `magvid explain` has them."""
     from magvid import cost
 
-    return sum(plan.held().values()) + cost.peak(plan.trace(), plan.part(cost.tiled))
+    return sum(plan.held().values()) + plan.within(plan.trace(), cost.tiled)
 
 
 def run(row: Row, effort: float, known: dict[str, dict]) -> dict:
@@ -162,9 +162,11 @@ def run(row: Row, effort: float, known: dict[str, dict]) -> dict:
 
 def made_by() -> dict[str, str]:
     """Of which day, commit and versions a row is."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude)results/{RESULTS.name}", f":(exclude){PAGE.name}")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    return {"date": time.strftime("%Y-%m-%d"), "commit": git.stdout.strip() or "unknown"} | versions
+    return {"date": time.strftime("%Y-%m-%d"), "commit": commit + "-dirty" * bool(changed)} | versions
 
 
 def main(argv: list[str]) -> None:

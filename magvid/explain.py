@@ -47,16 +47,28 @@ class Plan:
         batch = {k: jax.ShapeDtypeStruct((self.local_batch, *x.shape[1:]), x.dtype) for k, x in self.batch.items()}
         return jax.jit(self.job.pure_step(self.prepared)).trace(whole(self.prepared.like), batch).jaxpr
 
-    def part(self, size: Callable[[Any], float]) -> Callable[[Any], float]:
-        """`size` of what a device holds of a value: of one with the shape of a trained array that is spread, such as its gradient, a part."""
-        shares = {x.shape: x.size / math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(self.prepared.like.params)}
-        return lambda value: size(value) / shares.get(value.shape, 1)
+    def within(self, jaxpr: Any, size: Callable[[Any], float]) -> float:
+        """Bytes that a device needs within a step, `trace` of it, beside what it holds between them, an estimate: what is alive at a time, `size` of each value (of one with
+        the shape of a trained array that is divided over other axes than the batch's, such as its gradient, a part), and the weights that are gathered.
+        """
+        trained, frozen = jax.tree.leaves(self.prepared.like.params), jax.tree.leaves(self.prepared.like.frozen)
+        shares = {x.shape: x.size / math.prod(sharding.without_batch(x.sharding).shard_shape(x.shape)) for x in trained}
+        item = jax.numpy.dtype(self.job.config["dtype"]).itemsize
+        sizes = [(x, min(item, x.dtype.itemsize)) for x in trained] + [(x, x.dtype.itemsize) for x in frozen]
+        gathered = sum(_gathered(x) * size_of_one for x, size_of_one in sizes)
+        return cost.peak(jaxpr, lambda value: size(value) / shares.get(value.shape, 1)) + gathered
 
     def held(self) -> dict[str, int]:
         """{what: bytes} that a device holds between steps."""
         like = self.prepared.like
         parts = dict(parameters=like.params, frozen=like.frozen, optimiser=like.opt, average=like.ema, other=(like.extra, like.step), batch=self.batch)
         return {name: sum(map(local_bytes, jax.tree.leaves(tree))) for name, tree in parts.items()}
+
+
+def _gathered(x: jax.ShapeDtypeStruct) -> int:
+    """Numbers of an array that a device reads in a step; 0 where it holds these anyway."""
+    there = sharding.without_batch(x.sharding)
+    return 0 if there.is_equivalent_to(x.sharding, len(x.shape)) else math.prod(there.shard_shape(x.shape))
 
 
 def local_bytes(x: jax.ShapeDtypeStruct) -> int:
@@ -84,7 +96,7 @@ def explain(plan: Plan, depth: int) -> Iterator[str]:
     jaxpr = plan.trace()
     flops = cost.flops(jaxpr) * shards
     yield f"a step: {flops / 1e12:,.4g} TFLOP, {flops / devices / 1e12:,.4g} on each device, {flops / job.config['batch'] / 1e12:,.4g} for an example"
-    found = {name: cost.peak(jaxpr, plan.part(size)) for name, size in (("TPU", cost.tiled), ("elsewhere", cost.plain))}
+    found = {name: plan.within(jaxpr, size) for name, size in (("TPU", cost.tiled), ("elsewhere", cost.plain))}
     rows = [(name, *[size_text(size)] * len(found)) for name, size in held.items()]
     rows += [("within a step, estimate", *map(size_text, found.values())), ("all", *(size_text(sum(held.values()) + size) for size in found.values()))]
     yield table(("memory of a device", *found), rows)

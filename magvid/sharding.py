@@ -68,20 +68,26 @@ def gathered(tree: Any, places: Any) -> Any:
     like theirs) has them. So their gradients are summed over the batch before they are divided: left to itself, XLA's partitioner (jax 0.10.2) gathers
     the activations of the whole batch on each device, which then computes its part of a convolution's gradient.
     """
-    kept = lambda axes: tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if a not in DATA_AXES) or None
-    return jax.tree.map(lambda x, place: _placed(x, place, kept), tree, places)
+    return jax.tree.map(lambda x, place: _placed(x, place, without_batch(place)), tree, places)
 
 
 def scattered(tree: Any, places: Any) -> Any:
     """Gradients divided as `places` has the weights."""
-    return jax.tree.map(lambda x, place: _placed(x, place, lambda axes: axes), tree, places)
+    return jax.tree.map(lambda x, place: _placed(x, place, place), tree, places)
 
 
-def _placed(x: Array, place: NamedSharding, kept: Callable) -> Array:
-    """Arrays of which no dimension is spread over the batch's axes are left to the partitioner."""
-    if not any(a in DATA_AXES and place.mesh.shape[a] > 1 for axes in place.spec for a in ((axes,) if isinstance(axes, str) else axes or ())):
+def without_batch(place: NamedSharding) -> NamedSharding:
+    """Divided over the axes of `place` alone over which the batch is not."""
+    names = (((axes,) if isinstance(axes, str) else axes or ()) for axes in place.spec)
+    kept = [tuple(a for a in axes if a not in DATA_AXES or place.mesh.shape[a] == 1) or None for axes in names]
+    return NamedSharding(place.mesh, PartitionSpec(*kept))
+
+
+def _placed(x: Array, place: NamedSharding, there: NamedSharding) -> Array:
+    """`x` as `there` says; arrays of which no dimension is spread over the batch's axes, by `place`, are left to the partitioner."""
+    if place.is_equivalent_to(without_batch(place), x.ndim):
         return x
-    return constrain(x, [kept(axes) for axes in place.spec] + [None] * (x.ndim - len(place.spec)))
+    return constrain(x, [*there.spec] + [None] * (x.ndim - len(there.spec)))
 
 
 _edges: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("edges", default={})
