@@ -5,7 +5,7 @@ goes on from its newest checkpoint and ends as one that was not, bit for bit.
 
 Runs are those of the configs on sprites with smoke=1, longer and saved more often, by `magvid train` in processes of their own. Of the kills a tenth come at
 any moment from the start on, also before the first step, half of the others while a checkpoint is being written. Every fourth run has two processes, of which one is
-killed, and the other has to notice. Prints a line for each run. References are kept in --workdir; kills begin anew.
+killed, and the other has to notice. Prints a line for each run, and keeps it in --out, where the same command goes on after it was stopped; references are kept in --workdir.
 """
 
 import importlib
@@ -202,7 +202,9 @@ def main(argv: list[str]) -> None:
     for name, (config, arg) in PARTS.items():
         train_once(config_of(config, arg, workdir), workdir / "parts" / name)
     runs = [(name, count) for count in (1, 1, 1, 2) for name in chosen]
-    found, number = [], 0
+    out = options.out and pathlib.Path(options.out)
+    found = json.loads(out.read_text())["runs"] if out and out.exists() else []
+    number = len(found)
     while sum(r["kills"] for r in found) < options.kills:
         name, count = runs[number % len(runs)]
         folder, number = workdir / f"{number}-{name}-{count}", number + 1
@@ -212,7 +214,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{name} does not train: see {reference / 'log.txt'}")
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier call
         rng = random.Random(f"{options.seed}-{number}")
-        record = dict(objective=name, processes=count, kills=0, saving=0, starting=0, unreadable=0, elsewhere=0, late=0)
+        record = dict(objective=name, processes=count, date=time.strftime("%Y-%m-%d"), commit=versions()["commit"], kills=0, saving=0, starting=0, unreadable=0, elsewhere=0, late=0)
         for _ in range(min(options.each, options.kills - sum(r["kills"] for r in found))):
             left, step, begun = unfinished(folder / "run" / "checkpoints"), newest(folder), logged(folder)
             processes = start(folder, config, count)
@@ -237,10 +239,14 @@ def main(argv: list[str]) -> None:
         record["same"] = ending(folder) == ending(reference)
         found.append(record)
         print(json.dumps(record), flush=True)
-    total = {key: sum(r[key] for r in found) for key in ("kills", "saving", "starting", "unreadable", "elsewhere", "late")} | {"runs": len(found), "different": sum(not r["same"] for r in found)}
-    print(json.dumps(total))
-    if options.out:
-        write_json(pathlib.Path(options.out), dict(total=total, runs=found, versions=versions()))
+        if out:
+            write_json(out, dict(total=total(found), runs=found, versions=versions()))
+    print(json.dumps(total(found)))
+
+
+def total(found: list[Mapping]) -> dict[str, int]:
+    sums = {key: sum(r[key] for r in found) for key in ("kills", "saving", "starting", "unreadable", "elsewhere", "late")}
+    return sums | {"runs": len(found), "different": sum(not r["same"] for r in found)}
 
 
 if __name__ == "__main__":
