@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from configs import clip_sprites, defaults, magdiff, vae_sprites
 
 BUDGETS = {
-    "quick": dict(channels=(32, 64), batch=8, base=2400, steps=800, peak=4e-3, sampling=16),
-    "long": dict(channels=(48, 96), batch=8, base=6000, steps=2000, peak=3e-3, sampling=24),
+    "quick": dict(channels=(32, 64, 96), batch=8, base=6000, steps=800, peak=4e-3, sampling=16),
+    "long": dict(channels=(48, 96, 144), batch=8, base=12000, steps=2000, peak=3e-3, sampling=24),
 }
 WORLD = "entities-seen"
 FRAMES = 8
