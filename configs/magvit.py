@@ -73,7 +73,7 @@ TRANSFORMER = {
     "H": dict(depth=32, width=1280, heads=16),
 }
 # Of a convolution of few clips XLA makes one of many parts of them, which its neighbours hold three times over: a step of 3D-VQ-L with one clip on a chip of a
-# v5e wants 9.4 GB beside its weights with it and 6.1 GB without, and reads and writes 246 and 130 GB (libtpu 0.0.42.1)
+# v5e-256 wants 9.4 GB beside its weights with it and 5.8 GB without, and reads and writes 246 and 130 GB (libtpu 0.0.42.1; benchmarks/pods.md)
 NO_SPACE_TO_BATCH = dict.fromkeys((f"xla_tpu_run_space_to_batch{where}" for where in ("", "_on_new_platforms", "_after_spmd")), False)
 BATCH_2D = BATCH_COMMIT = 256
 SMOKE = dict(frames=4, height=16, width=16)

@@ -96,6 +96,7 @@ def check_gradients(found: Mapping[str, np.ndarray], slopes: Mapping[str, np.nda
     norm, group = np.linalg.norm, lambda leaf: leaf.partition("/")[0]
     assert found.keys() == slopes.keys()
     whole = {g: norm([norm(x) for leaf, x in slopes.items() if group(leaf) == g]) for g in map(group, slopes)}
+    assert all(whole.values())
     for leaf, slope in slopes.items():
         assert norm(found[leaf] - slope) <= relative * norm(slope) + absolute * whole[group(leaf)], leaf
 
