@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -128,22 +129,24 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
 
 
 class Lowered(NamedTuple):
-    """A step as jax hands it to the compiler, and its FLOPs on one chip."""
+    """A step as jax hands it to the compiler, its FLOPs on one chip, and the config's options of the compiler."""
 
     program: jax.stages.Lowered
     flops: float
+    options: Mapping[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits: equal for configs that compile to the same."""
-        return hashlib.sha256(self.program.as_text().encode()).hexdigest()[:16]
+        told = json.dumps(self.options, sort_keys=True) if self.options else ""
+        return hashlib.sha256((self.program.as_text() + told).encode()).hexdigest()[:16]
 
 
 def lower(plan: Plan) -> Lowered:
     """Traced once, which takes up to a minute; nothing is compiled."""
     with jax.set_mesh(plan.job.mesh):
         traced = plan.job.step(plan.prepared).trace(plan.prepared.like, plan.batch)
-        return Lowered(traced.lower(), cost.flops(traced.jaxpr) / plan.job.mesh.size)
+        return Lowered(traced.lower(), cost.flops(traced.jaxpr) / plan.job.mesh.size, plan.job.compiler_options())
 
 
 def compile_step(plan: Plan, topology: str, lowered: Lowered, steps: int = 0) -> Compiled:

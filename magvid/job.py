@@ -263,9 +263,9 @@ class Job:
         step = self.pure_step(prepared)
         places = jax.tree.map(lambda x: x.sharding, prepared.like)
         whole = sharding.replicated(self.mesh)
-        return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole), compiler_options=self._compiler_options())
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole), compiler_options=self.compiler_options())
 
-    def _compiler_options(self) -> dict[str, Any] | None:
+    def compiler_options(self) -> dict[str, Any] | None:
         """Those of the mesh's platform. UserError where its compiler, if it is here, knows none of a name."""
         platform = self.mesh.devices.flat[0].platform
         options = self.config["compiler_options"].get(platform)
