@@ -5,7 +5,7 @@
 The budgets are those of vq3d_sprites.py: the small world, and the full one, where six of sixteen frames tell bouncing
 from jumping. Held-out retrieval (`eval/retrieval_at_1`) is over 64 clips of 64 different captions: in the small world
 there are only 72. world=NAME: another world; steps: not those of the budget; motion=1: half of the
-texts it learns from say the motion alone. smoke=1 takes two steps of a tiny model.
+texts it learns from say the motion alone; patch: pixels of a side of what is one token of the picture, where not 8. smoke=1 takes two steps of a tiny model.
 
 The vocabulary holds every word of the captions, instructions and states of the full world, so that all runs on sprites
 share one tokenizer.
@@ -48,9 +48,10 @@ def clip(b, smoke):
 
 
 def get_config(arg=None):
-    args = defaults.parse_arg(arg, budget="quick", world="", steps=0, motion=False, smoke=False)
-    defaults.within(args, steps=(0, 10**9))
+    args = defaults.parse_arg(arg, budget="quick", world="", steps=0, motion=False, patch=0, smoke=False)
+    defaults.within(args, steps=(0, 10**9), patch=(0, vq3d_sprites.SIZE))
     b, smoke = defaults.choose(BUDGETS, args["budget"], "budget"), args["smoke"]
+    b = b | dict(patch=args["patch"] or b["patch"])
     config = ConfigDict(dict(seed=0, steps=2 if smoke else args["steps"] or b["steps"], batch=4 if smoke else b["batch"]))
     towers = clip(b, smoke)
     width = towers["vision"]["projection"]

@@ -139,8 +139,8 @@ def begins(args):
     """With Stable Diffusion, whose first convolution reads no entity; or with the released weights."""
     if args["release"]:
         return [dict(run=f"{args['weights']}/{part}", groups=[group], weights="params") for part, group in (("unet", "network"), ("resampler", "resampler"))]
-    widen = dict(map="magvid.models.unet:widened", skip=[unets.MAGDIFF_NEW])
-    return [dict(run=f"{args['base']}/unet", groups=["network"], weights="params", **widen)]
+    begun = dict(map="magvid.adapters.magdiff:begun", skip=[unets.MAGDIFF_NEW])
+    return [dict(run=f"{args['base']}/unet", groups=["network"], weights="params", **begun)]
 
 
 def parse(arg, folder):

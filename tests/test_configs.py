@@ -22,7 +22,6 @@ from magvid.build import build, resolve
 from magvid.checkpoints import merge
 from magvid.flags import load_config
 from magvid.job import Job, check_config
-from magvid.models.unet import widened
 from magvid.models.vq3d import inflate_average, inflate_central
 from magvid.train import train
 from magvid.types import Condition
@@ -718,12 +717,15 @@ def test_magdiff_begins_as_stable_diffusion():
     told = Condition(tokens={name: np.ones((1, 1, 3, 24), np.float32) for name in ("text", "image")})
     shapes = lambda unet, c: jax.eval_shape(lambda: unet.init(jax.random.key(0), np.zeros((1, 2, 8, 8, c)), np.zeros(1), told))["params"]
     mine, theirs = shapes(ours, 8), shapes(base, 4)
-    loaded = jax.tree.map(lambda x: np.ones(x.shape, np.float32), theirs)
+    rng = np.random.default_rng(0)
+    loaded = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), theirs)
     (init,) = get("magdiff_pexels", "").init
-    assert (init["run"], init["map"], init["groups"]) == ("weights/sd21v/unet", "magvid.models.unet:widened", ["network"])
-    merged = merge(widened(loaded, mine), mine, init["skip"], say=lambda text: None)
-    taken = {name for name, x in flatten(merged).items() if isinstance(x, np.ndarray)}
-    assert taken == set(flatten(theirs))
+    assert (init["run"], init["map"], init["groups"]) == ("weights/sd21v/unet", "magvid.adapters.magdiff:begun", ["network"])
+    merged = merge(resolve(init["map"])(loaded, mine), mine, init["skip"], say=lambda text: None)
+    taken = {name: x for name, x in flatten(merged).items() if isinstance(x, np.ndarray)}
+    reading = {name for name in flatten(mine) if "_ip/" in name}
+    assert set(taken) == set(flatten(theirs)) | reading and reading  # with equal widths of text and picture
+    assert all(np.array_equal(taken[name], taken[name.replace("_ip", "")]) for name in reading)
     assert not merged["conv_in"]["kernel"][:, :, 4:].any() and merged["conv_in"]["kernel"][:, :, :4].all()
 
 
@@ -794,6 +796,11 @@ def test_magdiff_on_sprites():
     assert plain["data"]["eval"]["source"]["world"] == "entities-unseen" != get_sprites("unseen=0")["data"]["eval"]["source"]["world"]
     (init,) = plain["init"]
     assert init["run"] == "runs/sprites/entities-base" and not get_sprites("begin=0").get("init") and not base.get("init")
+    stills, without = (config["data"]["pictures"]["transforms"] for config in (plain, base))
+    assert stills[0]["still"] and not stills[0]["first"] and stills[0]["references"] == [1, 1] and without[1]["indices"] == [0]
+    assert plain["data"]["pictures"]["batch"] == 8 * plain["batch"] and "pictures" not in get_sprites("pictures=0")["data"]
+    fast, slow = (rule for _, rule in plain["optim"]["network"]["rules"])
+    assert fast == base["optim"]["network"]["rules"][0][1] == plain["optim"]["resampler"]["rules"][0][1] and slow["peak"] < fast["peak"]
     assert base["objective"]["trained"] == ("network",) and len(base["objective"]["conditioners"]) == 1
     motion = dict(target="magvid.data.sprites:Sprites", world="entities-moves")
     assert motion.items() <= get("clip_sprites", "world=entities-moves,motion=1").data.train.source.to_dict().items()

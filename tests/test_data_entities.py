@@ -43,6 +43,17 @@ def test_the_first_subjects_in_their_order():
                 np.testing.assert_array_equal(picture, cut(t))
 
 
+def test_a_still_is_the_first_frame_shown_a_subject_of_any():
+    told = set()
+    for seed in range(60):
+        found, clip = (draw(seed, references=(1, 1), still=still, editing=0.3, stays=True) for still in (True, False))
+        assert all(len(found[key]) == 1 for key in ("video", "entities", "entity_valid", "stays"))
+        for key in ("video", "entities", "stays"):
+            np.testing.assert_array_equal(found[key], clip[key][:1])
+        told.add(None if found["stays"].any() else next(t for t in (0, 1, 3, 4) if np.array_equal(found["entities"][0], cut(t))))
+    assert told == {None, 0, 1, 3, 4}
+
+
 def test_there_are_no_more_pictures_than_frames_with_a_subject():
     assert draw(references=(8, 8))["entity_valid"].tolist() == [True] * 4 + [False]
     nothing = Entities()(RECORD | {"masks": np.zeros_like(MASKS)}, np.random.default_rng(0))

@@ -16,12 +16,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float
 
 from magvid.models.attention import Attention, attention
 from magvid.models.conditioners import Keep, kept, told
 from magvid.models.layers import Conv, Dense, gelu, normal
-from magvid.types import Condition
+from magvid.models.unet import widened
+from magvid.types import Condition, Params
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
 
@@ -54,6 +56,18 @@ class EPAF(Attention):
                 found = jnp.where(mask.any(axis=1)[:, None, None, None], found, 0)
             y = y + scale * found
         return y
+
+
+def begun(loaded: Params, shapes: Params) -> Params:
+    """For `config.init`: `unet.widened`, and where pictures are read apart, their keys and values begin as the text's, as IP-Adapter's do (Ye et al., 2023);
+    the scale of what they read is as initialised.
+    """
+    flat = flatten_dict(widened(loaded, shapes))
+    for name, shape in flatten_dict(shapes).items():
+        texts = tuple(part.removesuffix("_ip") for part in name)
+        if name not in flat and texts in flat and flat[texts].shape == shape.shape:
+            flat[name] = flat[texts]
+    return unflatten_dict(flat)
 
 
 class Resampler(nn.Module):

@@ -26,7 +26,8 @@ class Entities:
     which `video` and `masks` are then made smaller: with (256, 256) from a source of 384x384 the pictures are 1.5 times as large as the clip.
     segmented=False: whole frames (the ablation without subject-driven alignment). centre: the subject is moved to the middle of its picture,
     so that it tells nothing of where it is; a whole frame with it, and its edge goes on. stays: adds `stays` bool (t h w),
-    what is to be kept where everything else is edited, False elsewhere; for evaluation.
+    what is to be kept where everything else is edited, False elsewhere; for evaluation. still: of the clip its first frame alone is left, and
+    one picture, of any of its frames unless `first`; for batches of single frames, in which a subject is then not where its picture has it.
     """
 
     references: tuple[int, int] = (1, 8)
@@ -37,6 +38,7 @@ class Entities:
     stays: bool = False
     grow: int = 0
     first: bool = False
+    still: bool = False
 
     def __post_init__(self):
         low, high = self.references
@@ -61,6 +63,8 @@ class Entities:
             shown = clip[chosen] if not self.segmented else cut_out(clip[chosen], masks[chosen])
             shown = centred(shown, masks[chosen], "constant" if self.segmented else "edge") if self.centre else shown
             pictures, valid = placed(shown, len(clip))
+        if self.still:
+            clip, masks, pictures, valid = (x[:1] for x in (clip, masks, pictures, valid))
         told = {"entities": pictures, "entity_valid": valid}
         if self.size is not None:
             smaller = lambda images: video.resize_crop(images, *self.size)
