@@ -16,13 +16,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float
 
 from magvid.models.attention import Attention, attention
 from magvid.models.conditioners import Keep, kept, told
 from magvid.models.layers import Conv, Dense, gelu, normal
-from magvid.models.unet import widened
 from magvid.types import Condition, Params
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
@@ -59,15 +59,20 @@ class EPAF(Attention):
 
 
 def begun(loaded: Params, shapes: Params) -> Params:
-    """For `config.init`: `unet.widened`, and where pictures are read apart, their keys and values begin as the text's, as IP-Adapter's do (Ye et al., 2023);
-    the scale of what they read is as initialised.
+    """For `config.init`: the weights of a network that is told texts alone, for one of `shapes`. What its first convolution (kh kw c o) does not
+    read comes last, and counts for nothing at first. Where pictures are read apart, their keys and values begin as the text's, as IP-Adapter's
+    do (Ye et al., 2023); the scale of what they read is as initialised.
     """
-    flat = flatten_dict(widened(loaded, shapes))
+    kernel, wanted = loaded["conv_in"]["kernel"], shapes["conv_in"]["kernel"].shape
+    more = max(wanted[-2] - kernel.shape[-2], 0)
+    padded = np.pad(kernel, [*[(0, 0)] * (kernel.ndim - 2), (0, more), (0, 0)])
+    flat = flatten_dict({**loaded, "conv_in": {**loaded["conv_in"], "kernel": padded}})
     for name, shape in flatten_dict(shapes).items():
         texts = tuple(part.removesuffix("_ip") for part in name)
         if name not in flat and texts in flat and flat[texts].shape == shape.shape:
             flat[name] = flat[texts]
     return unflatten_dict(flat)
+
 
 
 class Resampler(nn.Module):

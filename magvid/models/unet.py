@@ -12,13 +12,12 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from magvid.models.attention import Attention, FeedForward, read_scalars
 from magvid.models.layers import MLP, Conv, Dense, Dtype, GroupNorm, lecun_normal, nearest_upsample, sinusoid
 from magvid.sharding import edge, rematerialised
-from magvid.types import Condition, Params
+from magvid.types import Condition
 
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5)
 FrameConv = partial(Conv, planar=True)  # 3x3 in every frame
@@ -309,13 +308,3 @@ class UNet(nn.Module):
         if len(values) != count:
             raise ValueError(f"{name}={values} needs {count} numbers for the {len(self.channels)} levels of channels")
         return values
-
-
-def widened(loaded: Params, shapes: Params) -> Params:
-    """For `config.init`: the weights of a network whose first convolution (kh kw c o) reads fewer channels than `shapes` wants. Those that
-    it does not read come last, and count for nothing at first.
-    """
-    kernel, wanted = loaded["conv_in"]["kernel"], shapes["conv_in"]["kernel"].shape
-    more = wanted[-2] - kernel.shape[-2]
-    padded = np.pad(kernel, [*[(0, 0)] * (kernel.ndim - 2), (0, max(more, 0)), (0, 0)])
-    return {**loaded, "conv_in": {**loaded["conv_in"], "kernel": padded}}
