@@ -43,7 +43,7 @@ def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) ->
     """
     if not additions(run):
         raise UserError(f"{run.path} has no network that it took from elsewhere: what it trained is no addition to one")
-    flat = flatten_dict({group: run.weights(group, weights) for group in run.groups}, sep="/")
+    flat = flatten_dict(run.all_weights(weights), sep="/")
     about = dict(format=FORMAT, frozen={g: s["hash"] for g, s in run.frozen.items()}, run=run.path.name, step=run.step, told=told(run.config), seed=run.config["seed"])
     return run_files.write(out, {name: x.astype("float32") for name, x in flat.items()}, about)
 

@@ -5,6 +5,7 @@ A checkpoint holds the items `params`, `ema`, `train` (optimiser, extra, step, k
 themselves). Every item restores alone.
 """
 
+import asyncio
 import contextlib
 import json
 import pathlib
@@ -28,11 +29,33 @@ from magvid.types import Params, UserError
 
 T = TypeVar("T")
 
+class _ToTheEnd:
+    """Of a handler of arrays: where one cannot be read, waits for the others, whose reads would otherwise end in an event loop that is closed, each with
+    a traceback.
+    """
+
+    async def deserialize(self, infos, args=None):
+        others = asyncio.all_tasks()
+        try:
+            return await super().deserialize(infos, args)
+        except Exception:
+            await asyncio.gather(*(asyncio.all_tasks() - others), return_exceptions=True)
+            raise
+
+
+class _Arrays(_ToTheEnd, ocp.type_handlers.ArrayHandler):
+    pass
+
+
+class _NumpyArrays(_ToTheEnd, ocp.type_handlers.NumpyHandler):
+    pass
+
+
 # How arrays are written, by their types. Devices that hold the same array share the work of writing it where it is large
 # only: the cut compiles a program for each shape.
 ARRAYS = ocp.type_handlers.create_type_handler_registry(
-    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)),
-    (np.ndarray, ocp.type_handlers.NumpyHandler()),
+    (jax.Array, _Arrays(min_slice_bytes_for_replica_parallel=2**20)),
+    (np.ndarray, _NumpyArrays()),
     (np.number, ocp.type_handlers.ScalarHandler()),
 )
 
@@ -57,6 +80,7 @@ class Checkpoints:
     ):
         self.folder, self.write = pathlib.Path(folder).absolute(), write
         self.say = say or speak
+        self._damaged: dict[int, str] = {}  # {step: why}, as found so far
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if write else None,
             create=write,
@@ -90,7 +114,8 @@ class Checkpoints:
         """Write `state` as `step`, in the background; the arrays may be donated as soon as this returns.
 
         `data` is the iterator's state and `frozen` the source and hash of each frozen group, both JSON. Steps at or
-        after this one are left from an abandoned future, as the run could not read them: each is kept as `set-aside-STEP`, until another takes that
+        after this one are left from an abandoned future, as the run could not read them: each of them, and whatever else was found damaged, which
+        would count as one of the last good ones, is kept as `set-aside-STEP`, until another takes that
         name, since what could not be read once need not be damaged. Raises
         CheckpointError when this save could not be written; that the one before it failed is said. Older checkpoints stay as they are.
         """
@@ -108,7 +133,8 @@ class Checkpoints:
         meta = {"step": step, "leaves": leaves, "frozen": dict(frozen or {}), "data": _crc(data)}
         saves = {item: ocp.args.PyTreeSave(unflatten_dict(tree, sep="/")) for item, tree in arrays.items()}
         try:
-            self._set_aside([s for s in self.steps() if s >= step])
+            self._set_aside([s for s in self.steps() if s >= step or s in self._damaged])
+            self._damaged = {}
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -182,24 +208,26 @@ class Checkpoints:
         return self.newest(load)
 
     def newest(self, load: Callable[[int], T], step: int | None = None) -> T:
-        """load(step) of the newest step (or of `step` alone) for which it does not raise Corrupt.
+        """load(step) of the newest step (or of `step` alone) for which it does not raise Corrupt. What is to be of one step is to be read in one call.
 
-        Damaged steps are named. CheckpointError when there is none.
+        Damaged steps are named, and left out from then on. CheckpointError when there is none.
         """
-        steps, bad = self.steps(), []
+        steps, found = self.steps(), {}
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} has no step {step}; it has {steps}")
         for s in reversed(steps) if step is None else [step]:
+            if s in self._damaged:
+                continue
             try:
                 result = load(s)
             except Corrupt as e:
-                bad.append(f"step {s}: {e}")
+                self._damaged[s] = found[s] = str(e)
                 continue
-            if bad:
-                self.say(f"damaged checkpoint in {self.folder}, {'; '.join(bad)}: using step {s}")
+            if found:
+                self.say(f"damaged checkpoint in {self.folder}, {_listed(found)}: using step {s}")
             return result
         raise CheckpointError(
-            f"no good checkpoint in {self.folder}: {'; '.join(bad) or 'it is empty'}; restore the folder from a copy, or "
+            f"no good checkpoint in {self.folder}: {_listed(self._damaged) or 'it is empty'}; restore the folder from a copy, or "
             "train anew in another --workdir"
         )
 
@@ -252,7 +280,7 @@ class Checkpoints:
             except (jax.errors.JaxRuntimeError, MemoryError):
                 raise  # of devices and memory, not of files
             except Exception as e:
-                raise Corrupt(_first_line(e)) from e
+                raise Corrupt(_unreadable(e)) from e
 
         found = _together(read) if self.write else read()
         arrays = {item: flatten_dict(found[item], sep="/") for item in wanted}
@@ -404,8 +432,24 @@ def _crc(value: Any) -> int:
 
 
 def _first_line(error: BaseException, most: int = 200) -> str:
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__  # of a KeyError str() is in quotes
+    text = text.strip().splitlines()[0]
     return text if len(text) <= most else text[:most] + "..."
+
+
+def _unreadable(error: BaseException) -> str:
+    """Which array cannot be read and why, of all that the storage library says, which may be in the error's cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause).partition(" [tensorstore_spec=")[0]
+        if named := re.search(r'Error reading "([^"/]+)/', text):
+            return f"{named[1]} cannot be read ({text.rpartition(': ')[2].partition(';')[0]})"
+        cause = cause.__cause__
+    return f"its arrays cannot be read ({_first_line(error)})"
+
+
+def _listed(damaged: Mapping[int, str]) -> str:
+    return "; ".join(f"step {step}: {why}" for step, why in damaged.items())
 
 
 def _some(lines: Sequence[str], most: int = 8) -> str:

@@ -22,7 +22,7 @@ class Plan:
     job: Job
     prepared: Prepared
     batch: Mapping[str, jax.ShapeDtypeStruct]
-    origins: Mapping[str, str]  # {group of frozen weights: where they come from}
+    origins: Mapping[str, str]  # {group: where its weights come from}; of those that are trained, the ones that begin with another run's
 
     @classmethod
     def of(cls, config: Mapping[str, Any], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, load: Callable[[str], Any]) -> "Plan":
@@ -33,8 +33,10 @@ class Plan:
         example = blank.example(config["data"]["train"], job.config["objective"])
         place = sharding.batch_sharding(mesh)
         of = lambda x: jax.ShapeDtypeStruct((config["batch"], *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype), sharding=place)
+        prepared = job.prepare(example)
+        begins = {group: f"{spec['run']} at first" for spec in config["init"] for group in spec.get("groups") or prepared.like.params}
         origins = {group: ref.get("run") or ref[runs.FILE] for _, group, ref in runs.references(config["objective"])}
-        return cls(job, job.prepare(example), {k: of(x) for k, x in example.items()}, origins)
+        return cls(job, prepared, {k: of(x) for k, x in example.items()}, begins | origins)
 
     @property
     def local_batch(self) -> int:
@@ -88,7 +90,7 @@ def explain(plan: Plan, depth: int) -> Iterator[str]:
     groups = {**like.params, **like.frozen}
     yield "\n".join(_tree(groups, depth))
     yield table(("group", "parameters", "trained", "from"), [_group(plan, name, tree) for name, tree in groups.items()])
-    if len(job.config["sharding"]) > 1:
+    if len(job.config["sharding"]) > 1 or set(job.mesh.shape) - {"data"}:
         yield table(("sharding", "place", "arrays", "all", "on a device"), list(_rules(plan)))
     rows = [(k, "x".join(map(str, x.shape[1:])) or "1", x.dtype.name, size_text(x.size * x.dtype.itemsize)) for k, x in plan.batch.items()]
     yield table(("data of a step", "an example", "type", "all"), rows)
@@ -109,7 +111,7 @@ def _group(plan: Plan, name: str, tree: Any) -> tuple[str, ...]:
     trained = len(plan.prepared.optimisers[name].trained)
     leaves = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
     some = sum(x.size for n, x in leaves.items() if n in plan.prepared.optimisers[name].trained)
-    return name, f"{count:,}", f"{some:,}" if trained < len(leaves) else "all", "this run"
+    return name, f"{count:,}", f"{some:,}" if trained < len(leaves) else "all", plan.origins.get(name, "this run")
 
 
 def _rules(plan: Plan) -> Iterator[tuple[str, ...]]:

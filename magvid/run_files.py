@@ -26,14 +26,14 @@ def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) ->
     """Writes all trained groups to `out`; returns how many numbers. `weights`: "ema" or "params", these alone; by default both where both are there, bit for
     bit, so that runs that build on this one find the same in what is imported.
     """
-    if weights is None:
-        leaves = list(run.checkpoints.meta(run.step)["leaves"])
-        flat = {}
-        for item in ("params", *(["ema"] if run.averaged else [])):
+    def both(step: int) -> dict[str, np.ndarray]:
+        leaves, found = run.checkpoints.meta(step)["leaves"], {}
+        for item in ("params", "ema"):
             names = [n.removeprefix(f"{item}/") for n in leaves if n.startswith(f"{item}/")]
-            flat |= {f"{item}/{n}": x for n, x in run.checkpoints.some(run.step, item, names).items()}
-    else:
-        flat = flatten_dict({"params": {group: run.weights(group, weights) for group in run.groups}}, sep="/")
+            found |= {f"{item}/{n}": x for n, x in run.checkpoints.some(step, item, names).items()} if names else {}
+        return found
+
+    flat = run.checkpoints.newest(both) if weights is None else flatten_dict({"params": run.all_weights(weights)}, sep="/")
     about = dict(format=FORMAT, config=runs.relative(run.config, run.path), step=run.step, frozen=run.frozen)
     if run.trained_clip is not None:
         about["data"] = runs.read_json(run.path / runs.DATA)

@@ -118,11 +118,16 @@ class Run:
         """Where videos of it are written."""
         return self.path / "samples"
 
-    @functools.cached_property
+    @property
     def step(self) -> int:
-        """The newest saved step whose description is readable."""
+        """The newest saved step of which nothing was found damaged so far, its description least of all."""
+
+        def described(step: int) -> int:
+            self.checkpoints.meta(step)
+            return step
+
         try:
-            return self.checkpoints.newest(lambda step: self.checkpoints.meta(step)["step"])
+            return self.checkpoints.newest(described)
         except CheckpointError as e:
             raise UserError(f"run {self.path} has no checkpoint yet ({e}): train it first") from None
 
@@ -154,25 +159,27 @@ class Run:
         """
         return self.read(group, which, step)[0]
 
+    def all_weights(self, which: str | None = None) -> Groups:
+        """`weights` of all groups, of one step."""
+        return self.checkpoints.newest(lambda step: {group: self.read_at(step, group, which)[0] for group in self.groups})
+
     def read(self, group: str, which: str | None = None, step: int | None = None) -> tuple[Params, str]:
         """`weights` and 12 hex digits of their content."""
+        return self.checkpoints.newest(lambda step: self.read_at(step, group, which), step)
+
+    def read_at(self, step: int, group: str, which: str | None = None) -> tuple[Params, str]:
+        """`read`, for `Checkpoints.newest`: Corrupt where it is damaged."""
         if which not in (None, "ema", "params"):
             raise UserError(f'weights="{which}" is unknown: use "ema" or "params"')
         if group not in self.groups:
             raise UserError(f'run {self.path} has not trained "{group}": it has {", ".join(self.groups)}')
-
-        def load(step: int) -> tuple[Params, str]:
-            params = self.checkpoints.group(step, "params", group)
-            ema = self.checkpoints.group(step, "ema", group) if which != "params" else {}
-            if which == "ema" and not ema:
-                raise UserError(f'run {self.path} keeps no average of "{group}": use weights="params"')
-            items = tuple(f"{item}/{group}/" for item in (("params", "ema") if ema else ("params",)))
-            leaves = self.checkpoints.meta(step)["leaves"]
-            return join({group: params}, {group: ema})[group], _digest(
-                {n: v for n, v in leaves.items() if n.startswith(items)}
-            )
-
-        return self.checkpoints.newest(load, step)
+        params = self.checkpoints.group(step, "params", group)
+        ema = self.checkpoints.group(step, "ema", group) if which != "params" else {}
+        if which == "ema" and not ema:
+            raise UserError(f'run {self.path} keeps no average of "{group}": use weights="params"')
+        items = tuple(f"{item}/{group}/" for item in (("params", "ema") if ema else ("params",)))
+        leaves = self.checkpoints.meta(step)["leaves"]
+        return join({group: params}, {group: ema})[group], _digest({n: v for n, v in leaves.items() if n.startswith(items)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +193,9 @@ class Recipe(Run):
     step = 0
     averaged = False
     trained_clip = None
+
+    def all_weights(self, which: str | None = None) -> Groups:
+        return {}
 
     @property
     def hash(self) -> str:
@@ -259,7 +269,7 @@ def load(run: Run, which: str | None = None, trust: bool = False) -> tuple[dict,
     """
     config, frozen, hashes = resolve(run.config, trust)
     check_hashes(run.frozen, hashes, run.path)
-    return config, {g: run.weights(g, which) for g in run.groups} | frozen
+    return config, run.all_weights(which) | frozen
 
 
 def check_hashes(saved: Mapping[str, Mapping[str, str]], now: Mapping[str, str], path: pathlib.Path) -> None:

@@ -138,6 +138,25 @@ def test_what_each_sharding_rule_decides():
     assert found["kernel$"][3] != found["kernel$"][2] and found[".*"][2] == found[".*"][3] and int(found[".*"][1]) == len(arrays) - len(kernels)
 
 
+@pytest.mark.parametrize("mesh, told", [({"data": -1}, False), ({"fsdp": -1}, True)])
+def test_sharding_is_told_where_there_is_something_to_shard_over(mesh, told):
+    planned = plan(tiny_config.get_config() | dict(mesh=mesh, sharding=[[".*", "fsdp" if told else None]]), 4)
+    parts = [part for part in explain.explain(planned, 0) if part.startswith("sharding ")]
+    assert bool(parts) == told and all(re.search(r'^\.\* +"fsdp"', part, re.MULTILINE) for part in parts)
+
+
+@pytest.mark.parametrize("groups", [None, ["transformer"]])
+def test_what_begins_with_another_run_is_told(groups):
+    """The run need not be there yet; nothing of it is read."""
+    config = tiny_config.get_config("masked")
+    trained = set(plan(config, 1).prepared.like.params)
+    spec = dict(run="runs/first") | (dict(groups=groups) if groups else {})
+    table = next(part for part in explain.explain(plan(config | dict(init=[spec]), 1), 0) if part.startswith("group "))
+    found = {row[0]: row[-1] for row in (re.split(r"  +", line) for line in table.splitlines()[1:])}
+    assert {group for group, text in found.items() if text.endswith("runs/first at first")} == (set(groups) if groups else trained)
+    assert {text for group, text in found.items() if group in trained - set(groups or trained)} <= {"this run"}
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name, most", [(f"{config}:size={size}", most) for config, most in (("commit_ucf101", 0.2), ("vq3d_ucf101", 0.35)) for size in "BL"])
 def test_memory_of_a_chip_is_near_what_the_compiler_said(name, most):

@@ -54,6 +54,29 @@ def test_one_kind_of_weights_alone(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, run.weights("transformer", which), runs.open_run(tmp_path / which).weights("transformer"))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("which", [None, "params"])
+def test_of_a_damaged_step_nothing_is_exported(which, tmp_path, capsys):
+    """All of it is of the step before, which the file names."""
+    source = tiny_runs.masked_run()
+    run = pathlib.Path(shutil.copytree(source, tmp_path / "masked"))
+    newest = runs.open_run(run).step
+    before, steps = newest - 1, runs.open_run(run).checkpoints.folder
+    shutil.copytree(steps / str(newest), steps / str(before), dirs_exist_ok=True)
+    for file in (steps / str(newest) / "params").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:20])
+    out = tmp_path / "good.safetensors"
+    opened = runs.open_run(run)
+    run_files.export(opened, out, which)
+    about, arrays = run_files.read(out)
+    assert about["step"] == opened.step == before and f"using step {before}" in capsys.readouterr().out
+    name = next(n for n in arrays if n.startswith("params/transformer"))
+    kept = runs.open_run(source).weights("transformer", "params")
+    for part in name.split("/")[2:]:
+        kept = kept[part]
+    np.testing.assert_array_equal(arrays[name], kept)
+
+
 def test_a_run_that_it_builds_on_is_named_where_it_is_not(files, tmp_path, capsys):
     assert main(["import", f"{files}/masked.safetensors", f"--out={tmp_path}/deep/masked"]) == 0
     assert f"objective.tokenizer is to be at {tmp_path}/deep/vq: put it there, or say where it is by --config.objective.tokenizer.run=PATH" in capsys.readouterr().out

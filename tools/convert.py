@@ -366,8 +366,8 @@ def _merged(run: runs.Run, group: str, last: bool) -> tuple[Mapping[str, Any], W
     which = "params" if last else None
     resolved, frozen, hashes = runs.resolve({"objective": {group: objective[group]}})
     runs.check_hashes({name: run.frozen[name] for name in hashes}, hashes, run.path)
-    base = frozen[group] if group in frozen else run.weights(group, which)
-    merged = build(objective["lora"]).merge(base, run.weights("lora", which))
+    trained = run.all_weights(which)
+    merged = build(objective["lora"]).merge(frozen.get(group) or trained[group], trained["lora"])
     arrays = {name: np.asarray(x) for name, x in flatten_dict(merged, sep="/").items()}
     return resolved["objective"][group], {n: dataclasses.replace(Stored.of(x), place=run.path) for n, x in arrays.items()}
 
@@ -390,7 +390,7 @@ def _of_run(run: runs.Run, group: str, last: bool) -> dict[str, Stored]:
                 try:
                     arrays = run.checkpoints.some(step, item, names)
                 except Corrupt as error:
-                    raise UserError(f"step {step} of run {run.path} is damaged: {error}") from None
+                    raise UserError(f"step {step} in {run.checkpoints.folder} is damaged ({error}): move it away, and the one before it is taken") from None
                 held.update({f"{item}/{name}": x for name, x in arrays.items()})
         return held[leaf]
 

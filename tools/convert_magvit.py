@@ -232,19 +232,25 @@ def convert_back(workdir: str, checkpoint: str, *, format: str = "magvit") -> No
     groups = [g for g in run.groups if g in FORMATS[format].places]
     if not groups:
         raise UserError(f"run {run.path} has {', '.join(run.groups)}: none of them is part of --format={format}")
-    leaves, state, count = run.checkpoints.meta(run.step)["leaves"], {}, 0
-    for group in groups:
-        rules = rules_of(format, group, run.config["objective"][group])
-        places = FORMATS[format].places[group]
-        averaged = any(name.startswith(f"ema/{group}/") for name in leaves)
-        kinds = ("params", "ema") if averaged and len(places) > 1 else (None,)
-        for place, kind in zip(places, kinds):
-            try:
-                arrays = to_official(flat(run.weights(group, kind)), expected[group], rules)
-            except ValueError as error:
-                raise UserError(f"{run.path} and its config: {error}") from None
-            state[place] = unflatten_dict(arrays, sep="/")
-        count += sum(a.size for a in arrays.values())
+
+    def official(step: int) -> dict[str, dict[str, np.ndarray]]:
+        """{place in the checkpoint: its arrays} of one step."""
+        leaves, found = run.checkpoints.meta(step)["leaves"], {}
+        for group in groups:
+            rules = rules_of(format, group, run.config["objective"][group])
+            places = FORMATS[format].places[group]
+            averaged = any(name.startswith(f"ema/{group}/") for name in leaves)
+            kinds = ("params", "ema") if averaged and len(places) > 1 else (None,)
+            for place, kind in zip(places, kinds):
+                try:
+                    found[place] = to_official(flat(run.read_at(step, group, kind)[0]), expected[group], rules)
+                except ValueError as error:
+                    raise UserError(f"{run.path} and its config: {error}") from None
+        return found
+
+    found = run.checkpoints.newest(official)
+    state = {place: unflatten_dict(arrays, sep="/") for place, arrays in found.items()}
+    count = sum(x.size for arrays in found.values() for x in arrays.values())
     if format == "magvit":
         state["global_step"] = np.int32(run.step)
     runs.make_folder(path.absolute().parent, "--checkpoint")
