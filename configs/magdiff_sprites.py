@@ -5,7 +5,7 @@
     magvid compose --entity=square.png --prompt="moves left" --run=runs/sprites/magdiff --out=a.mp4    # a picture of the whole frame
 
 Training leaves out a sixth of the combinations of shape, colour and texture; the clips to evaluate on have these alone (worlds "entities-seen" and
-"-unseen" of magvid.data.sprite_world; unseen=0: as seen in training). Half of the texts say the motion alone, so that who moves is told by the pictures,
+"-unseen" of magvid.data.sprite_world; unseen=0: as seen in training). Three of four texts say the motion alone, so that who moves is told by the pictures,
 the first frames' subjects where they are, from one to all of them; all do where a model is evaluated, which is shown that of the first frame alone.
 centre=1: subjects in the middle of their pictures, out of any frames, which tells nothing of where they are. edits=same evaluates on clips of which the sprite is to be made anew in its
 place, as the whole caption says, edits=colour in another colour.
@@ -14,9 +14,8 @@ Of two batches (`pictures`; 0: none) one is of single frames, each of a clip of 
 looks for the same work, and their subjects are not where the pictures of them have them.
 
 base=1 is what stands for Stable Diffusion here: the same layers at a small size, from nothing, told texts alone, whole captions or the motion. All
-else begins with it, in runs/sprites/entities-base (begin=0: from nothing), as MagDiff does with Stable Diffusion; other than that, it moves. What is new
-learns at `peak`, the base's weights at `gentle`. Both are on the
-latents of an autoencoder and told by CLIP's towers, which saw the same looks: vae_sprites.py:world=entities-seen,latent=8,steps=1500,kl=1e-5,scaling=0.72 and
+else begins with it, in runs/sprites/entities-base (begin=0: from nothing), as MagDiff does with Stable Diffusion; other than that, it moves. Base and arms
+are on the latents of an autoencoder and told by CLIP's towers, which saw the same looks: vae_sprites.py:world=entities-seen,latent=8,steps=1500,kl=1e-5,scaling=0.72 and
 clip_sprites.py:world=entities-moves,motion=1,steps=1500,patch=4, taken from runs/sprites/entities-vae and runs/sprites/entities-clip.
 
 The paper's ablations are arguments, see magdiff.py: segmented=0, apa=joint|none, rep=48+40+32|32|none (pixels), refs, least; shown=N: of so many
@@ -28,8 +27,8 @@ from ml_collections import ConfigDict
 from configs import clip_sprites, defaults, magdiff, vae_sprites
 
 BUDGETS = {
-    "quick": dict(channels=(32, 64, 96), batch=8, base=6000, steps=800, peak=4e-3, gentle=1e-3, sampling=16),
-    "long": dict(channels=(48, 96, 144), batch=8, base=12000, steps=2000, peak=3e-3, gentle=8e-4, sampling=24),
+    "quick": dict(channels=(32, 64, 96), batch=8, base=8000, steps=1500, peak=4e-3, sampling=16),
+    "long": dict(channels=(48, 96, 144), batch=8, base=16000, steps=4000, peak=3e-3, sampling=24),
 }
 WORLD = "entities-seen"
 FRAMES = 8
@@ -96,9 +95,9 @@ def get_config(arg=None):
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world="entities")]
     config.optim = {group: defaults.muon(b["peak"], smoke) for group in magdiff.trained(args)}
     config.ema = 0.995
-    if args["begin"]:  # what reads pictures is new, and learns faster than what was learned without
-        slower = [".*", dict(config.optim.network.rules[0][1], peak=b["gentle"])]
-        config.optim.network.rules = [[f"^conv_in/|{NEW}", config.optim.network.rules[0][1]], slower]
+    if args["apa"] == "epaf":  # how much counts of what text and pictures say are two numbers a layer, which at the matrices' rate hardly leave where they begin
+        rate = dict(config.optim.network.rules[0][1], peak=10 * b["peak"])
+        config.optim.network.rules = [["_scale$", rate], *config.optim.network.rules]
     if args["begin"] and not smoke:
         begins = dict(map="magvid.adapters.magdiff:begun", skip=[NEW])
         config.init = [dict(run=RUNS["base"], groups=["network"], weights="ema", **begins)]
@@ -119,7 +118,7 @@ def data(args, size, batch):
         options |= dict(centre=args["centre"], first=not (args["centre"] or still), grow=GROWN)
         return [*smaller, magdiff.entities(args, size, *share, **(dict(still=True) if still else {}), **options)]
 
-    told, words = pictures(args), text("caption", "motion")
+    told, words = pictures(args), text("caption", *["motion"] * (1 if args["base"] else 3))
     train, after = dict(clip, world=WORLD, split="train", keys=keys), [*told, *words]
     joint = {}
     if args["pictures"]:

@@ -2,8 +2,10 @@
 neither is imported before it is needed.
 """
 
+import ast
 import difflib
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -79,7 +81,6 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
     ValueError for a flag or field that does not exist, a bad value, or a missing flag of `need` (of "run|config" one)."""
     from absl import flags
     from ml_collections import config_flags
-    from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
     values = flags.FlagValues()
     files = next((flag.name for flag in program.flags if flag.kind == "files"), None)
@@ -92,14 +93,13 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
             raise ValueError(f"{bad}: beside files a field is written --config.FIELD=VALUE")  # what follows would be a file
         argv = [a for a in argv if not re.match(r"--?(no)?config\.", a)]
     else:
-        argv = _without(argv, "config")
-        _check_fields(config, argv)
+        argv = _override(config, _without(argv, "config"))
     argv = [program.name, *argv]
     try:
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
         extra = values(argv)[1:]
-    except (flags.Error, UnsupportedOperationError, AttributeError, KeyError, TypeError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{_flag_error(error, program)}; `{program.name} --help` lists the flags") from error
     if files:
         values[files].value, extra = extra, []
@@ -125,8 +125,6 @@ def _flag_error(error: Exception, program: Program) -> str:
         return f'--{match[1]} must be {kind}, got "{match[2]}"'
     if match := re.match(r"flag --([^=]+)=.*Non-boolean argument to boolean flag', '(.*)'", text):
         return f'--{match[1]} must be true or false, got "{match[2]}"'
-    if match := re.match(r"Type <class '(\w+)'> of field (\S+) is not supported", text):
-        return f"--{match[2]} is a {match[1]}: change one entry (--{match[2]}[0]=...), or the config itself"
     return text.replace("flag --", "--")
 
 
@@ -159,29 +157,61 @@ def _dotted(path: Sequence[str]) -> str:
     return ".".join(path).replace(".[", "[")
 
 
-def _check_fields(config, argv: Sequence[str]) -> None:
-    """ValueError naming the nearest field where `--config.a.b` has none."""
+def _override(config, argv: Sequence[str]) -> list[str]:
+    """Sets what flags cannot, None and whole lists and dicts, from `--config.a.b=VALUE` in JSON or as Python writes it; returns the rest of `argv`.
+    ValueError naming the nearest field where `config` has none, or a value that is not of its kind.
+    """
+    rest = []
     for arg in argv:
-        if not (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)):
+        match = re.match(r"--?(?:no)?config\.([^=]+)=?", arg)
+        if not match:
+            rest.append(arg)
             continue
-        at, path = config, []
-        for part in re.findall(r"[^.\[\]]+|\[\d+\]", match[1]):
-            if part.startswith("[") and isinstance(at, Sequence) and not isinstance(at, str):
-                if int(part[1:-1]) >= len(at):
-                    raise ValueError(f"{_dotted(path)} has {len(at)} entries, [0] to [{len(at) - 1}], and no {part} (in {arg})")
-                at, path = at[int(part[1:-1])], [*path, part]
-                continue
-            fields = list(at.keys()) if hasattr(at, "keys") else []
+        owner, key = _place(config, match[1], arg)
+        now, text = owner[key], arg[match.end() :]
+        kind = dict if hasattr(now, "keys") else list if isinstance(now, (list, tuple)) else None
+        if "=" not in arg or (kind is None and text not in ("null", "None")):
+            rest.append(arg)
+            continue
+        value = _literal(text)
+        if value is not None and not isinstance(value, kind or object):
+            example = json.dumps(now.to_dict() if hasattr(now, "to_dict") else now)
+            raise ValueError(f"{arg}: config.{match[1]} takes a {kind.__name__} in JSON, such as '{example if len(example) < 200 else '{...}' if kind is dict else '[...]'}'")
+        if isinstance(owner, list):
+            owner[key] = value
+        else:
+            with config.unlocked(), owner.unlocked(), owner.ignore_type():
+                owner[key] = value
+    return rest
+
+
+def _literal(text: str) -> Any:
+    """The value that a text is in JSON, or else in Python; the text itself where it is none."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def _place(config, name: str, arg: str) -> tuple[Any, str | int]:
+    """(what holds the field a.b[0] of `config`, its key there)."""
+    owner, key, at, path = None, "", config, []
+    for part in re.findall(r"[^.\[\]]+|\[\d+\]", name):
+        if part.startswith("[") and isinstance(at, Sequence) and not isinstance(at, str):
+            owner, key = at, int(part[1:-1])
+            if key >= len(at):
+                raise ValueError(f"{_dotted(path)} has {len(at)} entries, [0] to [{len(at) - 1}], and no {part} (in {arg})")
+        else:
+            owner, key, fields = at, part, list(at.keys()) if hasattr(at, "keys") else []
             if part not in fields:
-                near = difflib.get_close_matches(part, fields, 1)
-                where = _dotted(path) or "the config"
-                hint = (
-                    f"did you mean {_dotted([*path, near[0]])}?"
-                    if near
-                    else f"it has {', '.join(sorted(fields)) or 'no fields'}"
-                )
-                raise ValueError(f'{where} has no field "{part}" (in {arg}); {hint}')
-            at, path = at[part], [*path, part]
+                near, where = difflib.get_close_matches(part, fields, 1), _dotted(path) or "the config"
+                hint = f"did you mean {_dotted([*path, near[0]])}?" if near else f"it has {', '.join(sorted(fields)) or 'no fields'}"
+                whole = f"; give all of it by --config.{_dotted(path)}='{{...}}'" if path and not near and fields and "target" not in fields else ""
+                raise ValueError(f'{where} has no field "{part}" (in {arg}); {hint}{whole}')
+        at, path = owner[key], [*path, part]
+    return owner, key
 
 
 # Help ---------------------------------------------------------------------------------------------------------------
@@ -195,7 +225,7 @@ def program_help(program: Program) -> str:
         what = "change a field of the " + (
             "config" if any(f.name == "config" for f in program.flags) else "run's config that its weights allow"
         )
-        rows.append(("--config.FIELD=VALUE", f"{what}, e.g. {program.field}; of a list one entry: --config.a.b[0]=VALUE"))
+        rows.append(("--config.FIELD=VALUE", f"{what}, e.g. {program.field}; lists and dicts in JSON; of a list one entry: --config.a.b[0]=VALUE"))
     rows.append(("--debug", "show the traceback of an error"))
     width = max(len(name) for name, _ in rows)
     files = "".join(f" {f.shown}" for f in program.flags if f.kind == "files")

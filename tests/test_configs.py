@@ -799,8 +799,12 @@ def test_magdiff_on_sprites():
     stills, without = (config["data"]["pictures"]["transforms"] for config in (plain, base))
     assert stills[0]["still"] and not stills[0]["first"] and stills[0]["references"] == [1, 1] and without[1]["indices"] == [0]
     assert plain["data"]["pictures"]["batch"] == 8 * plain["batch"] and "pictures" not in get_sprites("pictures=0")["data"]
-    fast, slow = (rule for _, rule in plain["optim"]["network"]["rules"])
-    assert fast == base["optim"]["network"]["rules"][0][1] == plain["optim"]["resampler"]["rules"][0][1] and slow["peak"] < fast["peak"]
+    (scales, fast), (rest, usual) = plain["optim"]["network"]["rules"]
+    assert (scales, rest) == ("_scale$", ".*") and fast["peak"] == 10 * usual["peak"]
+    for other in (base, get_sprites("apa=joint"), get_sprites("apa=none")):  # these have no scales
+        assert other["optim"]["network"]["rules"] == [[".*", usual]] == plain["optim"]["resampler"]["rules"]
+    assert base["data"]["train"]["transforms"][-2]["keys"] == ("caption", "motion")
+    assert plain["data"]["train"]["transforms"][-2]["keys"] == ("caption", "motion", "motion", "motion")
     assert base["objective"]["trained"] == ("network",) and len(base["objective"]["conditioners"]) == 1
     motion = dict(target="magvid.data.sprites:Sprites", world="entities-moves")
     assert motion.items() <= get("clip_sprites", "world=entities-moves,motion=1").data.train.source.to_dict().items()

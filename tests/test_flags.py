@@ -47,6 +47,43 @@ def test_values_and_defaults():
             parse(COMMANDS["train"], [*argv[:3], f"--config.optim.tokenizer.rules{where}=a"], config=config)
 
 
+@pytest.mark.parametrize(
+    "told, field, value",
+    [
+        ('sharding=[["kernel$", "fsdp"], [".*", null]]', "sharding", [["kernel$", "fsdp"], [".*", None]]),
+        ("sharding=[['kernel$', 'fsdp'], ['.*', None]]", "sharding", [["kernel$", "fsdp"], [".*", None]]),
+        ('mesh={"fsdp": 2, "data": -1}', "mesh", {"fsdp": 2, "data": -1}),
+        ('init=[{"run": "runs/a"}]', "init", [{"run": "runs/a"}]),
+        ("objective.tokenizer.quantizer=null", "objective.tokenizer.quantizer", None),
+        ("remat_policy=None", "remat_policy", None),
+        ("remat_policy=nothing_saveable", "remat_policy", "nothing_saveable"),
+        ("optim.tokenizer.rules[0]=[\"a\", {}]", "optim.tokenizer.rules", [["a", {}]]),
+    ],
+)
+def test_whole_lists_dicts_and_nothing_are_given_in_json_or_python(told, field, value):
+    found = open_config("train", str(tiny_runs.TINY), ["--config=x.py", "--workdir=w", "--config.steps=7", f"--config.{told}"])
+    assert found["steps"] == 7
+    for part in field.split("."):
+        found = found[part]
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        ("mesh={fsdp:2}", """--config.mesh={fsdp:2}: config.mesh takes a dict in JSON, such as '{"data": -1}'"""),
+        ("sharding={}", """config.sharding takes a list in JSON, such as '[[".*", null]]'"""),
+        ("mesh=3", "config.mesh takes a dict in JSON"),
+        ("mesh.fsdp=2", 'mesh has no field "fsdp" (in --config.mesh.fsdp=2); it has data; give all of it by --config.mesh='),
+        ("steps=[]", '--config.steps must be a whole number, got "[]"'),
+    ],
+)
+def test_what_is_no_list_or_dict_is_named(told, said):
+    with pytest.raises(ValueError) as error:
+        open_config("train", str(tiny_runs.TINY), ["--config=x.py", "--workdir=w", f"--config.{told}"])
+    assert said in str(error.value)
+
+
 def test_help_imports_nothing_heavy(tmp_path):
     program = "import sys; from magvid.__main__ import main; main(['train', '--help'])\n"
     program += "print(sorted({'jax', 'numpy', 'flax', 'absl'} & set(sys.modules)))"

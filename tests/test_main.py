@@ -46,7 +46,7 @@ BAD = {
     "train --config={tiny} --workdir={there}/new --config.stepz=4": "did you mean steps?",
     "train --config={tiny} --workdir={there}/new --config.data.train.source.splt=x": "did you mean data.train.source",
     "train --config={tiny} --workdir={there}/new --config.steps=abc": '--config.steps must be a whole number, got "abc"',
-    "train --config={tiny} --workdir={there}/new --config.metrics=1": "--config.metrics is a list",
+    "train --config={tiny} --workdir={there}/new --config.metrics=1": "--config.metrics=1: config.metrics takes a list in JSON",
     "train --config={tiny} --workdir={there}/new --stepz=3": "there is no flag --stepz",
     "train --config={tiny} --workdir={there}/new --profile=now": "--profile=now: give the first step and the last, such as 20-24",
     "train --config={tiny} --workdir={there}/new --coordinator=here:1": "--processes, --process missing: several processes are named by",
