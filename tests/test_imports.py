@@ -36,7 +36,7 @@ ARROWS = {
     "cost": set(),
     "meter": set(),
     "guard": set(),
-    "cluster": set(),
+    "cluster": {"watchdog"},
     "watchdog": {"types"},
     "lora": set(),
     "grafts": set(),
