@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from configs import clip_sprites, defaults, magdiff, vae_sprites
 
 BUDGETS = {
-    "quick": dict(channels=(32, 64, 96), batch=8, base=8000, steps=1500, peak=4e-3, sampling=16),
+    "quick": dict(channels=(32, 64, 96), batch=8, base=7000, steps=1500, peak=4e-3, sampling=16),
     "long": dict(channels=(48, 96, 144), batch=8, base=16000, steps=4000, peak=3e-3, sampling=24),
 }
 WORLD = "entities-seen"

@@ -81,6 +81,19 @@ def train_once(config: Mapping[str, Any], folder: pathlib.Path) -> None:
         raise UserError(f"{folder} was trained with another {', '.join(changed[:3])}: choose another --workdir")
 
 
+def take(file: pathlib.Path, config: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Makes the run `folder` of a file that `magvid export` wrote, where there is no such folder yet and the file's run was trained to its end as `config` says."""
+    from magvid import run_files, runs
+    from magvid.job import check_config, differences
+
+    if folder.exists() or not file.is_file():
+        return
+    about, _ = run_files.read(file)
+    wanted = runs.anchored(check_config(config), os.getcwd())
+    if about["step"] == wanted["steps"] and not differences(runs.anchored(about["config"], folder), wanted):
+        run_files.load(file, folder)
+
+
 def moved(spec: Any, workdir: pathlib.Path) -> Any:
     """A config whose references to runs/sprites/NAME are to WORKDIR/NAME."""
     if isinstance(spec, Mapping):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # the configs live beside this folder
 import numpy as np
 
 from configs import clip_sprites, magdiff_sprites, vae_sprites
-from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, train_once, training, untrained
+from experiments.arms import command_line, digest, film_strip, films, hashes, kept, markdown, moved, opened, run_stages, score, slug, table, take, train_once, training, untrained
 from magvid.flags import guarded, leave, program_help, use_huge_pages
 
 PROGRAM = command_line("magdiff_sprites", "Train and score MagDiff and its ablations, or go on with that; write tables, pictures and a page.")
@@ -58,6 +58,7 @@ EDIT_COLUMNS = {
     "dB below the autoencoder": ("given_gap", 2, 1),
 }
 TOWERS = {"entities-vae": (vae_sprites, magdiff_sprites.VAE), "entities-clip": (clip_sprites, magdiff_sprites.CLIP)}
+WEIGHTS = ROOT / "experiments" / "weights"  # the parts as `magvid export` wrote them: training them takes hours on a CPU
 PARTS = TOWERS | {"entities-base": (magdiff_sprites, "base=1")}  # the base needs the towers
 
 
@@ -73,9 +74,11 @@ def config_of(arg: str, workdir: pathlib.Path) -> dict:
 
 
 def train_part(name: str, arg: str, workdir: str) -> tuple[str, None]:
-    """What all arms share, each in a process of its own."""
+    """What all arms share, each in a process of its own: taken from WEIGHTS where that was trained so."""
     (module, own), workdir = PARTS[name], pathlib.Path(workdir)
-    train_once(moved(module.get_config(f"{arg},{own}").to_dict(), workdir), workdir / name)
+    config = moved(module.get_config(f"{arg},{own}").to_dict(), workdir)
+    take(WEIGHTS / f"{name}.safetensors", config, workdir / name)
+    train_once(config, workdir / name)
     return name, None
 
 

@@ -160,7 +160,7 @@ def _export(argv: list[str]) -> None:
 
     run = runs.open_run(flags.run, flags.trust)
     form = adapter_files if adapter_files.additions(run) else run_files
-    count = form.export(run, flags.out, flags.weights)
+    count = form.export(run, flags.out, flags.weights, flags.dtype)
     print(f"{flags.out}: {count:,} parameters, {os.path.getsize(flags.out) / 1e6:.1f} MB")
 
 

@@ -36,8 +36,8 @@ def told(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for spec in specs for k, v in spec.items() if plain(v) and k not in ("target", "frames")}
 
 
-def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) -> int:
-    """Writes all trained groups of a run, averaged where there is an average, to `out`; returns how many parameters they have.
+def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None, dtype: str | None = None) -> int:
+    """Writes all trained groups of a run, averaged where there is an average, to `out`; returns how many parameters they have. `dtype`: as `run_files.write`.
 
     UserError for a run that trained no adapters and no LoRA, or took no network from elsewhere: its weights are no addition to anything.
     """
@@ -45,7 +45,7 @@ def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) ->
         raise UserError(f"{run.path} has no network that it took from elsewhere: what it trained is no addition to one")
     flat = flatten_dict(run.all_weights(weights), sep="/")
     about = dict(format=FORMAT, frozen={g: s["hash"] for g, s in run.frozen.items()}, run=run.path.name, step=run.step, told=told(run.config), seed=run.config["seed"])
-    return run_files.write(out, {name: x.astype("float32") for name, x in flat.items()}, about)
+    return run_files.write(out, {name: x.astype("float32") for name, x in flat.items()}, about, dtype)
 
 
 def additions(run: runs.Run) -> bool:

@@ -267,8 +267,8 @@ COMMANDS = {
     "export": Program(
         "magvid export",
         "Write what a run trained to one file: adapters or LoRA to load onto the network beside which they were trained, or a run to import elsewhere.",
-        [*RUN, Flag("out", "str", None, "FILE.safetensors", "where to write"), TRUST],
-        ["--run=runs/aid --out=aid.safetensors", "--run=runs/vq --out=vq.safetensors"],
+        [*RUN, Flag("out", "str", None, "FILE.safetensors", "where to write"), Flag("dtype", "str", None, "float16", "half the size, rounded; default: bit for bit"), TRUST],
+        ["--run=runs/aid --out=aid.safetensors", "--run=runs/vq --out=vq.safetensors", "--run=runs/vq --weights=ema --dtype=float16 --out=vq.safetensors"],
     ),
     "import": Program(
         "magvid import",

@@ -20,11 +20,12 @@ from magvid.types import UserError
 
 FORMAT = "magvid.run/1"
 NAMED = "magvid"  # the entry of the file's metadata
+ROUNDED = "float16"
 
 
-def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) -> int:
-    """Writes all trained groups to `out`; returns how many numbers. `weights`: "ema" or "params", these alone; by default both where both are there, bit for
-    bit, so that runs that build on this one find the same in what is imported.
+def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None, dtype: str | None = None) -> int:
+    """Writes all trained groups to `out`; returns how many parameters they have. `weights`: "ema" or "params", these alone; by default both where both are
+    there, bit for bit, so that runs that build on this one find the same in what is imported. `dtype`: as `write`.
     """
     def both(step: int) -> dict[str, np.ndarray]:
         leaves, found = run.checkpoints.meta(step)["leaves"], {}
@@ -34,21 +35,32 @@ def export(run: runs.Run, out: str | os.PathLike, weights: str | None = None) ->
         return found
 
     flat = run.checkpoints.newest(both) if weights is None else flatten_dict({"params": run.all_weights(weights)}, sep="/")
-    about = dict(format=FORMAT, config=runs.relative(run.config, run.path), step=run.step, frozen=run.frozen)
+    about = dict(format=FORMAT, config=runs.relative(run.config, run.path), step=run.step, frozen=run.frozen, weights=weights)
     if run.trained_clip is not None:
         about["data"] = runs.read_json(run.path / runs.DATA)
-    return write(out, flat, about)
+    write(out, flat, about, dtype)
+    return sum(x.size for name, x in flat.items() if name.startswith("params/"))
 
 
-def write(out: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> int:
-    """Under its name only when it is complete; returns how many numbers. UserError where it cannot be written."""
+def write(out: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], dtype: str | None = None) -> int:
+    """Under its name only when it is complete; returns how many numbers. `dtype`: None keeps arrays as they are; of "float16" those in float32 are rounded
+    to it, and in float32 again when they are read. UserError where it cannot be written.
+    """
     from safetensors.numpy import save_file
 
     path = pathlib.Path(out).expanduser()
     if path.suffix != ".safetensors":
         raise UserError(f"--out={out} should end in .safetensors")
     runs.check_writable(path.parent, "--out")
-    arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    if dtype not in (None, ROUNDED):
+        raise UserError(f"--dtype={dtype}: {ROUNDED}, or leave it out for arrays as they are")
+    if dtype:
+        with np.errstate(over="ignore"):  # looked at next
+            rounded = {name: np.asarray(x, ROUNDED) for name, x in arrays.items() if x.dtype == np.float32}
+        if large := next((name for name, x in rounded.items() if not np.isfinite(x).all()), None):
+            raise UserError(f"--dtype={dtype}: {large} has numbers that it cannot hold; leave it out")
+        arrays, about = {**arrays, **rounded}, {**about, ROUNDED: sorted(rounded)}
+    arrays = {name: np.asarray(x, order="C") for name, x in arrays.items()}  # np.ascontiguousarray makes a scalar a vector
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +90,7 @@ def read(file: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
     sums = about.pop("checksums", {})
     if damaged := [name for name, x in arrays.items() if name in sums and zlib.crc32(x.tobytes()) != sums[name]]:
         raise UserError(f"{file} is damaged: the checksum of {damaged[0]} is wrong; copy or export it again")
-    return about, arrays
+    return about, arrays | {name: arrays[name].astype(np.float32) for name in about.pop(ROUNDED, ())}
 
 
 def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -> list[str]:
@@ -95,7 +107,9 @@ def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -
         runs.check_trust(config, folder)
     runs.make_folder(folder, "--out")
     trees = unflatten_dict(arrays, sep="/")
-    state = TrainState(np.int32(about["step"]), trees["params"], {}, {}, trees.get("ema", {}), {}, jax.random.key(0))
+    # a file of the averages alone: who asks the run for its averages is given them
+    averages = trees["params"] if about.get("weights") == "ema" else trees.get("ema", {})
+    state = TrainState(np.int32(about["step"]), trees["params"], {}, {}, averages, {}, jax.random.key(0))
     checkpoints = Checkpoints(folder / "checkpoints", write=True)
     checkpoints.save(about["step"], state, {}, about["frozen"])
     checkpoints.wait()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -37,6 +38,26 @@ def here(stages, work, arguments, jobs, say):
     for stage in stages:
         for name, arm in stage.items():
             yield work(name, arm, *arguments)
+
+
+def test_a_part_is_taken_from_a_file_where_that_was_trained_so(tmp_path):
+    from experiments import arms
+    from magvid import run_files, runs
+
+    run, file = runs.open_run(tiny_runs.masked_run()), tmp_path / "masked.safetensors"
+    run_files.export(run, file)
+    config, folders = run.config, [run.path.parent / f"{tmp_path.name}-{name}" for name in ("same", "seed", "steps", "there")]
+    for folder, wanted in zip(folders[:3], (config, config | dict(seed=1), config | dict(steps=config["steps"] + 1)), strict=True):
+        arms.take(file, wanted, folder)
+    arms.take(tmp_path / "none.safetensors", config, folders[3])
+    assert [folder.exists() for folder in folders] == [True, False, False, False]
+    folders[3].mkdir()
+    arms.take(file, config, folders[3])
+    assert not list(folders[3].iterdir())  # what is there is left alone
+    taken = runs.open_run(folders[0])
+    assert taken.step == run.step and taken.read("transformer")[1] == run.read("transformer")[1]
+    arms.train_once(config, folders[0])
+    assert not (folders[0] / "metrics.jsonl").exists()  # nothing is left to train
 
 
 @pytest.mark.full

@@ -45,6 +45,39 @@ def test_what_is_imported_is_the_run(files, tmp_path, capsys):
     assert made[0] == made[1] and made[0]
 
 
+def test_half_the_size_rounded(tmp_path, capsys):
+    assert main(["train", f"--config={tiny_runs.TINY}", f"--workdir={tmp_path}/run", "--config.ema=0.9"]) == 0
+    run = runs.open_run(tmp_path / "run")
+    assert main(["export", f"--run={run.path}", f"--out={tmp_path}/a.safetensors"]) == 0
+    assert main(["export", f"--run={run.path}", f"--out={tmp_path}/b.safetensors", "--dtype=float16", "--weights=ema"]) == 0
+    said = capsys.readouterr().out
+    count = sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group, "params")))
+    assert said.count(f": {count:,} parameters") == 2  # averages are no parameters more
+    whole, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in "ab")
+    assert half < 0.5 * whole  # what a small file says of itself counts as well
+    assert main(["import", f"{tmp_path}/b.safetensors", f"--out={tmp_path}/half"]) == 0
+    new = runs.open_run(tmp_path / "half")
+    for which in ("ema", "params", None):  # whatever it is asked for, it has the averages
+        for ours, theirs in zip(jax.tree.leaves(new.weights("tokenizer", which)), jax.tree.leaves(run.weights("tokenizer", "ema")), strict=True):
+            np.testing.assert_array_equal(ours, theirs.astype(np.float16).astype(np.float32))
+    arrays = {"a": np.array([1e6], np.float32)}
+    for dtype, message in (("float16", "a has numbers that it cannot hold"), ("float8", "--dtype=float8: float16, or leave it out")):
+        with pytest.raises(UserError, match=message):
+            run_files.write(tmp_path / "c.safetensors", arrays, {}, dtype)
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_shapes_and_types_come_back(dtype, tmp_path):
+    arrays = {"scale": np.array(2.5, np.float32), "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T, "count": np.array(7), "none": np.zeros((0, 4), np.float32)}
+    assert run_files.write(tmp_path / "a.safetensors", arrays, {"format": "x"}, dtype) == 8
+    about, found = run_files.read(tmp_path / "a.safetensors")
+    assert about == {"format": "x"} and found.keys() == arrays.keys()
+    for name, x in arrays.items():
+        assert found[name].dtype == x.dtype and found[name].shape == x.shape
+        np.testing.assert_array_equal(found[name], x)
+
+
 def test_one_kind_of_weights_alone(tmp_path):
     run = runs.open_run(tiny_runs.masked_run())
     for which in ("ema", "params") if run.averaged else ("params",):
