@@ -91,7 +91,10 @@ def _steps(flag: str, text: str | None) -> tuple[int, int] | None:
         return None
     if not (found := re.fullmatch(r"(\d+)(?:-(\d+))?", text)):
         raise ValueError(f"--{flag}={text}: give the first step and the last, such as 20-24")
-    return int(found[1]), int(found[2] or found[1])
+    first, last = int(found[1]), int(found[2] or found[1])
+    if first > last:
+        raise ValueError(f"--{flag}={text}: the first step comes after the last")
+    return first, last
 
 
 def _explain(argv: list[str]) -> None:
@@ -114,6 +117,8 @@ def _compile(argv: list[str]) -> None:
 
     if flags.steps and flags.topology != "local":
         raise ValueError(f"--steps={flags.steps}: steps are timed where the devices are, --topology=local")
+    if flags.effort > 1:
+        raise ValueError(f"--effort={flags.effort:g}: a number from -1 to 1")
     devices = ahead.open_devices(flags.topology, flags.chips)
     jax.config.update("jax_exec_time_optimization_effort", flags.effort)
     config = job.check_config(config)

@@ -332,7 +332,8 @@ class _Profiler:
 
     def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None, done: int, total: int, say: Callable[[str], None]):
         if steps and not done < steps[0] <= steps[1] <= total:
-            raise UserError(f"--profile={steps[0]}-{steps[1]}: this run makes the steps {done + 1} to {total}")
+            left = f"this run makes the steps {done + 1} to {total}" if done < total else f"this run is done, with step {total}: make it longer (--config.steps)"
+            raise UserError(f"--profile={steps[0]}-{steps[1]}: {left}")
         self.folder, self.steps, self.say, self.on = folder, steps or (0, 0), say, False
 
     def before(self, step: int) -> None:

@@ -49,6 +49,8 @@ BAD = {
     "train --config={tiny} --workdir={there}/new --config.metrics=1": "--config.metrics=1: config.metrics takes a list in JSON",
     "train --config={tiny} --workdir={there}/new --stepz=3": "there is no flag --stepz",
     "train --config={tiny} --workdir={there}/new --profile=now": "--profile=now: give the first step and the last, such as 20-24",
+    "train --config={tiny} --workdir={there}/new --profile=9-3": "--profile=9-3: the first step comes after the last",
+    "compile --config={tiny} --topology=cpu:1 --effort=7": "--effort=7: a number from -1 to 1",
     "train --config={tiny} --workdir={there}/new --coordinator=here:1": "--processes, --process missing: several processes are named by",
     "train --config={tiny} --workdir={there}/new --coordinator=here --processes=2 --process=0": "--coordinator=here: HOST:PORT",
     "train --config={tiny} --workdir={there}/new --coordinator=here:1 --processes=2 --process=2": "--process=2: one of 0 to 1",

@@ -117,6 +117,8 @@ def test_a_trace_of_some_steps_is_written(tmp_path, capsys):
     assert list((tmp_path / "profile").rglob("*.xplane.pb")) and "trace of the steps 2 to 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="--profile=3-9: this run makes the steps 5 to 6"):
         train.train(config(steps=6), tmp_path, profile=(3, 9), **ONE)
+    with pytest.raises(UserError, match="--profile=3-4: this run is done, with step 4"):
+        train.train(config(steps=4), tmp_path, profile=(3, 4), **ONE)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
