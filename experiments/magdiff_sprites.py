@@ -3,7 +3,7 @@
     python experiments/magdiff_sprites.py [--budget=quick|long] [--seeds=3] [--clips=200] [--jobs=N] [--workdir=FOLDER]
 
 Every arm has the same budget (configs/magdiff_sprites.py) and begins with the same base, which makes videos of texts; all share an autoencoder
-and CLIP. Scores are means over seeds with 95 % intervals (Student's t), of test clips with combinations of shape, colour and texture that training left
+and CLIP. These three are taken from experiments/weights where they were trained by the same configs, and trained otherwise. Scores are means over seeds with 95 % intervals (Student's t), of test clips with combinations of shape, colour and texture that training left
 out, whose text tells the motion alone: whether a judge that knows nothing of pictures and texts reads the sprite that the pictures show, and the
 motion. The first row's runs are also scored with more pictures, on combinations that were seen, and on edits. An interrupted experiment
 goes on when the same command is given again. Results: WORKDIR/report.html, table.md, scores.json and *.png.
