@@ -29,6 +29,7 @@ from magvid.types import Params, UserError
 
 T = TypeVar("T")
 
+
 class _ToTheEnd:
     """Of a handler of arrays: where one cannot be read, waits for the others, whose reads would otherwise end in an event loop that is closed, each with
     a traceback.

@@ -74,7 +74,6 @@ def begun(loaded: Params, shapes: Params) -> Params:
     return unflatten_dict(flat)
 
 
-
 class Resampler(nn.Module):
     """A Perceiver resampler (Alayrac et al., "Flamingo", NeurIPS 2022) as in IP-Adapter: any number of tokens -> `queries` tokens.
 
