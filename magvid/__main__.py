@@ -5,6 +5,7 @@ Ctrl-C and 143 SIGTERM, which save a training run first. `--debug` adds the trac
 the flags are known to be right.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -213,7 +214,7 @@ def open_config(command: str, spec: str, argv: list[str]) -> dict:
     from magvid import job
 
     with config.unlocked():
-        missing = {name: value for name, value in job.DEFAULTS.items() if name not in config}
+        missing = {name: value for name, value in copy.deepcopy(job.DEFAULTS).items() if name not in config}
         config.update({k: placeholder(str) if v is None else v for k, v in missing.items()})  # None alone has no type
         for section in (config.get("data") or {}).values():
             for name, kind in dict(cache=str, features=bool).items():

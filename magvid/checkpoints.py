@@ -172,12 +172,19 @@ class Checkpoints:
     def _set_aside(self, steps: Sequence[int]) -> None:
         if not steps:
             return
+        failed: OSError | None = None
         if jax.process_index() == 0:
             for step in steps:
                 aside = self.folder / f"{ASIDE}{step}"
                 shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
-        _any_process(False)  # all go on once it is done
+                try:
+                    (self.folder / str(step)).rename(aside)
+                except FileNotFoundError:  # somebody moved it away before
+                    pass
+                except OSError as e:
+                    failed = e
+        if _any_process(failed is not None):  # all go on, or none, once it is done
+            raise failed or OSError("the first process cannot put aside what is damaged")
         self._manager.reload()
 
     def close(self) -> None:

@@ -27,8 +27,9 @@ def join(detect: bool, coordinator: str | None, processes: int | None, process: 
         raise ValueError(f"--process={process}: one of 0 to {processes - 1} (--processes={processes})")
     import jax
 
+    there = threading.Event()
     who = f"process {process} of {processes}" if address else "a process of this cluster"
-    waits = [threading.Timer(TELL, _tell, (who, address)), threading.Timer(WAIT, _end, (who, address))]
+    waits = [threading.Timer(TELL, _tell, (who, address, there)), threading.Timer(WAIT, _end, (who, address, there))]
     for timer in waits:
         timer.daemon = True
         timer.start()
@@ -41,6 +42,7 @@ def join(detect: bool, coordinator: str | None, processes: int | None, process: 
             raise
         raise ValueError(f"--distributed: no cluster was found ({e}): give --coordinator, --processes and --process") from None
     finally:
+        there.set()
         for timer in waits:
             timer.cancel()
 
@@ -52,14 +54,18 @@ def _address(coordinator: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _tell(who: str, address: tuple[str, int] | None) -> None:
-    print(f"{who}: waiting for the others{_where(address)}", file=sys.stderr, flush=True)
+def _tell(who: str, address: tuple[str, int] | None, there: threading.Event) -> None:
+    where = _where(address)
+    if not there.is_set():
+        print(f"{who}: waiting for the others{where}", file=sys.stderr, flush=True)
 
 
-def _end(who: str, address: tuple[str, int] | None) -> None:
+def _end(who: str, address: tuple[str, int] | None, there: threading.Event) -> None:
     from magvid.watchdog import RESTART
 
     why = f"{who}: after {WAIT:.0f} s not all processes are there{_where(address)} Start the same command on all processes again."
+    if there.is_set():  # meanwhile they came
+        return
     print(why, file=sys.stderr, flush=True)
     os._exit(RESTART)  # jax waits in a thread that nothing interrupts
 
@@ -70,7 +76,7 @@ def _where(address: tuple[str, int] | None) -> str:
         return "."
     host, port = address
     try:
-        socket.create_connection(address, timeout=3).close()
+        socket.create_connection((host.strip("[]"), port), timeout=3).close()
     except socket.gaierror as error:
         return f" at {host}:{port}; {host} has no address ({error.strerror}): --coordinator is that of process 0."
     except OSError as error:

@@ -34,7 +34,8 @@ class Plan:
         place = sharding.batch_sharding(mesh)
         of = lambda x: jax.ShapeDtypeStruct((config["batch"], *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype), sharding=place)
         prepared = job.prepare(example)
-        begins = {group: f"{spec['run']} at first" for spec in config["init"] for group in spec.get("groups") or prepared.like.params}
+        where = lambda spec: f"{spec['run']} at first" + ("" if spec.get("groups") else ", where it has this group")
+        begins = {group: where(spec) for spec in config["init"] for group in spec.get("groups") or prepared.like.params}
         origins = {group: ref.get("run") or ref[runs.FILE] for _, group, ref in runs.references(config["objective"])}
         return cls(job, prepared, {k: of(x) for k, x in example.items()}, begins | origins)
 

@@ -3,6 +3,7 @@ neither is imported before it is needed.
 """
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import json
@@ -125,6 +126,8 @@ def _flag_error(error: Exception, program: Program) -> str:
         return f'--{match[1]} must be {kind}, got "{match[2]}"'
     if match := re.match(r"flag --([^=]+)=.*Non-boolean argument to boolean flag', '(.*)'", text):
         return f'--{match[1]} must be true or false, got "{match[2]}"'
+    if match := re.match(r"Type <class '(\w+)'> of field (\S+) is not supported", text):
+        return f"--{match[2]} is a {match[1]}, which takes no value here: change the config itself"
     return text.replace("flag --", "--")
 
 
@@ -168,21 +171,43 @@ def _override(config, argv: Sequence[str]) -> list[str]:
             rest.append(arg)
             continue
         owner, key = _place(config, match[1], arg)
-        now, text = owner[key], arg[match.end() :]
-        kind = dict if hasattr(now, "keys") else list if isinstance(now, (list, tuple)) else None
-        if "=" not in arg or (kind is None and text not in ("null", "None")):
-            rest.append(arg)
-            continue
-        value = _literal(text)
-        if value is not None and not isinstance(value, kind or object):
-            example = json.dumps(now.to_dict() if hasattr(now, "to_dict") else now)
-            raise ValueError(f"{arg}: config.{match[1]} takes a {kind.__name__} in JSON, such as '{example if len(example) < 200 else '{...}' if kind is dict else '[...]'}'")
-        if isinstance(owner, list):
-            owner[key] = value
-        else:
-            with config.unlocked(), owner.unlocked(), owner.ignore_type():
+        if "=" in arg and (value := _whole(owner, key, arg, match[1], arg[match.end() :])) is not _FLAG:
+            with contextlib.ExitStack() as stack:
+                if hasattr(owner, "unlocked"):  # a ConfigDict, and no plain dict or list within a list
+                    stack.enter_context(config.unlocked())
+                    stack.enter_context(owner.unlocked())
+                    stack.enter_context(owner.ignore_type())
                 owner[key] = value
+        else:
+            rest.append(arg)
+    for arg in rest:  # in what was set whole it may be gone
+        if match := re.match(r"--?(?:no)?config\.([^=]+)=?", arg):
+            _place(config, match[1], arg)
     return rest
+
+
+_FLAG = object()  # in place of a value: it is for flags to read
+
+
+def _whole(owner: Any, key: str | int, arg: str, name: str, text: str) -> Any:
+    """What the field is to be, or _FLAG. ValueError where it is a list or dict and `text` is none."""
+    now, value = owner[key], _literal(text)
+    if value is None:
+        return None
+    if hasattr(now, "keys"):
+        kind = dict
+    elif isinstance(now, list):
+        kind, value = list, list(value) if isinstance(value, tuple) else value
+    elif isinstance(now, tuple):  # flags read a tuple as well, also without brackets
+        return tuple(value) if isinstance(value, (list, tuple)) else _FLAG
+    elif now is None and (isinstance(value, (list, dict)) or _type(owner, key) is type(None)):  # not one that waits for a text or a number
+        return value
+    else:
+        return _FLAG
+    if not isinstance(value, kind):
+        example = json.dumps(now.to_dict() if hasattr(now, "to_dict") else now)
+        raise ValueError(f"{arg}: config.{name} takes a {kind.__name__} in JSON, such as '{example if 2 < len(example) < 200 else '{...}' if kind is dict else '[...]'}'")
+    return value
 
 
 def _literal(text: str) -> Any:
@@ -190,9 +215,13 @@ def _literal(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
     return text
+
+
+def _type(owner: Any, key: str | int) -> type:
+    return owner.get_type(key) if hasattr(owner, "get_type") else type(owner[key])
 
 
 def _place(config, name: str, arg: str) -> tuple[Any, str | int]:
@@ -203,6 +232,8 @@ def _place(config, name: str, arg: str) -> tuple[Any, str | int]:
             owner, key = at, int(part[1:-1])
             if key >= len(at):
                 raise ValueError(f"{_dotted(path)} has {len(at)} entries, [0] to [{len(at) - 1}], and no {part} (in {arg})")
+            if isinstance(at, tuple):
+                raise ValueError(f"{_dotted(path)} is a tuple, of which no entry can be changed alone: give all of it (in {arg})")
         else:
             owner, key, fields = at, part, list(at.keys()) if hasattr(at, "keys") else []
             if part not in fields:
@@ -211,6 +242,8 @@ def _place(config, name: str, arg: str) -> tuple[Any, str | int]:
                 whole = f"; give all of it by --config.{_dotted(path)}='{{...}}'" if path and not near and fields and "target" not in fields else ""
                 raise ValueError(f'{where} has no field "{part}" (in {arg}); {hint}{whole}')
         at, path = owner[key], [*path, part]
+    if owner is None:
+        raise ValueError(f"{arg}: --config.FIELD=VALUE names a field")
     return owner, key
 
 

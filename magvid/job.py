@@ -30,7 +30,7 @@ DEFAULTS = dict(
     ema=0.0,  # decay of the average; 0: no average
     ema_groups=(),  # (): every trained group
     mesh={"data": -1},
-    sharding=[(".*", None)],
+    sharding=[[".*", None]],
     activations={},  # how what stands between blocks is spread: {"tokens": [axes of b n d], "frames": [axes of b t h w c]}
     remat_policy=None,  # of jax.checkpoint_policies: what blocks with `remat` keep; None: nothing but their input
     dtype="float32",  # of the trained groups in the forward pass
@@ -366,6 +366,10 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def _check_values(config: Mapping[str, Any]) -> None:
+    kinds = {name: Mapping for name in ("objective", "data", "optim")} | {n: type(v) for n, v in json.loads(json.dumps(DEFAULTS)).items() if isinstance(v, (list, dict))}
+    for name, kind in kinds.items():
+        if not isinstance(config[name], kind):
+            raise UserError(f"config.{name} is {json.dumps(config[name])}: give a {'list' if kind is list else 'dict'}")
     for name, (low, high) in WHOLE.items():
         value = config[name]
         if type(value) is not int or value < low or (high is not None and value > high):

@@ -5,6 +5,7 @@ to build on and to begin with; the optimiser stays behind.
 import json
 import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -105,8 +106,26 @@ def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -
     config = runs.anchored(about["config"], folder)
     if not trust:
         runs.check_trust(config, folder)
-    runs.make_folder(folder, "--out")
+    part = folder.with_name(f".{folder.name}.part")  # what is interrupted leaves nothing under its name
+    shutil.rmtree(part, ignore_errors=True)
+    runs.make_folder(part, "--out")
     trees = unflatten_dict(arrays, sep="/")
+    try:
+        _fill(part, about, trees)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    said = [f"{out}: {', '.join(sorted(trees['params']))} of step {about['step']}"]
+    for path, _, ref in runs.references(config["objective"]):
+        place = pathlib.Path(ref.get("run") or ref[runs.FILE])
+        if not place.exists():
+            said.append(f"{path} is to be at {place}: put it there, or say where it is by --config.{path}.{'run' if 'run' in ref else runs.FILE}=PATH")
+    return said
+
+
+def _fill(folder: pathlib.Path, about: Mapping[str, Any], trees: Mapping[str, Any]) -> None:
     # a file of the averages alone: who asks the run for its averages is given them
     averages = trees["params"] if about.get("weights") == "ema" else trees.get("ema", {})
     state = TrainState(np.int32(about["step"]), trees["params"], {}, {}, averages, {}, jax.random.key(0))
@@ -116,10 +135,4 @@ def load(file: str | os.PathLike, out: str | os.PathLike, trust: bool = False) -
     checkpoints.close()
     if "data" in about:
         runs.write_json(folder / runs.DATA, about["data"])
-    runs.write_json(folder / runs.CONFIG, about["config"])  # last: without it there is no run
-    said = [f"{out}: {', '.join(sorted(trees['params']))} of step {about['step']}"]
-    for path, _, ref in runs.references(config["objective"]):
-        place = pathlib.Path(ref.get("run") or ref[runs.FILE])
-        if not place.exists():
-            said.append(f"{path} is to be at {place}: put it there, or say where it is by --config.{path}.{'run' if 'run' in ref else runs.FILE}=PATH")
-    return said
+    runs.write_json(folder / runs.CONFIG, about["config"])

@@ -129,6 +129,8 @@ class Run:
         try:
             return self.checkpoints.newest(described)
         except CheckpointError as e:
+            if self.checkpoints.steps():
+                raise
             raise UserError(f"run {self.path} has no checkpoint yet ({e}): train it first") from None
 
     @property
@@ -139,12 +141,12 @@ class Run:
     @property
     def groups(self) -> list[str]:
         """The trained groups, whose weights are here."""
-        return sorted({n.split("/")[1] for n in self.checkpoints.meta(self.step)["leaves"] if n.startswith("params/")})
+        return _groups(self.checkpoints.meta(self.step), "params")
 
     @property
     def averaged(self) -> bool:
         """Whether averaged weights are kept of any group."""
-        return any(n.startswith("ema/") for n in self.checkpoints.meta(self.step)["leaves"])
+        return bool(_groups(self.checkpoints.meta(self.step), "ema"))
 
     @property
     def frozen(self) -> dict[str, dict]:
@@ -159,9 +161,16 @@ class Run:
         """
         return self.read(group, which, step)[0]
 
-    def all_weights(self, which: str | None = None) -> Groups:
-        """`weights` of all groups, of one step."""
-        return self.checkpoints.newest(lambda step: {group: self.read_at(step, group, which)[0] for group in self.groups})
+    def all_weights(self, which: str | None = None, groups: Sequence[str] | None = None) -> Groups:
+        """`weights` of several groups (None: all), all of one step. Of "ema" those that have no average are as they are, where another has one."""
+
+        def load(step: int) -> Groups:
+            wanted = _groups(self.checkpoints.meta(step), "params") if groups is None else groups
+            averaged = _groups(self.checkpoints.meta(step), "ema")
+            kind = lambda group: "params" if which == "ema" and averaged and group not in averaged else which
+            return {group: self.read_at(step, group, kind(group))[0] for group in wanted}
+
+        return self.checkpoints.newest(load)
 
     def read(self, group: str, which: str | None = None, step: int | None = None) -> tuple[Params, str]:
         """`weights` and 12 hex digits of their content."""
@@ -171,8 +180,8 @@ class Run:
         """`read`, for `Checkpoints.newest`: Corrupt where it is damaged."""
         if which not in (None, "ema", "params"):
             raise UserError(f'weights="{which}" is unknown: use "ema" or "params"')
-        if group not in self.groups:
-            raise UserError(f'run {self.path} has not trained "{group}": it has {", ".join(self.groups)}')
+        if group not in (trained := _groups(self.checkpoints.meta(step), "params")):
+            raise UserError(f'run {self.path} has not trained "{group}": it has {", ".join(trained)}')
         params = self.checkpoints.group(step, "params", group)
         ema = self.checkpoints.group(step, "ema", group) if which != "params" else {}
         if which == "ema" and not ema:
@@ -194,7 +203,7 @@ class Recipe(Run):
     averaged = False
     trained_clip = None
 
-    def all_weights(self, which: str | None = None) -> Groups:
+    def all_weights(self, which: str | None = None, groups: Sequence[str] | None = None) -> Groups:
         return {}
 
     @property
@@ -212,6 +221,10 @@ class Recipe(Run):
     def samples(self) -> pathlib.Path:
         """A folder for each objective, as a config's arguments and fields make it: other settings do not overwrite its files."""
         return pathlib.Path("samples") / f"{self.path.stem}-{_digest(self.config['objective'])[:6]}"
+
+
+def _groups(meta: Mapping[str, Any], item: str) -> list[str]:
+    return sorted({name.split("/")[1] for name in meta["leaves"] if name.startswith(f"{item}/")})
 
 
 def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
@@ -477,8 +490,7 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
                 f"init: run {run.path} has {run.groups}, this run trains {sorted(params)}: "
                 "nothing in common, name `groups`"
             )
-        for group in groups:
-            loaded = run.weights(group, spec.get("weights"))
+        for group, loaded in run.all_weights(spec.get("weights"), groups).items():
             if spec.get("map"):
                 loaded = build.resolve(spec["map"])(loaded, params[group])
             params = {**params, group: merge(loaded, params[group], spec.get("skip") or ())}

@@ -186,6 +186,16 @@ def test_what_is_damaged_takes_no_place_of_those_that_are_kept(start, folder):
     same(checkpoints.restore(like(start))[0], at(start, 8))
 
 
+def test_what_is_damaged_may_be_moved_away_by_hand(start, folder):
+    shutil.rmtree(folder / "3" / "params")
+    checkpoints, _ = open_(folder, write=True)
+    assert checkpoints.restore(like(start))[2] == 2
+    shutil.rmtree(folder / "3")
+    checkpoints.save(7, at(start, 7), DATA)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2, 7] and not list(folder.glob("set-aside-*"))
+
+
 def test_what_was_found_damaged_is_left_out_until_it_is_saved_anew(start, folder):
     shutil.rmtree(folder / "3" / "params")
     checkpoints, said = open_(folder, write=True)

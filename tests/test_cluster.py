@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -35,6 +36,16 @@ def test_who_never_comes_is_told_and_not_waited_for_without_end(host, process, s
     assert first.startswith(f"process {process} of 2: waiting for the others at {address}") and seen in first
     assert last.startswith(f"process {process} of 2: after 6 s not all processes are there at {address}") and seen in last
     assert last.endswith("Start the same command on all processes again.")
+
+
+def test_who_has_come_meanwhile_is_not_ended(capsys, monkeypatch):
+    """While it is found out what is to be said."""
+    there = threading.Event()
+    monkeypatch.setattr(cluster, "_where", lambda address: there.set())
+    cluster._tell("process 0 of 2", None, there)
+    there.clear()
+    cluster._end("process 0 of 2", None, there)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("coordinator", ["here", "here:0", "here:65536", "here:x", ":1", "here:-1"])

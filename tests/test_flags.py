@@ -56,6 +56,13 @@ def test_values_and_defaults():
         ('init=[{"run": "runs/a"}]', "init", [{"run": "runs/a"}]),
         ("objective.tokenizer.quantizer=null", "objective.tokenizer.quantizer", None),
         ("remat_policy=None", "remat_policy", None),
+        ("ema_groups=('tokenizer',)", "ema_groups", ("tokenizer",)),
+        ("ema_groups=tokenizer", "ema_groups", ("tokenizer",)),
+        ('ema_groups=["tokenizer"]', "ema_groups", ("tokenizer",)),
+        ("sharding[0][1]=fsdp", "sharding", [[".*", "fsdp"]]),
+        ('sharding[0][1]=[null, "fsdp"]', "sharding", [[".*", [None, "fsdp"]]]),
+        ("optim.tokenizer.rules[0][1].warmup=null", "optim.tokenizer.rules", [[".*", {"peak": 1e-3, "warmup": None, "decay": "constant"}]]),
+        ("optim.tokenizer.rules[0][1].warmup=7", "optim.tokenizer.rules", [[".*", {"peak": 1e-3, "warmup": 7, "decay": "constant"}]]),
         ("remat_policy=nothing_saveable", "remat_policy", "nothing_saveable"),
         ("optim.tokenizer.rules[0]=[\"a\", {}]", "optim.tokenizer.rules", [["a", {}]]),
     ],
@@ -75,6 +82,9 @@ def test_whole_lists_dicts_and_nothing_are_given_in_json_or_python(told, field, 
         ("sharding={}", """config.sharding takes a list in JSON, such as '[[".*", null]]'"""),
         ("mesh=3", "config.mesh takes a dict in JSON"),
         ("mesh.fsdp=2", 'mesh has no field "fsdp" (in --config.mesh.fsdp=2); it has data; give all of it by --config.mesh='),
+        ("sharding={[1]: 2}", "config.sharding takes a list in JSON"),
+        ("metrics=3", "config.metrics takes a list in JSON"),
+        (".=3", "--config..=3: --config.FIELD=VALUE names a field"),
         ("steps=[]", '--config.steps must be a whole number, got "[]"'),
     ],
 )
@@ -82,6 +92,14 @@ def test_what_is_no_list_or_dict_is_named(told, said):
     with pytest.raises(ValueError) as error:
         open_config("train", str(tiny_runs.TINY), ["--config=x.py", "--workdir=w", f"--config.{told}"])
     assert said in str(error.value)
+
+
+def test_a_field_of_what_was_replaced_is_named():
+    argv = ["--config=x.py", "--workdir=w", "--config.mesh.data=2", '--config.mesh={"fsdp": 2}']
+    with pytest.raises(ValueError, match=r'mesh has no field "data" \(in --config.mesh.data=2\)'):
+        open_config("train", str(tiny_runs.TINY), argv)
+    found = open_config("train", str(tiny_runs.TINY), ["--config=x.py", "--workdir=w", '--config.mesh={"fsdp": 2}', "--config.mesh.fsdp=4"])
+    assert found["mesh"] == {"fsdp": 4}
 
 
 def test_help_imports_nothing_heavy(tmp_path):

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from flax.traverse_util import flatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from magvid import run_files, runs
+from magvid import checkpoints, run_files, runs
 from magvid.__main__ import main
 from magvid.types import UserError
 
@@ -87,27 +88,63 @@ def test_one_kind_of_weights_alone(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, run.weights("transformer", which), runs.open_run(tmp_path / which).weights("transformer"))
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A run that trained two groups, with averages, saved twice."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    config = pathlib.Path(__file__).parent.parent / "configs" / "clip_sprites.py"
+    command = ["train", f"--config={config}:smoke=1", f"--workdir={folder}", "--config.ema=0.5", "--config.steps=4", "--config.save_every=2", "--config.eval_every=0", "--config.batch=8"]
+    assert main(command) == 0
+    return folder
+
+
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("which", [None, "params"])
-def test_of_a_damaged_step_nothing_is_exported(which, tmp_path, capsys):
-    """All of it is of the step before, which the file names."""
-    source = tiny_runs.masked_run()
-    run = pathlib.Path(shutil.copytree(source, tmp_path / "masked"))
-    newest = runs.open_run(run).step
-    before, steps = newest - 1, runs.open_run(run).checkpoints.folder
-    shutil.copytree(steps / str(newest), steps / str(before), dirs_exist_ok=True)
-    for file in (steps / str(newest) / "params").rglob("d/*"):
-        file.write_bytes(file.read_bytes()[:20])
-    out = tmp_path / "good.safetensors"
-    opened = runs.open_run(run)
-    run_files.export(opened, out, which)
-    about, arrays = run_files.read(out)
-    assert about["step"] == opened.step == before and f"using step {before}" in capsys.readouterr().out
-    name = next(n for n in arrays if n.startswith("params/transformer"))
-    kept = runs.open_run(source).weights("transformer", "params")
-    for part in name.split("/")[2:]:
-        kept = kept[part]
-    np.testing.assert_array_equal(arrays[name], kept)
+@pytest.mark.parametrize("which, item, group", [(None, "params", "clip"), (None, "ema", "temporal"), ("params", "params", "temporal"), ("ema", "ema", "clip")])
+def test_of_a_damaged_step_nothing_is_exported(which, item, group, two_steps, tmp_path, capsys):
+    """One array is damaged, of one group and item; all of the file is of the step before, which it names, and so is what begins with the run."""
+    run = runs.open_run(pathlib.Path(shutil.copytree(two_steps, tmp_path / "run")))
+    leaves = run.checkpoints.meta(4)["leaves"]
+    name = next(n for n in leaves if n.startswith(f"{item}/{group}/"))
+    meta = next((run.path / "checkpoints" / "4" / "meta").rglob("metadata"))
+    described = json.loads(meta.read_text())
+    described["leaves"][name][2] += 1  # its checksum
+    described["crc"] = checkpoints._crc({k: v for k, v in described.items() if k != "crc"})
+    meta.write_text(json.dumps(described))
+    run = runs.open_run(run.path)
+    run_files.export(run, tmp_path / "good.safetensors", which)
+    about, arrays = run_files.read(tmp_path / "good.safetensors")
+    said = capsys.readouterr().out
+    assert about["step"] == run.step == 2 and said.count("using step 2") == 1 and f"the checksum of {name} is wrong" in said
+    good = runs.open_run(two_steps)
+    for kind in ("params", "ema") if which is None else (which,):
+        for other in good.groups:
+            for path, value in flatten_dict(good.checkpoints.group(2, kind, other), sep="/").items():
+                np.testing.assert_array_equal(arrays[f"{'params' if which else kind}/{other}/{path}"], value)
+    both = runs.open_run(run.path).all_weights(which)
+    jax.tree.map(np.testing.assert_array_equal, both, {other: good.weights(other, which, step=2) for other in good.groups})
+
+
+def test_what_is_damaged_through_and_through_is_not_called_untrained(two_steps, tmp_path):
+    run = runs.open_run(pathlib.Path(shutil.copytree(two_steps, tmp_path / "run")))
+    for step in (2, 4):
+        shutil.rmtree(run.path / "checkpoints" / str(step) / "params")
+    for ask in (run.all_weights, lambda: run.step):
+        with pytest.raises(UserError, match="^no good checkpoint in .*step 4: its arrays cannot be read"):
+            ask()
+
+
+def test_an_import_that_is_interrupted_leaves_nothing(files, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_files.load(files / "vq.safetensors", tmp_path / "vq")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "vq").mkdir()  # empty, it may be there
+    run_files.load(files / "vq.safetensors", tmp_path / "vq")
+    assert [p.name for p in tmp_path.iterdir()] == ["vq"] and runs.open_run(tmp_path / "vq").step == 2
 
 
 def test_a_run_that_it_builds_on_is_named_where_it_is_not(files, tmp_path, capsys):
