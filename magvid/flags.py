@@ -160,13 +160,16 @@ def _dotted(path: Sequence[str]) -> str:
     return ".".join(path).replace(".[", "[")
 
 
+FIELD = re.compile(r"--?(?:no)?config\.([^=]+)=?")  # --config.a.b=, and what is named
+
+
 def _override(config, argv: Sequence[str]) -> list[str]:
     """Sets what flags cannot, None and whole lists and dicts, from `--config.a.b=VALUE` in JSON or as Python writes it; returns the rest of `argv`.
     ValueError naming the nearest field where `config` has none, or a value that is not of its kind.
     """
     rest = []
     for arg in argv:
-        match = re.match(r"--?(?:no)?config\.([^=]+)=?", arg)
+        match = FIELD.match(arg)
         if not match:
             rest.append(arg)
             continue
@@ -181,7 +184,7 @@ def _override(config, argv: Sequence[str]) -> list[str]:
         else:
             rest.append(arg)
     for arg in rest:  # in what was set whole it may be gone
-        if match := re.match(r"--?(?:no)?config\.([^=]+)=?", arg):
+        if match := FIELD.match(arg):
             _place(config, match[1], arg)
     return rest
 

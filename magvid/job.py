@@ -366,10 +366,11 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def _check_values(config: Mapping[str, Any]) -> None:
-    kinds = {name: Mapping for name in ("objective", "data", "optim")} | {n: type(v) for n, v in json.loads(json.dumps(DEFAULTS)).items() if isinstance(v, (list, dict))}
+    kinds = dict(objective=dict, data=dict, optim=dict)
+    kinds |= {name: dict if isinstance(value, dict) else list for name, value in DEFAULTS.items() if isinstance(value, (dict, list, tuple))}
     for name, kind in kinds.items():
         if not isinstance(config[name], kind):
-            raise UserError(f"config.{name} is {json.dumps(config[name])}: give a {'list' if kind is list else 'dict'}")
+            raise UserError(f"config.{name} is {json.dumps(config[name])}: give a {kind.__name__}")
     for name, (low, high) in WHOLE.items():
         value = config[name]
         if type(value) is not int or value < low or (high is not None and value > high):

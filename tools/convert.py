@@ -367,7 +367,7 @@ def _merged(run: runs.Run, group: str, last: bool) -> tuple[Mapping[str, Any], W
     resolved, frozen, hashes = runs.resolve({"objective": {group: objective[group]}})
     runs.check_hashes({name: run.frozen[name] for name in hashes}, hashes, run.path)
     trained = run.all_weights(which, ["lora", *([] if group in frozen else [group])])
-    merged = build(objective["lora"]).merge(frozen.get(group) or trained[group], trained["lora"])
+    merged = build(objective["lora"]).merge(frozen[group] if group in frozen else trained[group], trained["lora"])
     arrays = {name: np.asarray(x) for name, x in flatten_dict(merged, sep="/").items()}
     return resolved["objective"][group], {n: dataclasses.replace(Stored.of(x), place=run.path) for n, x in arrays.items()}
 
