@@ -398,10 +398,11 @@ def _read_weights(where: str, path: str) -> tuple[Params, str]:
 
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
-        raise UserError(
-            f"{where}.{FILE}: there is no file {path}; make it with tools/convert_features.py, or train "
-            f"without it: set {where} to None in the config (published configs: perceptual=0)"
-        )
+        without = f"train without it: set {where} to None in the config (published configs: perceptual=0)"
+        if where.startswith("metrics"):
+            without = "measure without it (published configs: leave out i3d, c3d or real)"
+        tool = "reference_stats" if where.endswith(".real") else "convert_features"
+        raise UserError(f"{where}.{FILE}: there is no file {path}; make it with tools/{tool}.py, or {without}")
     try:
         with np.load(file, allow_pickle=False) as arrays:
             weights = unflatten_dict(dict(arrays), sep="/")

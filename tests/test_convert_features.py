@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from helpers import nest, relative_error
 from magvid import runs
+from magvid.models.c3d import C3D
+from magvid.models.i3d import I3D
 from magvid.models.resnet import MEAN, STD, ResNet50
 from magvid.models.vgg import VGG16
 from magvid.types import UserError
@@ -124,3 +126,144 @@ def test_full_sizes():
     assert count(ResNet50()) == 25_557_032 + 53_120 and count(VGG16()) == 14_714_688
     with pytest.raises(ValueError, match="frames of 8x96 are too small"):
         jax.eval_shape(VGG16().init, jax.random.key(0), jnp.zeros((1, 1, 8, 96, 3)))
+
+
+# I3D and C3D ---------------------------------------------------------------------------------------------------------
+
+
+def torch_i3d():
+    """I3D as pytorch-i3d has it, the names of its weights too, with gains, random weights and statistics; logits by `forward`."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    from magvid.models.i3d import MIXED
+
+    def padded(x, window, stride):  # TensorFlow's SAME
+        pads = []
+        for n, k, s in zip(reversed(x.shape[2:]), reversed(window), reversed(stride)):
+            total = max(k - (s if n % s == 0 else n % s), 0)
+            pads += [total // 2, total - total // 2]
+        return functional.pad(x, pads)
+
+    class Unit(nn.Module):
+        def __init__(self, c, features, kernel=1, stride=1, last=False):
+            super().__init__()
+            self.window, self.stride = (kernel,) * 3, (stride,) * 3
+            self.conv3d = nn.Conv3d(c, features, kernel, stride, bias=last)
+            if not last:
+                self.bn = nn.BatchNorm3d(features, eps=1e-3)
+
+        def forward(self, x):
+            x = self.conv3d(padded(x, self.window, self.stride))
+            return functional.relu(self.bn(x)) if hasattr(self, "bn") else x
+
+    def pool(x, window, stride):
+        return functional.max_pool3d(padded(x, window, stride), window, stride)
+
+    class Mixed(nn.Module):
+        def __init__(self, c, f):
+            super().__init__()
+            self.b0, self.b1a, self.b1b = Unit(c, f[0]), Unit(c, f[1]), Unit(f[1], f[2], 3)
+            self.b2a, self.b2b, self.b3b = Unit(c, f[3]), Unit(f[3], f[4], 3), Unit(c, f[5])
+
+        def forward(self, x):
+            pooled = self.b3b(pool(x, (3, 3, 3), (1, 1, 1)))
+            return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), pooled], 1)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.Conv3d_1a_7x7, self.Conv3d_2b_1x1, self.Conv3d_2c_3x3 = Unit(3, 64, 7, 2), Unit(64, 64), Unit(64, 192, 3)
+            c = 192
+            for name, (f, _) in MIXED.items():
+                self.add_module(name, Mixed(c, f))
+                c = f[0] + f[2] + f[4] + f[5]
+            self.logits = Unit(c, 400, last=True)
+
+        def forward(self, x):
+            x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(pool(self.Conv3d_1a_7x7(x), (1, 3, 3), (1, 2, 2))))
+            for name, (_, pooling) in MIXED.items():
+                x = getattr(self, name)(pool(x, *pooling) if pooling else x)
+            return self.logits(functional.avg_pool3d(x, (2, 7, 7), 1)).squeeze(3).squeeze(3).mean(2)
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    for key, value in net.state_dict().items():
+        if "bn" in key and "num_batches" not in key:
+            value.copy_(0.1 * torch.randn(value.shape) + (1 if key.endswith(("running_var", "weight")) else 0))
+    return net
+
+
+@pytest.mark.full
+def test_i3d_equals_pytorch_i3ds():
+    """Two clips, of 17 frames, so that the mean over time is one of two steps; gains are folded into kernels."""
+    import torch
+
+    net = torch_i3d()
+    params = nest(convert_features.convert("i3d", arrays(net)))
+    video = np.random.default_rng(1).uniform(-1, 1, (2, 17, 224, 224, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy()))
+    found = jax.jit(I3D().apply)({"params": params}, video)
+    assert relative_error(found.logits, expected.numpy()) < 1e-4
+
+
+def i3d_arrays() -> dict[str, np.ndarray]:
+    """Ours, all numbers different."""
+    rng = np.random.default_rng(2)
+    shapes = flatten_dict(jax.eval_shape(I3D().init, jax.random.key(0), jnp.zeros((1, 16, 224, 224, 3)))["params"], sep="/")
+    return {name: rng.random(x.shape, np.float32) for name, x in shapes.items()}
+
+
+def test_the_published_graphs_variables_are_the_same_i3d(tmp_path):
+    """DeepMind's names, of which one differs from its siblings, in an .npz file; by the command."""
+    import re
+
+    ours, theirs = i3d_arrays(), {}
+    for name, x in ours.items():
+        scope = re.sub(r"(Branch_\d)_", r"\1/", name.rpartition("/")[0]).removesuffix("/conv").replace("logits", "Logits/Conv3d_0c_1x1")
+        scope = scope.replace("Mixed_5b/Branch_2/Conv3d_0b_3x3", "Mixed_5b/Branch_2/Conv3d_0a_3x3")
+        end = name.rpartition("/")[2]
+        if end == "kernel":
+            theirs[f"RGB/inception_i3d/{scope}/conv_3d/w:0"] = x.reshape(1, 1, 1, *x.shape) if x.ndim == 2 else x
+        elif "Logits" in scope:
+            theirs[f"RGB/inception_i3d/{scope}/conv_3d/b:0"] = x
+        else:
+            part = dict(bias="beta", mean="moving_mean", var="moving_variance")[end]
+            theirs[f"RGB/inception_i3d/{scope}/batch_norm/{part}:0"] = x.reshape(1, 1, 1, 1, -1)
+    np.savez(tmp_path / "hub.npz", **theirs)
+    convert_features.main(["--net=i3d", f"--weights={tmp_path}/hub.npz", f"--out={tmp_path}/i3d.npz"])
+    with np.load(tmp_path / "i3d.npz") as found:
+        assert set(found) == set(ours) and all(np.array_equal(found[name], x) for name, x in ours.items())
+    theirs.pop("RGB/inception_i3d/Mixed_4d/Branch_3/Conv3d_0b_1x1/batch_norm/beta:0")
+    with pytest.raises(ValueError, match="Mixed_4d/Branch_3_Conv3d_0b_1x1/bias is missing"):
+        convert_features.convert("i3d", theirs)
+
+
+def test_c3d_and_its_mean_clip(tmp_path):
+    """Chainer's names and axes; of the mean clip, blue first, the part that TGANv2 cuts out."""
+    rng = np.random.default_rng(3)
+    shapes = flatten_dict(jax.eval_shape(C3D().init, jax.random.key(0), jnp.zeros((1, 16, 112, 112, 3)))["params"], sep="/")
+    small = lambda shape: rng.random(shape[-2:], np.float32)[(None,) * (len(shape) - 2)]  # 80 million different numbers take seconds
+    ours = {name: np.broadcast_to(small(x.shape), x.shape) for name, x in shapes.items() if name != "mean"}
+    ends = dict(kernel="W", bias="b")
+    theirs = {f"{name.partition('/')[0]}/{ends[name.partition('/')[2]]}": x.transpose(-1, -2, *range(x.ndim - 2)) if x.ndim > 1 else x for name, x in ours.items()}
+    mean = np.arange(3 * 16 * 128 * 171, dtype=np.float32).reshape(3, 16, 128, 171)
+    np.savez(tmp_path / "c3d.npz", **theirs)
+    np.savez(tmp_path / "mean.npz", mean=mean.reshape(3, -1))
+    command = ["--net=c3d", f"--weights={tmp_path}/c3d.npz", f"--out={tmp_path}/out.npz"]
+    convert_features.main([*command, f"--mean={tmp_path}/mean.npz"])
+    with np.load(tmp_path / "out.npz") as found:
+        assert set(found) == set(shapes) and all(np.array_equal(found[name], x) for name, x in ours.items())
+        np.testing.assert_array_equal(found["mean"][5, 0, 1], mean[:, 5, 8, 30])
+    with pytest.raises(UserError, match="--mean=FILE.npz is the mean clip of c3d: give it"):
+        convert_features.main(command)
+    with pytest.raises(UserError, match="has no array called mean, but conv1a/"):
+        convert_features.main([*command, f"--mean={tmp_path}/c3d.npz"])
+    np.savez(tmp_path / "short.npz", mean=mean[..., :100])
+    with pytest.raises(ValueError, match="mean clip should be of 3 x 16 x 128 x 171 numbers"):
+        convert_features.main([*command, f"--mean={tmp_path}/short.npz"])
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(UserError, match="is no .npz file of arrays"):
+        convert_features.main(["--net=i3d", f"--weights={tmp_path}/text.npz", f"--out={tmp_path}/b.npz"])

@@ -1,23 +1,34 @@
-"""Feature nets of the perceptual loss and of metrics: torchvision's weights -> one .npz that a config can name.
+"""Feature nets of the perceptual loss and of metrics: published weights -> one .npz that a config can name.
 
     python tools/convert_features.py --net=resnet50 --weights=resnet50-11ad3fa6.pth --out=weights/resnet50.npz
+    python tools/convert_features.py --net=i3d --weights=i3d_pretrained_400.pt --out=weights/i3d.npz
+    python tools/convert_features.py --net=c3d --weights=conv3d_deepnetA_ucf.npz --mean=mean2.npz --out=weights/c3d.npz
 
-`--weights` is a state dict by torch.save (.pth, .pt, .bin; needs torch) or a .safetensors file. In a config: `objective.perceptual = dict(target="magvid.models.resnet:ResNet50", weights_file="weights/resnet50.npz")`.
+resnet50, vgg16     torchvision's, for the perceptual loss: `objective.perceptual = dict(target="magvid.models.resnet:ResNet50", weights_file="weights/resnet50.npz")`
+i3d                 for FVD and KVD: pytorch-i3d's names (VideoGPT's i3d_pretrained_400.pt), or the variables of DeepMind's i3d-kinetics-400 in a .npz file
+c3d                 for the Inception Score: TGANv2's, whose mean clip is a file of its own
+
+`--weights` is a state dict by torch.save (.pth, .pt, .bin; needs torch), a .safetensors or an .npz file.
 """
 
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
+from magvid.models.c3d import C3D
+from magvid.models.i3d import I3D
 from magvid.models.resnet import ResNet50
 from magvid.models.vgg import STAGES, VGG16
 from magvid.types import UserError
@@ -54,36 +65,114 @@ def _vgg16() -> list[Rule]:
     return rules
 
 
-# net: (module, rules, source names that it has no use for)
+def _i3d() -> list[Rule]:
+    branches = {"0": "Branch_0_Conv3d_0a_1x1", "1a": "Branch_1_Conv3d_0a_1x1", "1b": "Branch_1_Conv3d_0b_3x3"}
+    branches |= {"2a": "Branch_2_Conv3d_0a_1x1", "2b": "Branch_2_Conv3d_0b_3x3", "3b": "Branch_3_Conv3d_0b_1x1"}
+    units = {r"(Conv3d_\w+)": r"\1"} | {rf"(Mixed_\w+)\.b{theirs}": rf"\1/{ours}" for theirs, ours in branches.items()}
+    rules = [(r"logits\.conv3d\.weight", "logits/kernel"), (r"logits\.conv3d\.bias", "logits/bias")]
+    for theirs, ours in units.items():
+        parts = {r"conv3d\.weight": "conv/kernel", r"bn\.bias": "bias", r"bn\.running_mean": "mean", r"bn\.running_var": "var"}
+        rules += [(rf"{theirs}\.{a}", rf"{ours}/{b}") for a, b in parts.items()]
+    return rules
+
+
+# DeepMind's variables -> pytorch-i3d's names; of one convolution the published graph has another name than its siblings
+HUB = [
+    (r".*Mixed_5b/Branch_2/Conv3d_0a_3x3/(.*)", r"Mixed_5b.b2b.\1"),
+    *((rf".*(Mixed_\w\w)/Branch_{n}/Conv3d_0([ab])_\dx\d/(.*)", rf"\1.b{n}\2.\3") for n in "12"),
+    (r".*(Mixed_\w\w)/Branch_0/Conv3d_0a_1x1/(.*)", r"\1.b0.\2"),
+    (r".*(Mixed_\w\w)/Branch_3/Conv3d_0b_1x1/(.*)", r"\1.b3b.\2"),
+    (r".*Logits/Conv3d_0c_1x1/(.*)", r"logits.\1"),
+    (r".*(Conv3d_\d\w_\dx\d)/(.*)", r"\1.\2"),
+]
+HUB_ENDS = {"conv_3d/w": "conv3d.weight", "conv_3d/b": "conv3d.bias", "batch_norm/beta": "bn.bias"}
+HUB_ENDS |= {"batch_norm/moving_mean": "bn.running_mean", "batch_norm/moving_variance": "bn.running_var"}
+
+
+def _one_i3d(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """pytorch-i3d's names and arrays, without gains, and with logits by a matrix."""
+    if any("/conv_3d/w" in name for name in weights):
+        found = {}
+        for name, x in weights.items():
+            name = name.removesuffix(":0")
+            unit = next((re.sub(theirs, ours, name) for theirs, ours in HUB if re.fullmatch(theirs, name)), name)
+            for theirs, ours in HUB_ENDS.items():
+                unit = unit.replace(theirs, ours)
+            found[unit] = x.transpose(4, 3, 0, 1, 2) if name.endswith("conv_3d/w") else x.reshape(-1)
+        weights = found
+    weights = dict(weights)
+    for name in [n for n in weights if n.endswith(".bn.weight")]:
+        gain, unit = weights.pop(name), name.removesuffix(".bn.weight")
+        for part in ("conv3d.weight", "bn.running_mean"):  # g (k x - m) = (g k) x - g m
+            if (key := f"{unit}.{part}") in weights:
+                weights[key] = weights[key] * gain.reshape(-1, *[1] * (weights[key].ndim - 1))
+    if (key := "logits.conv3d.weight") in weights and weights[key].shape[2:] == (1, 1, 1):
+        weights[key] = weights[key][..., 0, 0, 0]
+    return weights
+
+
+C3D_RULES = [(r"(\w+)/W", r"\1/kernel"), (r"(\w+)/b", r"\1/bias"), (r"mean", r"mean")]
+
+
+def _mean_clip(mean: np.ndarray) -> np.ndarray:
+    """Of TGANv2's mean2.npz, blue first, that of what its evaluation cuts out of a square of 128 in the middle (16 112 112 3)."""
+    if mean.size != 3 * 16 * 128 * 171:
+        raise ValueError(f"the mean clip should be of 3 x 16 x 128 x 171 numbers, got the shape {mean.shape}")
+    return mean.reshape(3, 16, 128, 171)[:, :, 8 : 8 + 112, 21 + 8 : 21 + 8 + 112].transpose(1, 2, 3, 0)
+
+
+class Net(NamedTuple):
+    """`unused`: source names that it has no use for; `before`: what is done with all arrays before the rules."""
+
+    module: nn.Module
+    clip: tuple[int, int, int]
+    rules: list[Rule]
+    unused: str = ""
+    before: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
+
+
 NETS = {
-    "resnet50": (ResNet50(), RESNET50, r".*num_batches_tracked"),
-    "vgg16": (VGG16(), _vgg16(), r"classifier\..*"),
+    "resnet50": Net(ResNet50(), (1, 224, 224), RESNET50, r".*num_batches_tracked"),
+    "vgg16": Net(VGG16(), (1, 224, 224), _vgg16(), r"classifier\..*"),
+    "i3d": Net(I3D(), (16, 224, 224), _i3d(), r".*num_batches_tracked", _one_i3d),
+    "c3d": Net(C3D(), (16, 112, 112), C3D_RULES),
 }
 
 PROGRAM = Program(
     "python tools/convert_features.py",
-    "Convert torchvision's ResNet-50 or VGG-16 for the perceptual loss.",
+    "Convert ResNet-50 or VGG-16 for the perceptual loss, I3D for FVD, C3D for the Inception Score.",
     [
         Flag("net", "str", None, "|".join(NETS), "which network the weights are of"),
-        Flag("weights", "str", None, "FILE", "a state dict (.pth, .pt, .bin) or a .safetensors file"),
+        Flag("weights", "str", None, "FILE", "a state dict (.pth, .pt, .bin), a .safetensors or an .npz file"),
+        Flag("mean", "str", None, "FILE.npz", "of c3d: the file of its mean clip"),
         Flag("out", "str", None, "FILE.npz", "where to write"),
     ],
-    ["--net=resnet50 --weights=resnet50-11ad3fa6.pth --out=weights/resnet50.npz"],
+    ["--net=resnet50 --weights=resnet50-11ad3fa6.pth --out=weights/resnet50.npz", "--net=i3d --weights=i3d_pretrained_400.pt --out=weights/i3d.npz"],
 )
 
 
 def convert(net: str, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torchvision's names and arrays -> ours; ValueError names what is missing, unknown or of a wrong shape."""
-    module, rules, unused = NETS[net]
-    found = rename({n: a for n, a in weights.items() if not re.fullmatch(unused, n)}, rules)
-    found = {n: np.ascontiguousarray(_channels_last(a), np.float32) for n, a in found.items()}
-    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1, 224, 224, 3)))["params"], sep="/")
+    """Published names and arrays -> ours; ValueError names what is missing, unknown or of a wrong shape."""
+    module, clip, rules, unused, before = NETS[net]
+    found = rename(before({n: a for n, a in weights.items() if not re.fullmatch(unused, n)}), rules)
+    found = {n: np.ascontiguousarray(x if n == "mean" else _channels_last(x), np.float32) for n, x in found.items()}
+    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *clip, 3)))["params"], sep="/")
     check(found, {name: x.shape for name, x in shapes.items()})
     return found
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return array.transpose(*range(2, array.ndim), 1, 0) if array.ndim > 1 else array
+
+
+def read(file: str) -> dict[str, np.ndarray]:
+    if pathlib.Path(file).suffix != ".npz":
+        return {n: np.asarray(x) for n, x in open_weights(file).weights.items()}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is no .npz file of arrays ({error})") from None
 
 
 def main(argv: list[str]) -> None:
@@ -96,7 +185,15 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(flags.out)
     if out.suffix != ".npz":
         raise UserError(f"--out={out} should end in .npz")
-    arrays = convert(flags.net, {n: np.asarray(x) for n, x in open_weights(flags.weights).weights.items()})
+    weights = read(flags.weights)
+    if (flags.net == "c3d") != bool(flags.mean):
+        raise UserError("--mean=FILE.npz is the mean clip of c3d: " + ("give it" if flags.net == "c3d" else f"{flags.net} has none"))
+    if flags.mean:
+        means = read(flags.mean)
+        if "mean" not in means:
+            raise UserError(f"--mean={flags.mean} has no array called mean, but {', '.join(means)}")
+        weights["mean"] = _mean_clip(means["mean"])
+    arrays = convert(flags.net, weights)
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **arrays)
     print(f"{out}: {len(arrays)} arrays, {sum(a.size for a in arrays.values()):,} numbers")

@@ -1,7 +1,9 @@
-"""Resizing of images as PyTorch does it, as one small matrix per axis: exact, differentiable, two products on any device.
+"""Resizing of images as PyTorch and TensorFlow do it, as one small matrix per axis: exact, differentiable, two products on any device.
 
-`jax.image.resize` differs: its cubic has a = -0.5, and it knows no aligned corners.
+`jax.image.resize` differs: its cubic has a = -0.5, and it knows no corners but half a pixel's.
 """
+
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,29 @@ from jax import lax
 from jaxtyping import Array, Float
 
 CUBIC = -0.75  # PyTorch's coefficient of the cubic kernel
+
+# Where sample i of the result lies among the samples of the source: "half" (i + 1/2) * source / target - 1/2, PyTorch's default; "first" i * source / target,
+# of TensorFlow 1, which moves the picture by up to half a pixel; "all" i * (source - 1) / (target - 1), PyTorch's align_corners=True
+Corners = Literal["half", "first", "all"]
+
+
+def bilinear_matrix(source: int, target: int, corners: Corners) -> Float[np.ndarray, "target source"]:
+    """Linear interpolation of `source` samples at `target` places, without a blur; beyond the border the outermost sample repeats."""
+    index = np.arange(target)
+    place = {
+        "half": (index.astype(np.float32) + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5),  # rounded as PyTorch's
+        "first": index * source / target,
+        "all": index * (source - 1) / max(target - 1, 1),
+    }[corners]
+    place = np.clip(place.astype(np.float64), 0, source - 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(source)), 0)
+
+
+def resize_bilinear(images: Float[Array, "*b h w c"], size: tuple[int, int], corners: Corners = "half") -> Float[Array, "*b h2 w2 c"]:
+    """`torch.nn.functional.interpolate(mode="bilinear")`, and what TensorFlow 1 has of it; see `Corners`. Float32."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    resized = _apply(flat, *(bilinear_matrix(n, m, corners) for n, m in zip(flat.shape[1:3], size, strict=True)))
+    return resized.reshape(*images.shape[:-3], *resized.shape[1:])
 
 
 def cubic_matrix(source: int, target: int, align_corners: bool) -> Float[np.ndarray, "target source"]:
