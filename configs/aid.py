@@ -13,7 +13,7 @@ mcond=none (no multimodal condition), states=instruction (no predictions: the in
 each of which leaves an adapter out. states=FILE: of tools/predict_states.py (default: states.json in the data's folder); count: how many texts it has for each video. given: how
 many frames are given; learned=after: these do not count in the loss; grey=0: the last of them stands still in place of the grey frames that the paper's
 figure shows, as SVD was trained; mask=1: a channel that says which they are. ratio: size of adapters; dqformer, queries, depth: of the DQFormer, whose width
-must be that of the image's token. smoke=1: two steps on sprites; all weights are those of `base` and `text`.
+must be that of the image's token. i3d=FILE measures FVD and KVD (docs/metrics.md). smoke=1: two steps on sprites; all weights are those of `base` and `text`.
 """
 
 from ml_collections import ConfigDict
@@ -112,6 +112,7 @@ def published(arg, source, given, frames, steps, data, key="text"):
     config.steps, config.batch, config.microbatch = (2, 2, 1) if args["smoke"] else (steps, 32, 1)
     config.optim = optimisers(args, 1 if args["smoke"] else 1000)
     config.ema = 0.9999
+    config.metrics = defaults.measured(args)
     config.sharding = [[".*", "fsdp"]]
     config.log_every = 1 if args["smoke"] else 20
     config.save_every = 1000
@@ -123,7 +124,7 @@ def parse(arg, given, data):
     """The arguments, checked."""
     args = latent.parse(
         arg, base="weights/svd", text="weights/sd21/text", frames=0, height=256, width=256, given=given, fps=7, motion=127, states="", count=4, ratio=0.25,
-        dqformer=1024, queries=77, depth=1, learned="all", grey=True, mask=False, chunk=0, **ARMS,
+        dqformer=1024, queries=77, depth=1, learned="all", grey=True, mask=False, chunk=0, **ARMS, **defaults.MEASURES,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "data" in explicit else dict(data=data)

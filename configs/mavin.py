@@ -14,7 +14,7 @@ released app's). release=1: what the released code does, which is bfg=0, gfm=off
 its guidance is never trained. variant=rope, centred or sparse_causal: its optional code paths. `drop`: how often text and boundary frames
 are hidden together. motion=FILE: of tools/measure_motion.py, to leave out windows with a cut; motion=0: none are left out; least_flow=2: with
 variable=0, also those whose gap moves less (pixels per frame). tune=lora begins with a MAVIN U-Net: `weights`, or a run by --config.objective.network.run. smoke=1: two
-steps of a tiny U-Net on sprites; the other weights are those of `base` and `weights`.
+steps of a tiny U-Net on sprites; the other weights are those of `base` and `weights`. i3d=FILE measures FVD and KVD as well, of whole clips and of gaps (docs/metrics.md).
 """
 
 from ml_collections import ConfigDict
@@ -106,6 +106,7 @@ def published(arg, source, text, actions, data):
     config.metrics = [
         dict(target="magvid.metrics.frames:GapFrames"),
         dict(target="magvid.metrics.clip:ClipSmoothness", vision=latent.converted(f"{args['weights']}/vision", "float32")),
+        *defaults.measured(args),
     ]
     config = latent.tune(config, args, ways=("", "subset", "full", "lora"), subset=unets.MAVIN_TRAINED)
     return config if args["smoke"] or not args["tune"] else trained_as_published(config, args, settings)
@@ -115,7 +116,7 @@ def parse(arg, data):
     """The arguments, checked, with what release=1 and smoke=1 say."""
     args = latent.parse(
         arg, weights="weights/mavin", base="weights/modelscope", frames=0, height=0, width=0, part="transition", variant="", drop=0.1,
-        release=False, motion="", least_flow=0.0, folder=False, **ARMS,
+        release=False, motion="", least_flow=0.0, folder=False, **ARMS, **defaults.MEASURES,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "tune" in explicit else dict(tune="subset")

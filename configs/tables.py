@@ -22,7 +22,7 @@ Reconstruction FVD of table 7, by where the tokenizer begins:
 
 from configs import defaults, magvit
 
-ARGS = dict(size="B", smoke=False, official=False, views=0, init="", source="tfds")  # of configs/magvit.py
+ARGS = dict(size="B", smoke=False, official=False, views=0, init="", source="tfds", **defaults.MEASURES)  # of configs/magvit.py
 EPOCHS = {"FP": (400, 800), "MT8": (1200, 1600)}  # of (B, L): released configs
 
 # row: (fields of `masked.commit:Conditioning`, weights of L_mask, L_refine and L_recons). Latent masking never masks the

@@ -749,6 +749,35 @@ def test_settings_of_magdiff():
 
 
 @pytest.mark.parametrize(
+    "name, arg, prepare",
+    [
+        ("commit_ucf101", "size=L", "stretched"),
+        ("vq3d_ucf101", "size=B", "stretched"),
+        ("table6_magvit", "", "stretched"),
+        ("table7_vq3d_b", "", "stretched"),
+        ("mavin_horse", "", "short_side"),
+        ("aid_bridge", "", "short_side"),
+        ("magdiff_ucf101", "clip=weights/clip-l", "short_side"),
+    ],
+)
+def test_fvd_and_the_inception_score_are_measured_where_their_weights_are_named(name, arg, prepare):
+    targets = lambda config: [m["target"].partition(":")[2] for m in config.get("metrics", [])]
+    joined = lambda *args: ",".join(filter(None, args))
+    before = targets(get(name, arg))
+    assert not {"VideoDistance", "InceptionScore"} & set(before)
+    config = get(name, joined(arg, "i3d=a.npz,c3d=b.npz,real=c.npz"))
+    assert targets(config) == [*before, "VideoDistance", "InceptionScore"]
+    distance, score = check_config(config.to_dict())["metrics"][-2:]
+    assert (distance["net"]["weights_file"], distance["real"]["weights_file"], score["net"]["weights_file"]) == ("a.npz", "c.npz", "b.npz")
+    assert distance["prepare"]["factory"] == f"magvid.metrics.frechet:{prepare}"
+    for spec in (distance, score):
+        metric = build({k: {n: v for n, v in part.items() if n != "weights_file"} if isinstance(part, dict) else part for k, part in spec.items()})
+        assert type(metric).__name__ == spec["target"].partition(":")[2]
+    with pytest.raises(ValueError, match="real=c.npz is compared with by FVD: give the weights of I3D as well"):
+        get(name, joined(arg, "real=c.npz"))
+
+
+@pytest.mark.parametrize(
     "arg, path, value",
     [
         ("release=1", "prediction.target", "magvid.diffusion.predictions:Eps"),

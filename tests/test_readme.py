@@ -15,7 +15,7 @@ from magvid.job import DEFAULTS, REQUIRED
 from magvid.video import read_video
 
 ROOT = pathlib.Path(__file__).parent.parent
-NAMES = ("README.md", *(f"docs/{name}.md" for name in ("magvit", "diffusion", "mavin", "aid", "magdiff", "scale")))
+NAMES = ("README.md", *(f"docs/{name}.md" for name in ("magvit", "diffusion", "mavin", "aid", "magdiff", "metrics", "scale")))
 README, *PAGES = ((ROOT / name).read_text() for name in NAMES)
 PUBLISHED = "".join(PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README + PUBLISHED, re.M | re.S)
