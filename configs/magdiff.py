@@ -13,7 +13,8 @@ parameters), the resampler of the image's tokens and the pyramid's convolutions;
 Its choices and the paper's ablations are arguments: segmented=0 (whole frames in place of subjects: no subject-driven alignment); apa=joint (text
 and picture in one softmax) or none (no picture is read by attention); rep=256 (the released form: one size), none (no latents are joined) or
 other sizes in pixels, the largest first, the clip's own last; repeat=0 (as released: frames without a picture are told black, not the last picture before them); refs: pictures of an entity at most, `least` at least. editing: share of the
-clips that teach to edit; pictures: of so many batches one is of single frames (0: none). prediction=eps: noise is predicted, with the
+clips that teach to edit; pictures: of so many batches one is of single frames (0: none). references=FOLDER: entities are told by pictures of their own in it, with transparency
+around them, cats/a.png or cats/a/*.png of cats/a.mp4, not by the clips' subjects; with editing=0 there need be no masks. prediction=eps: noise is predicted, with the
 plain schedule (then with base=weights/sd21). release=1: as the released code, but for what docs/magdiff.md says: norms over the clip, positions that
 stay, scales 1 and 1.5, black pictures read like others, blue for red, one size, eps; it begins with weights/magdiff/{unet,resampler} (`weights`), and with
 tune= (nothing) samples with them. smoke=1: two steps of tiny layers on sprites; the other weights are those of `base`, `text` and `vision`.
@@ -148,7 +149,7 @@ def parse(arg, folder):
     """The arguments, checked, with what release=1 says."""
     args = latent.parse(
         arg, base="weights/sd21v", text="weights/sd21/text", vision="weights/svd/vision", clip="weights/clip-l", weights="weights/magdiff", frames=16, height=256,
-        width=256, prediction="v", release=False, pictures=0, test="", **ARMS, **defaults.MEASURES,
+        width=256, prediction="v", release=False, pictures=0, test="", references="", **ARMS, **defaults.MEASURES,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "tune" in explicit else dict(tune="subset")
@@ -196,7 +197,8 @@ def dataset(args, clip, test, key, editing):
     smoke, (t, *size) = args["smoke"], clip
     tokenizer = clip_sprites.TOKENIZER if smoke else dict(target="magvid.data.text:HFTokenizer", folder=f"{args['text']}/tokenizer")
     larger = [round(side * max(levels(args), default=1)) for side in size]
-    clips = lambda split, t: sprites(t, *larger) if smoke else folder_of(split, t, *larger, args["data"])
+    own_pictures = dict(pictures=args["references"], **({} if args["editing"] else dict(masks=None))) if args["references"] else {}
+    clips = lambda split, t: sprites(t, *larger) if smoke else folder_of(split, t, *larger, args["data"]) | own_pictures
     told, text = [entities(args, size)], [*latent.captions(args), dict(tokenizer, key="caption" if smoke else "text")]
     learned = [*told, *text]
     source, after = clips("train", t), learned

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magvid import conditions, runs
-from magvid.data.entities import Entities, centred, cut_out, placed
+from magvid.data.entities import Entities, centred, fitted, placed
 from magvid.data.images import decode_image
-from magvid.data.masks import decode_alpha, decode_mask, resized
+from magvid.data.masks import decode_alpha, decode_mask
 from magvid.generator import Generator, clip_format
 from magvid.runs import ClipFormat
 from magvid.types import UserError
-from magvid.video import contain, upscale, write_video
+from magvid.video import upscale, write_video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +118,8 @@ def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.nda
     if mask.shape != picture.shape[:2]:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (picture.shape, mask.shape)]
         raise UserError(f"{mask_file} is {sizes[1]} pixels and {file} is {sizes[0]}: a mask has the size of its picture")
-    within = lambda images: contain(images, *size)
-    small = resized(mask[None], within)
+    shown, small = fitted(picture, mask, size)
     if not small.any():
         why = f"all of it is {'black' if mask_file else 'transparent'}" if not mask.any() else f"{mask.sum()} pixels vanish in {size[1]}x{size[0]}"
         raise UserError(f"{mask_file or file} shows no subject ({why}): give a picture that the subject fills")
-    shown = cut_out(within(cut_out(picture[None], mask[None])), small)  # cut before it is resized: no colour from around it comes in
     return centred(shown, small) if centre else shown

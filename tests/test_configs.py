@@ -744,6 +744,9 @@ def test_settings_of_magdiff():
     assert (joint["every"], joint["batch"], joint["source"]["frames"]) == (4, 256, 1)
     (scores,) = get("magdiff_msrvtt", "clip=weights/other").metrics
     assert scores["target"] == "magvid.metrics.clip:ClipText" and scores["clip"]["run"] == "weights/other" and "metrics" not in get("magdiff_pexels", "clip=")
+    source = lambda arg: get("magdiff_pexels", arg).data.train.source.to_dict()
+    assert (source("references=R")["pictures"], source("references=R")["masks"]) == ("R", "data/pexels/masks")
+    assert source("references=R,editing=0")["masks"] is None and "pictures" not in source("")
     davis = get("magdiff_davis", "").data.to_dict()
     assert davis["train"] == config["data"]["train"] and len(davis["eval"]["transforms"]) == 2 and davis["eval"]["transforms"][0]["editing"] == 1.0 and davis["eval"]["transforms"][0]["stays"]
 

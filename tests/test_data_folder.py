@@ -430,6 +430,25 @@ def test_files_without_masks_are_left_out(masked, caplog):
         VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "nowhere")
 
 
+def test_pictures_of_what_is_in_a_video(masked):
+    """One beside the others by the video's name, or a folder of them; files without are left out, and the fingerprint knows them."""
+    pictures, videos = masked / "pictures", masked / "videos"
+    film(videos / "jump/d.mkv", subject(4))
+    (pictures / "run/c").mkdir(parents=True)
+    for name in ("run/a.b.png", "run/c/2.webp", "run/c/1.png"):
+        Image.fromarray(np.full((4, 6, 4), 200, np.uint8)).save(pictures / name)
+    (pictures / "run/c/notes.txt").touch()
+    folder = VideoFolder(videos, 3, 18, 14, pictures=pictures)
+    assert folder.files == ["run/a.b.mkv", "run/c.mkv"] and "masks" not in folder[0]
+    found = [[name.removeprefix(f"{pictures}/") for name in folder[i]["pictures"]] for i in range(2)]
+    assert found == [["run/a.b.png"], ["run/c/1.png", "run/c/2.webp"]]
+    assert folder.bad["jump/d.mkv"] == f"has no picture of what is in it: that would be {pictures}/jump/d.png, or {pictures}/jump/d/*.png"
+    (pictures / "run/c/2.webp").unlink()
+    assert VideoFolder(videos, 3, 18, 14, pictures=pictures).fingerprint != folder.fingerprint != VideoFolder(videos, 3, 18, 14).fingerprint
+    with pytest.raises(UserError, match="there is no folder .*nowhere: `pictures` is where a picture of what is in running/a.mp4 is running/a.png"):
+        VideoFolder(videos, 3, 18, 14, pictures=masked / "nowhere")
+
+
 def test_masks_of_parts_have_the_numbers_of_the_file(masked):
     told = {f"c#{k}": Told("run/c.mkv", 0, "runs", part) for k, part in enumerate([(0.0, 0.25), (0.4, 0.75), (0.0, 0.15)])}
     for k in range(3):

@@ -39,7 +39,6 @@ def kept(config: dict, split: str, clips: int, seed: int, batch: int, say=print)
     from magvid.build import build
     from magvid.data import pipeline
     from magvid.generator import Clips
-    from magvid.metrics.frechet import VideoDistance
 
     specs = [spec for spec in config["metrics"] if spec["target"] == "magvid.metrics.frechet:VideoDistance"]
     if not specs:

@@ -1,26 +1,30 @@
 """Pictures of an entity out of a clip and the masks of its subject: what MagDiff (Zhao et al., ECCV 2024, arXiv 2311.17338) is told.
 
 To generate, the subject of one or several frames, on black; to edit, in every frame all that shall stay, with black where something new
-shall be. One model learns both (section 3.2, "subject-driven alignment"). A user's own pictures become the same by `cut_out` and `placed`.
+shall be. One model learns both (section 3.2, "subject-driven alignment"). A user's own pictures become the same by `fitted` and `placed`.
 """
 
 import dataclasses
+import pathlib
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy.ndimage import binary_dilation
 
 from magvid import video
-from magvid.data.masks import resized
+from magvid.data.images import decode_image
+from magvid.data.masks import decode_alpha, resized
 from magvid.data.stream import Record
+from magvid.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Entities:
     """In place of `masks` bool (t h w) of the subject of `video`: `entities` uint8 (t h w 3), black where there is none, and `entity_valid`
-    bool (t,).
+    bool (t,). Where a record has `pictures`, files of an entity's own (see `VideoFolder`), these are told in place of the clip's subjects, and there need be
+    no masks unless there is something to edit.
 
-    references: how many, drawn uniformly, both ends included; of so many frames that have a subject, or all there are, in random order,
+    references: how many, drawn uniformly, both ends included; of so many frames that have a subject (or pictures), or all there are, in random order,
     at the first places; with `first` the first of them, in their order (the released data have the first frame alone). editing: of this share of the
     clips everything but the subject is told in every frame instead, and what is within `grow` pixels of it is left out as well: a subject's edge has some of its colour. size: (h, w) to
     which `video` and `masks` are then made smaller: with (256, 256) from a source of 384x384 the pictures are 1.5 times as large as the clip.
@@ -48,35 +52,61 @@ class Entities:
             raise ValueError(f"editing={self.editing}: a share in [0, 1]")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        if "masks" not in record:
-            raise ValueError(f"the record has no masks of a subject; it has {', '.join(record)}: set `masks` of the source")
-        clip, masks = record["video"], record["masks"]
+        clip, masks, files = record["video"], record.get("masks"), record.get("pictures", ())
+        if masks is None and (self.editing or not files):
+            why = f" to edit {self.editing:.0%} of the clips" if files else ""
+            raise ValueError(f"the record has no masks of a subject{why}; it has {', '.join(record)}: set `masks` of the source")
         edits = rng.random() < self.editing
         count = int(rng.integers(self.references[0], self.references[1] + 1))
-        having = np.flatnonzero(masks.any(axis=(1, 2)))
+        having = np.arange(len(files)) if files else np.flatnonzero(masks.any(axis=(1, 2)))
         order = rng.permutation(having)  # drawn in any case: the clips are the same
         chosen = (having if self.first else order)[:count]
         if edits:
             masks = grown(masks, self.grow)
             pictures, valid = np.where(masks[..., None], 0, clip).astype(np.uint8), np.ones(len(clip), bool)
         else:
-            shown = clip[chosen] if not self.segmented else cut_out(clip[chosen], masks[chosen])
-            shown = centred(shown, masks[chosen], "constant" if self.segmented else "edge") if self.centre else shown
+            if files:
+                shown, places = (np.concatenate(x) for x in zip(*(self._read(files[i], clip.shape[1:3]) for i in chosen[: len(clip)])))
+            else:
+                shown, places = clip[chosen] if not self.segmented else cut_out(clip[chosen], masks[chosen]), masks[chosen]
+            shown = centred(shown, places, "constant" if self.segmented else "edge") if self.centre else shown
             pictures, valid = placed(shown, len(clip))
         if self.still:
-            clip, masks, pictures, valid = (x[:1] for x in (clip, masks, pictures, valid))
+            clip, masks, pictures, valid = (x if x is None else x[:1] for x in (clip, masks, pictures, valid))
         told = {"entities": pictures, "entity_valid": valid}
         if self.size is not None:
             smaller = lambda images: video.resize_crop(images, *self.size)
-            clip, masks = smaller(clip), resized(masks, smaller)
+            clip, masks = smaller(clip), None if masks is None else resized(masks, smaller)
         if self.stays:
-            told["stays"] = ~masks if edits else np.zeros_like(masks)
-        return {key: value for key, value in record.items() if key != "masks"} | told | {"video": clip}
+            told["stays"] = ~masks if edits else np.zeros(clip.shape[:3], bool)
+        return {key: value for key, value in record.items() if key not in ("masks", "pictures")} | told | {"video": clip}
+
+    def _read(self, file: str, size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "1 h w 3"], Bool[np.ndarray, "1 h w"]]:
+        """The subject of a file, or without `segmented` all of it, within `size`; and where it is."""
+        path = pathlib.Path(file)
+        picture, mask = decode_image(path, blend=not self.segmented), decode_alpha(path)
+        everything = np.ones(picture.shape[:2], bool)
+        mask = everything if mask is None else mask
+        shown, place = fitted(picture, mask if self.segmented else everything, size)
+        if not place.any():
+            raise UserError(f"{file} shows no subject: all of it is transparent, or vanishes in {size[1]}x{size[0]}")
+        return shown, place if self.segmented else fitted(picture, mask, size)[1]
 
 
 def cut_out(frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:
     """The subject on black."""
     return np.where(masks[..., None], frames, 0).astype(np.uint8)
+
+
+def fitted(
+    picture: UInt8[np.ndarray, "a b 3"], mask: Bool[np.ndarray, "a b"], size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "1 h w 3"], Bool[np.ndarray, "1 h w"]]:
+    """The subject on black, all of the picture within `size`; and where the subject is. It is cut out before it is resized: no colour from
+    around it comes in.
+    """
+    within = lambda images: video.contain(images, *size)
+    small = resized(mask[None], within)
+    return cut_out(within(cut_out(picture[None], mask[None])), small), small
 
 
 def centred(frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"], outside: str = "constant") -> UInt8[np.ndarray, "n h w 3"]:

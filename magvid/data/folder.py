@@ -4,6 +4,7 @@
     folder/a.mp4 ...            one class, named like the folder
     folder/captions.jsonl       optional, with lines like {"file": "running/a.mp4", "caption": "a man runs"}
     masks/running/a/00012.png   optional, a folder of its own: where the subject is in frame 12 of running/a.mp4, whose first one is 0
+    pictures/running/a.png      optional, a folder of its own: pictures of what is in running/a.mp4, this one or pictures/running/a/*.png
 
 Which files are usable, and what is in them, is learnt once and kept in `index.json` (see data/video_index.py).
 """
@@ -31,6 +32,9 @@ from magvid.types import UserError
 # Of the index, of one file; with "part": (first, last + 1) of its frames, of a part of one; with "masks": (n 2), the frames that have
 # a mask and the sizes of these files.
 Entry = dict[str, Any]
+
+
+TRANSPARENT = (".png", ".webp")  # formats of pictures that tell what is theirs
 
 
 class Clip(NamedTuple):
@@ -65,11 +69,11 @@ class VideoFolder(Source):
     with fewer frames than a clip is too short. masks: the folder of the masks of a subject, each named by the file and the number of the
     frame in it (see the module). They are read as `data.masks` says, and may be of another size than the frames, not of another shape. A
     frame without a mask has no subject, and so may all frames of a clip; a file none of whose frames has one is left out. captioned: so is a
-    file without a caption.
+    file without a caption. pictures: the folder of pictures of what is to be seen in a video, with transparency around it, png or webp; a file without any is left out.
 
     A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str (the name of the class),
     "caption": str, "file": str, "digest": str (the SHA-256 of the file)}; with `masks` also "masks": bool (t h w), cut as the video
-    is. Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because it or a
+    is; with `pictures` "pictures": tuple of str (the files, sorted by name). Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because it or a
     mask was deleted or damaged after indexing, is replaced by the next usable one, with one warning per file. Raises UserError where
     there is no folder, no video in it, or none that is usable.
     """
@@ -94,6 +98,7 @@ class VideoFolder(Source):
         spread: bool = False,
         masks: str | os.PathLike | None = None,
         captioned: bool = False,
+        pictures: str | os.PathLike | None = None,
     ):
         super().__init__(frames, height, width, stride, crop, windows, keep_aspect=keep_aspect, motion=motion, spread=spread)
         if fps is not None and fps <= 0:
@@ -107,11 +112,16 @@ class VideoFolder(Source):
         self.masks = None if masks is None else pathlib.Path(masks).expanduser()
         if self.masks and not self.masks.is_dir():
             raise UserError(f"there is no folder {self.masks}: `masks` is where the mask of frame 12 of running/a.mp4 is running/a/00012.png")
+        self.pictures = None if pictures is None else pathlib.Path(pictures).expanduser()
+        if self.pictures and not self.pictures.is_dir():
+            raise UserError(f"there is no folder {self.pictures}: `pictures` is where a picture of what is in running/a.mp4 is running/a.png, or several running/a/*.png")
         entries = self._parts(index_folder(self.path, index, self._listed()))
         # Of all files that can be decoded, so that labels depend neither on the split nor on the length of a clip.
         self.classes, told = self._labels([name for name, entry in entries.items() if "error" not in entry], set(entries))
         if self.masks:
             entries = {name: self._masked(name, entry) for name, entry in entries.items()}
+        if self.pictures:
+            entries = {name: self._pictured(name, entry) for name, entry in entries.items()}
         starts, self.bad = self._usable(entries)
         clip = lambda name, entry: Clip(name, self._file(name), *told[name], entry["sha256"], entry, starts[name])
         self.files = self._chosen(sorted(starts), split, holdout)
@@ -161,7 +171,8 @@ class VideoFolder(Source):
         cut += [more] if any(more.values()) else []
         cut += ["spread"] if self.spread else []
         masks = lambda clip: [hashlib.sha256(clip.entry["masks"].tobytes()).hexdigest()] if self.masks else []
-        return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256, *masks(c)) for c in self._clips]]).encode()).hexdigest()[:16]
+        pictures = lambda clip: clip.entry["pictures"] if self.pictures else []
+        return hashlib.sha256(json.dumps([cut, [(c.name, c.sha256, *masks(c), *pictures(c)) for c in self._clips]]).encode()).hexdigest()[:16]
 
     def whole(self, i: int) -> tuple[str, str, Iterator[UInt8[np.ndarray, "h w 3"]]]:
         """Name, digest of the content and all frames of clip i's file, or part of one, as they are in the file."""
@@ -186,6 +197,16 @@ class VideoFolder(Source):
         if not len(found):
             return {**entry, "error": f"has no masks: those of frames {first} to {stop - 1} would be {folder}/{first:05d}.png and so on"}
         return {**entry, "masks": found}
+
+    def _pictured(self, name: str, entry: Entry) -> Entry:
+        """The entry with its pictures, [(file relative to their folder, its bytes)], or with why there are none."""
+        if "error" in entry:
+            return entry
+        stem = self.pictures / pathlib.PurePosixPath(self._file(name)).with_suffix("")
+        files = [stem.with_name(stem.name + suffix) for suffix in TRANSPARENT]
+        files += sorted(file for file in stem.iterdir() if file.suffix.lower() in TRANSPARENT) if stem.is_dir() else []
+        found = [(file.relative_to(self.pictures).as_posix(), file.stat().st_size) for file in files if file.is_file()]
+        return {**entry, "pictures": found} if found else {**entry, "error": f"has no picture of what is in it: that would be {stem}.png, or {stem}/*.png"}
 
     def _usable(self, entries: dict[str, Entry]) -> tuple[dict[str, Sequence[int]], dict[str, str]]:
         """Divides the index into {usable file: where a clip may begin} and {name: reason}; reports the latter."""
@@ -222,7 +243,8 @@ class VideoFolder(Source):
         text = clip.captions[int(cut.caption * len(clip.captions))] if clip.captions else ""
         told = {"label": np.int32(clip.label), "action": clip.action, "caption": text, "file": clip.name, "digest": clip.sha256}
         masks = {"masks": self._masks(clip, shown, images.shape[1:3], cut)} if self.masks else {}
-        return {"video": self.fit(images, cut), **masks, **told}
+        pictures = {"pictures": tuple(str(self.pictures / name) for name, _ in clip.entry["pictures"])} if self.pictures else {}
+        return {"video": self.fit(images, cut), **masks, **pictures, **told}
 
     def _masks(self, clip: Clip, shown: np.ndarray, shape: tuple[int, int], cut: Cut) -> Bool[np.ndarray, "t h w"]:
         """Of the frames with these numbers in the file, which have this shape."""
