@@ -525,6 +525,12 @@ def test_cells_all_of_whose_pixels_stay_come_out_as_they_are():
     edited[0, 1, 0, 1] = edited[1, :, 1, 2] = True
     np.testing.assert_array_equal(found[~edited], clean[~edited])
     assert np.all(np.abs(found - clean)[edited] > 1e-6)
+    video, copy, made = (np.asarray(x) for x in (objective.sample(params, {**SHOWN, "stays": stays}, KEY), objective.reconstruct(params, SHOWN), objective.decode(params, found)))
+    np.testing.assert_array_equal(video[stays], copy[stays])  # of each pixel, also of those beside what is made anew
+    np.testing.assert_array_equal(video[~stays], made[~stays])
+    touched = np.zeros_like(stays)
+    touched[0, 1, :2, 2:4] = True
+    assert np.abs(made - copy)[touched & stays].max() > 1e-3
     shown, given = objective.condition_video({**SHOWN, "stays": stays})
     np.testing.assert_array_equal(given[..., 0], stays)
     assert shown.shape == (2, 3, 4, 6, 3) and not np.asarray(shown[1, 1:]).any()

@@ -321,8 +321,13 @@ class Denoise:
     # Sampling -----------------------------------------------------------------------------------------------------
 
     def sample(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w 3"]:
-        """Clips in [0, 1]."""
-        return self.decode(params, self.sample_latents(params, batch, key))
+        """Clips in [0, 1]. Pixels that "stay" are the autoencoder's copy of the video's, also in cells that are made anew for their others' sake, and
+        near them: a decoder sees beyond a cell.
+        """
+        video = self.decode(params, self.sample_latents(params, batch, key))
+        if "stays" not in batch:
+            return video
+        return jnp.where(jnp.asarray(batch["stays"])[..., None], self.decode(params, self.latents(params, batch, None)), video)
 
     def sample_latents(self, params: Groups, batch: dict, key: Array) -> Float[Array, "b t h w c"]:
         """Scaled latents. Frames that are "known" come out as they are, from the batch's "latents" or "video"."""
