@@ -9,9 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magvid import conditions, runs
-from magvid.data.entities import Entities, centred, fitted, placed
-from magvid.data.images import decode_image
-from magvid.data.masks import decode_alpha, decode_mask
+from magvid.data.entities import Entities, centred, placed, subject_of
 from magvid.generator import Generator, clip_format
 from magvid.runs import ClipFormat
 from magvid.types import UserError
@@ -105,21 +103,8 @@ def told_of(run: runs.Run) -> Told:
 
 
 def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.ndarray, "1 h w 3"]:
-    """The subject of a file on black, all of it, within `size`. UserError where it shows none. Says where nothing tells the subject from
-    what is around it.
-    """
+    """The subject of a file, or of PICTURE,MASK, as `data.entities.subject_of` has it."""
     file, _, mask_file = entity.partition(",")
-    path = conditions.existing(file, "picture")
-    picture = decode_image(path, blend=False)  # half transparent pixels have the subject's own colour
-    mask = decode_mask(conditions.existing(mask_file, "mask")) if mask_file else decode_alpha(path)
-    if mask is None:
-        print(f"{file} has no transparency: all of it is told. To tell of a subject alone, cut it out, or give --entity={file},MASK")
-        mask = np.ones(picture.shape[:2], bool)
-    if mask.shape != picture.shape[:2]:
-        sizes = [f"{shape[1]}x{shape[0]}" for shape in (picture.shape, mask.shape)]
-        raise UserError(f"{mask_file} is {sizes[1]} pixels and {file} is {sizes[0]}: a mask has the size of its picture")
-    shown, small = fitted(picture, mask, size)
-    if not small.any():
-        why = f"all of it is {'black' if mask_file else 'transparent'}" if not mask.any() else f"{mask.sum()} pixels vanish in {size[1]}x{size[0]}"
-        raise UserError(f"{mask_file or file} shows no subject ({why}): give a picture that the subject fills")
-    return centred(shown, small) if centre else shown
+    path, mask = conditions.existing(file, "picture"), conditions.existing(mask_file, "mask") if mask_file else None
+    shown, place = subject_of(path, mask, size, print)
+    return centred(shown, place) if centre else shown

@@ -234,7 +234,8 @@ class Scores:
         numbers = {}
         for metric, found in zip(self.metrics, self.found, strict=True):
             if some := [f for f in found if f]:  # of other batches it may say nothing
-                numbers |= metric.result({k: np.concatenate([f[k] for f in some]) for k in some[0]})
+                names = dict.fromkeys(k for f in some for k in f)  # of gaps a batch may say something and the next one nothing
+                numbers |= metric.result({k: np.concatenate([f[k] for f in some if k in f]) for k in names})
         return {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
 
 

@@ -19,7 +19,6 @@ import os
 import pathlib
 import socket
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -393,7 +392,6 @@ def locked(folder: pathlib.Path, doing: str = "trained", flag: str = "--workdir"
 
 def _read_weights(where: str, path: str) -> tuple[Params, str]:
     """The arrays of an .npz as nested parameters, and 12 hex digits of the file's content."""
-    import numpy as np
     from flax.traverse_util import unflatten_dict
 
     file = pathlib.Path(path).expanduser()
@@ -404,11 +402,23 @@ def _read_weights(where: str, path: str) -> tuple[Params, str]:
         tool = "reference_stats" if where.endswith(".real") else "convert_features"
         raise UserError(f"{where}.{FILE}: there is no file {path}; make it with tools/{tool}.py, or {without}")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            weights = unflatten_dict(dict(arrays), sep="/")
-    except (ValueError, OSError, zipfile.BadZipFile) as e:
+        weights = unflatten_dict(read_npz(file), sep="/")
+    except (ValueError, IndexError) as e:  # names such as a and a/b
         raise UserError(f"{where}.{FILE}: {path} is not a file of converted weights ({e})") from None
     return weights, hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def read_npz(file: pathlib.Path) -> dict[str, Any]:
+    """The arrays of an .npz file; ValueError for one that is damaged, or none."""
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except MemoryError:
+        raise
+    except Exception as error:  # zip, zlib and the header's parser raise whatever comes up in a damaged file; a lone array is no archive
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _follow(where: str, field: str, spec: Mapping[str, Any], trust: bool) -> tuple[Any, Params, str]:

@@ -768,10 +768,11 @@ def test_fvd_and_the_inception_score_are_measured_where_their_weights_are_named(
     joined = lambda *args: ",".join(filter(None, args))
     before = targets(get(name, arg))
     assert not {"VideoDistance", "InceptionScore"} & set(before)
-    config = get(name, joined(arg, "i3d=a.npz,c3d=b.npz,real=c.npz"))
+    config = get(name, joined(arg, "i3d=a.npz,c3d=b.npz,real=c.npz,folds=4"))
     assert targets(config) == [*before, "VideoDistance", "InceptionScore"]
     distance, score = check_config(config.to_dict())["metrics"][-2:]
     assert (distance["net"]["weights_file"], distance["real"]["weights_file"], score["net"]["weights_file"]) == ("a.npz", "c.npz", "b.npz")
+    assert distance["folds"] == score["folds"] == 4
     assert distance["prepare"]["factory"] == f"magvid.metrics.frechet:{prepare}"
     for spec in (distance, score):
         metric = build({k: {n: v for n, v in part.items() if n != "weights_file"} if isinstance(part, dict) else part for k, part in spec.items()})

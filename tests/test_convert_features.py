@@ -256,7 +256,7 @@ def test_c3d_and_its_mean_clip(tmp_path):
     convert_features.main([*command, f"--mean={tmp_path}/mean.npz"])
     with np.load(tmp_path / "out.npz") as found:
         assert set(found) == set(shapes) and all(np.array_equal(found[name], x) for name, x in ours.items())
-        np.testing.assert_array_equal(found["mean"][5, 0, 1], mean[:, 5, 8, 30])
+        np.testing.assert_array_equal(found["mean"][5, 0, 1], mean[:, 5, 8, 9])
     with pytest.raises(UserError, match="--mean=FILE.npz is the mean clip of c3d: give it"):
         convert_features.main(command)
     with pytest.raises(UserError, match="has no array called mean, but conv1a/"):
@@ -265,5 +265,13 @@ def test_c3d_and_its_mean_clip(tmp_path):
     with pytest.raises(ValueError, match="mean clip should be of 3 x 16 x 128 x 171 numbers"):
         convert_features.main([*command, f"--mean={tmp_path}/short.npz"])
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(UserError, match="is no .npz file of arrays"):
-        convert_features.main(["--net=i3d", f"--weights={tmp_path}/text.npz", f"--out={tmp_path}/b.npz"])
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "lone.npy", mean[0, 0])
+    (tmp_path / "lone.npy").rename(tmp_path / "lone.npz")
+    for name in ("text", "empty", "lone"):
+        with pytest.raises(UserError, match=f"{name}.npz is no .npz file of arrays"):
+            convert_features.main(["--net=i3d", f"--weights={tmp_path}/{name}.npz", f"--out={tmp_path}/b.npz"])
+        with pytest.raises(UserError, match="is not a file of converted weights"):
+            runs.resolve_spec(dict(target="a:B", net=dict(target="c:D", weights_file=f"{tmp_path}/{name}.npz")), "metrics[0]")
+    with pytest.raises(UserError, match="there is no file"):
+        convert_features.main(["--net=i3d", f"--weights={tmp_path}/gone.npz", f"--out={tmp_path}/b.npz"])

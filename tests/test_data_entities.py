@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magvid.data.entities import Entities, centred, cut_out, placed
+from magvid.data.entities import Entities, centred, cut_out, placed, subject_of
 from magvid.data.masks import resized
 from magvid.types import UserError
 from magvid.video import resize_crop
@@ -142,49 +142,51 @@ def test_a_record_without_masks_is_told_so():
 
 # Pictures of an entity's own -----------------------------------------------------------------------------------------
 
-
-@pytest.fixture
-def files(tmp_path) -> tuple[str, ...]:
-    """Three pictures of other sizes than the clip, each of one colour on transparency, which is green below."""
-    out = []
-    for i, (h, w) in enumerate([(24, 36), (12, 12), (40, 20)]):
-        picture = np.zeros((h, w, 4), np.uint8)
-        picture[..., 1] = 255
-        picture[h // 4 : h // 2, w // 4 : 3 * w // 4] = [50 + 60 * i, 0, 0, 255]
-        Image.fromarray(picture).save(tmp_path / f"{i}.png")
-        out.append(str(tmp_path / f"{i}.png"))
-    return tuple(out)
+OWN = np.zeros((3, H, W, 4), np.uint8)
+for i in range(3):
+    OWN[i, 2 + i : 5 + i, 3:9] = [50 + 60 * i, 0, 0, 255]
+OWN[..., 1] = 255  # what is not the subject's is not told
+OWN[OWN[..., 3] > 0, 1] = 0
 
 
-def test_pictures_of_its_own_stand_for_the_clips_subjects(files):
-    """Of as many as are drawn, in any order, all of each within a frame's size, no green; without masks."""
+def test_pictures_of_its_own_stand_for_the_clips_subjects():
+    """Of as many as are drawn, in any order, at the first places; without masks."""
     orders = set()
     for seed in range(40):
-        record = {"video": CLIP, "pictures": files, "text": "a cat"}
-        found = Entities(references=(1, 3))(record, np.random.default_rng(seed))
+        found = Entities(references=(1, 3))({"video": CLIP, "pictures": OWN, "text": "a cat"}, np.random.default_rng(seed))
         n = int(found["entity_valid"].sum())
         assert set(found) == {"video", "text", "entities", "entity_valid"} and found["entities"].shape == CLIP.shape and not found["entities"][n:].any()
-        assert not found["entities"][..., 1:].any()
-        orders.add(tuple((int(picture.max()) - 50) // 60 for picture in found["entities"][:n]))
+        order = [(int(picture.max()) - 50) // 60 for picture in found["entities"][:n]]
+        for i, picture in zip(order, found["entities"]):
+            np.testing.assert_array_equal(picture, np.where(OWN[i, ..., 3:] > 0, OWN[i, ..., :3], 0))
+        orders.add(tuple(order))
     assert {len(order) for order in orders} == {1, 2, 3} and len(orders) > 10
-    large = Entities(references=(1, 1), first=True)({"video": CLIP, "pictures": files}, np.random.default_rng(0))["entities"][0]
-    assert large[3:6, 5:13, 0].min() > 45 and not large[7:].any()  # 24x36 in 12x18
-    one = Entities(references=(1, 1), first=True, centre=True, still=True)({"video": CLIP, "pictures": files}, np.random.default_rng(0))
-    assert one["video"].shape == one["entities"].shape == (1, H, W, 3) and one["entities"][0, 5:7, 5:13, 0].min() > 45
-    whole = Entities(references=(1, 1), first=True, segmented=False)({"video": CLIP, "pictures": files}, np.random.default_rng(0))["entities"][0]
-    assert whole[8:].min() == 255  # what is transparent is white, as everywhere
+    one = Entities(references=(1, 1), first=True, centre=True, still=True)({"video": CLIP, "pictures": OWN}, np.random.default_rng(0))
+    assert one["video"].shape == one["entities"].shape == (1, H, W, 3) and (one["entities"][0, 4:7, 6:12, 0] == 50).all()
 
 
-def test_what_is_edited_needs_masks_as_before(files):
-    record = RECORD | {"pictures": files}
-    edited, plain = (Entities(editing=1.0, stays=True)(r, np.random.default_rng(1)) for r in (record, RECORD))
+def test_what_is_edited_needs_masks_as_before():
+    edited, plain = (Entities(editing=1.0, stays=True)(r, np.random.default_rng(1)) for r in (RECORD | {"pictures": OWN}, RECORD))
     for key in ("entities", "stays", "entity_valid"):
         np.testing.assert_array_equal(edited[key], plain[key])
     with pytest.raises(ValueError, match="has no masks of a subject to edit 30% of the clips; it has video, pictures"):
-        Entities(editing=0.3)({"video": CLIP, "pictures": files}, np.random.default_rng(0))
+        Entities(editing=0.3)({"video": CLIP, "pictures": OWN}, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="segmented=False tells whole frames, and the record has pictures of an entity's own"):
+        Entities(segmented=False)(RECORD | {"pictures": OWN}, np.random.default_rng(0))
 
 
-def test_a_picture_that_shows_nothing_is_named(tmp_path):
-    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="a.png shows no subject: all of it is transparent"):
-        Entities()({"video": CLIP, "pictures": (str(tmp_path / "a.png"),)}, np.random.default_rng(0))
+def test_a_subject_out_of_a_file(tmp_path):
+    """Nothing of what is below the transparency; all of a picture without any, which is said once it is used."""
+    picture = np.zeros((24, 36, 4), np.uint8)
+    picture[..., 1] = 255
+    picture[6:12, 9:27] = [200, 0, 0, 255]
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture[..., :3]).save(tmp_path / "b.png")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path / "c.png")
+    said = []
+    shown, place = subject_of(tmp_path / "a.png", None, (12, 18), said.append)
+    assert shown.shape == (1, 12, 18, 3) and not shown[..., 1:].any() and shown[0, 3:6, 5:13, 0].min() > 180 and place[0, 3:6, 5:13].all() and not said
+    shown, place = subject_of(tmp_path / "b.png", None, (12, 18), said.append)
+    assert place.all() and shown[0, 0, 0, 1] == 255 and "b.png has no transparency: all of it is told" in said[0]
+    with pytest.raises(UserError, match="c.png shows no subject .all of it is transparent."):
+        subject_of(tmp_path / "c.png", None, (12, 18), said.append)

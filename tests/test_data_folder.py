@@ -430,23 +430,33 @@ def test_files_without_masks_are_left_out(masked, caplog):
         VideoFolder(masked / "videos", 3, 18, 14, masks=masked / "nowhere")
 
 
-def test_pictures_of_what_is_in_a_video(masked):
+def test_pictures_of_what_is_in_a_video(masked, caplog):
     """One beside the others by the video's name, or a folder of them; files without are left out, and the fingerprint knows them."""
     pictures, videos = masked / "pictures", masked / "videos"
     film(videos / "jump/d.mkv", subject(4))
     (pictures / "run/c").mkdir(parents=True)
-    for name in ("run/a.b.png", "run/c/2.webp", "run/c/1.png"):
-        Image.fromarray(np.full((4, 6, 4), 200, np.uint8)).save(pictures / name)
+    for i, name in enumerate(("run/a.b.PNG", "run/c/2.webp", "run/c/1.png")):
+        picture = np.full((8, 8, 4), 100 + 50 * i, np.uint8)
+        picture[..., 3] = np.repeat([0, 255], 4)[:, None]
+        Image.fromarray(picture).save(pictures / name, lossless=True)
     (pictures / "run/c/notes.txt").touch()
-    folder = VideoFolder(videos, 3, 18, 14, pictures=pictures)
+    folder = VideoFolder(videos, 3, 18, 18, pictures=pictures)
     assert folder.files == ["run/a.b.mkv", "run/c.mkv"] and "masks" not in folder[0]
-    found = [[name.removeprefix(f"{pictures}/") for name in folder[i]["pictures"]] for i in range(2)]
-    assert found == [["run/a.b.png"], ["run/c/1.png", "run/c/2.webp"]]
-    assert folder.bad["jump/d.mkv"] == f"has no picture of what is in it: that would be {pictures}/jump/d.png, or {pictures}/jump/d/*.png"
+    one, two = (folder[i]["pictures"] for i in range(2))
+    assert one.shape == (1, 18, 18, 4) and two.shape == (2, 18, 18, 4) and one.dtype == np.uint8
+    assert (one[0, 12:, :, 0] == 100).all() and (two[:, 12, 9, 0] == [200, 150]).all()  # by name
+    assert not one[0, :7].any() and (one[0, 12:, :, 3] == 255).all()
+    where = f"{pictures}/jump/d"
+    assert folder.bad["jump/d.mkv"] == f"has no picture of what is in it: that would be {where}.png or .webp, or several in {where}/"
+    plain = VideoFolder(videos, 3, 18, 18).fingerprint
     (pictures / "run/c/2.webp").unlink()
-    assert VideoFolder(videos, 3, 18, 14, pictures=pictures).fingerprint != folder.fingerprint != VideoFolder(videos, 3, 18, 14).fingerprint
+    again = VideoFolder(videos, 3, 18, 18, pictures=pictures)
+    assert len({plain, folder.fingerprint, again.fingerprint}) == 3
+    (pictures / "run/c/1.png").write_text("not a picture")
+    np.testing.assert_array_equal(again[1]["video"], again[0]["video"])  # the next usable one takes its place
+    assert "1.png cannot be read as an image" in caplog.text
     with pytest.raises(UserError, match="there is no folder .*nowhere: `pictures` is where a picture of what is in running/a.mp4 is running/a.png"):
-        VideoFolder(videos, 3, 18, 14, pictures=masked / "nowhere")
+        VideoFolder(videos, 3, 18, 18, pictures=masked / "nowhere")
 
 
 def test_masks_of_parts_have_the_numbers_of_the_file(masked):

@@ -163,7 +163,7 @@ def test_numbers_of_all_clips_at_once(weights):
 
 
 def test_gaps_are_measured_apart(weights):
-    """Frames that are given do not count; gaps that are too short for I3D are left out, of other lengths are measured together."""
+    """Frames that are given do not count; gaps that are too short for I3D are left out, of other lengths are measured together, in batches too."""
     metric, real = metric_of(weights), clips(6, t=14)
     made, given = real.copy(), np.ones((6, 14, 20, 28, 1), bool)
     for i, (start, stop) in enumerate([(2, 11), (4, 13), (1, 11), (3, 13), (5, 8), (2, 11)]):
@@ -175,6 +175,14 @@ def test_gaps_are_measured_apart(weights):
     np.testing.assert_allclose(features["fvd_gap"][0], alone[0], rtol=1e-4, atol=1e-4)
     found = metric.result(features)
     assert set(found) == {"fvd", "kvd", "fvd_gap", "kvd_gap"} and found["fvd_gap"] > found["fvd"]
+    for order in ([4, 0, 1, 2, 3, 5], [0, 4, 1, 2, 3, 5]):  # a batch without a gap that is long enough, first or not
+        scores = Scores([metric])
+        for i in order:
+            scores.add(dict(video=made[[i]], target=real[[i]], given=given[[i]]))
+        np.testing.assert_allclose(scores.result()["fvd_gap"], found["fvd_gap"], rtol=1e-3)
+    twice = np.ones((1, 14, 20, 28, 1), bool)
+    twice[0, :5] = twice[0, 9:] = False
+    assert "fvd_gap" not in metric.features(dict(video=made[:1], target=real[:1], given=twice))  # two gaps of five are none of ten
 
 
 def test_too_few_frames_or_clips(weights):
@@ -199,7 +207,9 @@ def tool_config(weights, split="validation", **fields) -> dict:
 def test_kept_features_stand_for_the_targets(weights, tmp_path):
     """Of so many clips drawn at random, as the metric itself makes them; their hash stands among the settings."""
     factory = dict(factory="magvid.metrics.frechet:short_side")  # as configs have it
-    arrays = reference_stats.kept(tool_config(weights, prepare=factory), "train", 7, 3, 4, say=lambda text: None)
+    config = tool_config(weights, prepare=factory)
+    config["data"]["train"]["transforms"] = [dict(target="magvid.data.pipeline:Augment", flip=True)]  # real clips are not mirrored
+    arrays = reference_stats.kept(config, "train", 7, 3, 4, say=lambda text: None)
     source = build(tool_config(weights)["data"]["train"]["source"])
     chosen = np.sort(np.random.default_rng(3).permutation(len(source))[:7])
     expected = metric_of(weights).logits(np.stack([source[int(i)]["video"] for i in chosen]))
@@ -235,6 +245,20 @@ def test_kept_features_of_another_kind_are_refused(weights, tmp_path, change, me
         metric.features(dict(video=clips(2), target=clips(2)))
     other = dataclasses.replace(metric, prepare=functools.partial(short_side, size=3))
     assert other.label((9, 20, 28))["prepare"] == "short_side size=3"
+
+
+@pytest.mark.parametrize("change", [dict(features=None), dict(clip=None), dict(features=np.zeros((1, 6))), dict(features=np.full((4, 6), np.nan))])
+def test_what_is_no_file_of_features_is_refused(weights, tmp_path, change):
+    arrays = dict(features=np.zeros((4, 6), np.float32), clip="a", prepare="b", net="c") | change
+    np.savez(tmp_path / "real.npz", **{name: x for name, x in arrays.items() if x is not None})
+    with pytest.raises(UserError, match="the file of features of real clips .* make it with tools/reference_stats.py"):
+        metric_of(weights, real=dict(target="magvid.metrics.frechet:Real", weights_file=str(tmp_path / "real.npz")))
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", **{"logits/kernel": np.zeros((5, 6), np.float32), "logits/bias": np.zeros(6, np.float32)})
+    with pytest.raises(UserError, match=r"the weights given for I3D are not its own: logits/kernel is \(5, 6\) and should be \(6, 6\), 1 of 2 differ"):
+        metric_of(str(tmp_path / "other.npz"))
 
 
 def test_a_missing_file_of_weights_is_named(tmp_path):

@@ -49,13 +49,14 @@ def test_the_metric_reads_what_was_made(tmp_path):
     for part in (slice(0, 4), slice(4, 9)):
         scores.add(dict(video=video[part], target=0 * video[part]))
     np.testing.assert_allclose(scores.result()["inception_score"], 3, rtol=1e-5)
-    unsure = metric_of(tmp_path, scale=0)
+    unsure = metric_of(tmp_path, scale=0.0)
     assert unsure.result(unsure.features(dict(video=video))) == {"inception_score": pytest.approx(1, rel=1e-6)}
 
 
 def test_what_it_cannot_read_is_said(tmp_path):
     with pytest.raises(UserError, match="clips of 16 frames, and these have 12"):
         metric_of(tmp_path).features(dict(video=np.zeros((2, 12, 16, 16, 3), np.uint8)))
+    assert np.isnan(InceptionScore(folds=3).result({"inception_logits": np.zeros((4, 5))})["inception_score"])
     with pytest.raises(UserError, match="needs the weights of C3D"):
         InceptionScore().with_weights({})
     with pytest.raises(UserError, match="folds=0"):

@@ -14,7 +14,6 @@ c3d                 for the Inception Score: TGANv2's, whose mean clip is a file
 import pathlib
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from magvid.models.c3d import C3D
 from magvid.models.i3d import I3D
 from magvid.models.resnet import ResNet50
 from magvid.models.vgg import STAGES, VGG16
+from magvid.runs import read_npz
 from magvid.types import UserError
 from tools.rules import Rule, check, rename
 from tools.weights import open_weights
@@ -115,10 +115,12 @@ C3D_RULES = [(r"(\w+)/W", r"\1/kernel"), (r"(\w+)/b", r"\1/bias"), (r"mean", r"m
 
 
 def _mean_clip(mean: np.ndarray) -> np.ndarray:
-    """Of TGANv2's mean2.npz, blue first, that of what its evaluation cuts out of a square of 128 in the middle (16 112 112 3)."""
+    """Of TGANv2's mean2.npz, blue first, the part that its C3D subtracts (16 112 112 3): rows and columns 8 to 119 (TGAN took 112 of the 128 columns
+    in the middle).
+    """
     if mean.size != 3 * 16 * 128 * 171:
         raise ValueError(f"the mean clip should be of 3 x 16 x 128 x 171 numbers, got the shape {mean.shape}")
-    return mean.reshape(3, 16, 128, 171)[:, :, 8 : 8 + 112, 21 + 8 : 21 + 8 + 112].transpose(1, 2, 3, 0)
+    return mean.reshape(3, 16, 128, 171)[:, :, 8 : 8 + 112, 8 : 8 + 112].transpose(1, 2, 3, 0)
 
 
 class Net(NamedTuple):
@@ -166,12 +168,12 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def read(file: str) -> dict[str, np.ndarray]:
-    if pathlib.Path(file).suffix != ".npz":
+    path = pathlib.Path(file).expanduser()
+    if path.suffix != ".npz" or not path.is_file():
         return {n: np.asarray(x) for n, x in open_weights(file).weights.items()}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        return read_npz(path)
+    except ValueError as error:
         raise UserError(f"{file} is no .npz file of arrays ({error})") from None
 
 

@@ -1,10 +1,11 @@
 """Features of real clips, kept once for all evaluations: FVD and KVD then compare with these in place of the clips that are evaluated on.
 
-    python tools/reference_stats.py --config=configs/commit_ucf101.py:size=B,i3d=weights/i3d.npz --split=train --clips=10000 --out=weights/ucf101-real.npz
-    magvid evaluate --run=runs/commit_ucf101-B --data=configs/commit_ucf101.py:size=B,i3d=weights/i3d.npz,real=weights/ucf101-real.npz --clips=10000
+    python tools/reference_stats.py --config=configs/commit_ucf101.py:size=B,i3d=weights/i3d.npz --split=train --clips=9537 --out=weights/ucf101-real.npz
+    magvid evaluate --run=runs/commit_ucf101-B --data=configs/commit_ucf101.py:size=B,i3d=weights/i3d.npz,real=weights/ucf101-real.npz --clips=3783
 
-Clips are drawn at random (--seed) without replacement from the config's training or held-out clips, prepared as the config's metric does it and read by its
-I3D. The file says of which clips, preparation and weights it is; a metric of another kind refuses it.
+Videos are drawn at random (--seed) without replacement from the config's training or held-out ones; of each the middle is read, not mirrored, and prepared and
+understood as the config's metric does it. The file says of which clips, preparation and weights it is; a metric of another kind refuses it. Fields of the config
+may be overridden, such as --config.data.train.source.path=FOLDER.
 """
 
 import json
@@ -29,7 +30,7 @@ PROGRAM = Program(
         Flag("batch", "int", 16, "N", "clips read at a time", 1),
         Flag("out", "str", None, "FILE.npz", "where to write"),
     ],
-    ["--config=configs/commit_ucf101.py:i3d=weights/i3d.npz --clips=10000 --out=weights/ucf101-real.npz"],
+    ["--config=configs/commit_ucf101.py:i3d=weights/i3d.npz --clips=9537 --out=weights/ucf101-real.npz"],
 )
 
 
@@ -46,7 +47,9 @@ def kept(config: dict, split: str, clips: int, seed: int, batch: int, say=print)
     if split not in config["data"]:
         raise UserError(f"the config has no data.{split}: it has {', '.join(config['data'])}")
     spec, groups, _ = runs.resolve_spec({k: v for k, v in specs[0].items() if k != "real"}, "metrics")
-    metric, data = build(spec).with_weights(groups), Clips.of({"data": {"train": config["data"][split]}})
+    section = dict(config["data"][split])
+    section["transforms"] = [t for t in section.get("transforms", ()) if t["target"] != "magvid.data.pipeline:Augment"]
+    metric, data = build(spec).with_weights(groups), Clips.of({"data": {"train": section}})
     total = len(data.source)
     if total < clips:
         say(f"there are only {total} clips, {clips} were asked for")
@@ -57,7 +60,7 @@ def kept(config: dict, split: str, clips: int, seed: int, batch: int, say=print)
         found.append(metric.logits(video))
         clip = video.shape[1:4]
         say(f"{sum(map(len, found))} of {len(chosen)} clips")
-    about = dict(world=data.world, split=split, clips=len(chosen), of=total, seed=seed, source=config["data"][split]["source"])
+    about = dict(world=data.world, split=split, clips=len(chosen), of=total, seed=seed, **section)
     return dict(features=np.concatenate(found), **{k: np.str_(v) for k, v in metric.label(clip).items()}, about=np.str_(json.dumps(about, default=str)))
 
 
@@ -88,7 +91,8 @@ def main(argv: list[str]) -> None:
     from magvid.job import check_config
 
     runs.check_writable(out.parent, "--out")
-    arrays = kept(check_config(load_config(flags.config)), flags.split, flags.clips, flags.seed, flags.batch)
+    config = parse(PROGRAM, argv, "config out", config=load_config(flags.config)).config
+    arrays = kept(check_config(config), flags.split, flags.clips, flags.seed, flags.batch)
     runs.make_folder(out.parent, "--out")
     np.savez(out, **arrays)
     print(f"{out}: features of {len(arrays['features'])} clips of {arrays['clip']}, {arrays['net']}")

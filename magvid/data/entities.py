@@ -1,11 +1,12 @@
 """Pictures of an entity out of a clip and the masks of its subject: what MagDiff (Zhao et al., ECCV 2024, arXiv 2311.17338) is told.
 
 To generate, the subject of one or several frames, on black; to edit, in every frame all that shall stay, with black where something new
-shall be. One model learns both (section 3.2, "subject-driven alignment"). A user's own pictures become the same by `fitted` and `placed`.
+shall be. One model learns both (section 3.2, "subject-driven alignment"). A user's own pictures become the same by `subject_of` and `placed`.
 """
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -13,7 +14,7 @@ from scipy.ndimage import binary_dilation
 
 from magvid import video
 from magvid.data.images import decode_image
-from magvid.data.masks import decode_alpha, resized
+from magvid.data.masks import decode_alpha, decode_mask, resized
 from magvid.data.stream import Record
 from magvid.types import UserError
 
@@ -21,7 +22,7 @@ from magvid.types import UserError
 @dataclasses.dataclass(frozen=True)
 class Entities:
     """In place of `masks` bool (t h w) of the subject of `video`: `entities` uint8 (t h w 3), black where there is none, and `entity_valid`
-    bool (t,). Where a record has `pictures`, files of an entity's own (see `VideoFolder`), these are told in place of the clip's subjects, and there need be
+    bool (t,). Where a record has `pictures` of an entity's own, uint8 (n h w 4) (see `VideoFolder`), these are told in place of the clip's subjects, and there need be
     no masks unless there is something to edit.
 
     references: how many, drawn uniformly, both ends included; of so many frames that have a subject (or pictures), or all there are, in random order,
@@ -52,23 +53,23 @@ class Entities:
             raise ValueError(f"editing={self.editing}: a share in [0, 1]")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        clip, masks, files = record["video"], record.get("masks"), record.get("pictures", ())
-        if masks is None and (self.editing or not files):
-            why = f" to edit {self.editing:.0%} of the clips" if files else ""
+        clip, masks, own = record["video"], record.get("masks"), record.get("pictures")
+        if own is not None and not self.segmented:
+            raise ValueError("segmented=False tells whole frames, and the record has pictures of an entity's own: leave one of them out")
+        if masks is None and (self.editing or own is None):
+            why = "" if own is None else f" to edit {self.editing:.0%} of the clips"
             raise ValueError(f"the record has no masks of a subject{why}; it has {', '.join(record)}: set `masks` of the source")
         edits = rng.random() < self.editing
         count = int(rng.integers(self.references[0], self.references[1] + 1))
-        having = np.arange(len(files)) if files else np.flatnonzero(masks.any(axis=(1, 2)))
+        having = np.flatnonzero(masks.any(axis=(1, 2))) if own is None else np.arange(len(own))
         order = rng.permutation(having)  # drawn in any case: the clips are the same
         chosen = (having if self.first else order)[:count]
         if edits:
             masks = grown(masks, self.grow)
             pictures, valid = np.where(masks[..., None], 0, clip).astype(np.uint8), np.ones(len(clip), bool)
         else:
-            if files:
-                shown, places = (np.concatenate(x) for x in zip(*(self._read(files[i], clip.shape[1:3]) for i in chosen[: len(clip)])))
-            else:
-                shown, places = clip[chosen] if not self.segmented else cut_out(clip[chosen], masks[chosen]), masks[chosen]
+            frames, places = (clip[chosen], masks[chosen]) if own is None else (own[chosen, ..., :3], own[chosen, ..., 3] > 127)
+            shown = cut_out(frames, places) if self.segmented else frames
             shown = centred(shown, places, "constant" if self.segmented else "edge") if self.centre else shown
             pictures, valid = placed(shown, len(clip))
         if self.still:
@@ -81,32 +82,32 @@ class Entities:
             told["stays"] = ~masks if edits else np.zeros(clip.shape[:3], bool)
         return {key: value for key, value in record.items() if key not in ("masks", "pictures")} | told | {"video": clip}
 
-    def _read(self, file: str, size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "1 h w 3"], Bool[np.ndarray, "1 h w"]]:
-        """The subject of a file, or without `segmented` all of it, within `size`; and where it is."""
-        path = pathlib.Path(file)
-        picture, mask = decode_image(path, blend=not self.segmented), decode_alpha(path)
-        everything = np.ones(picture.shape[:2], bool)
-        mask = everything if mask is None else mask
-        shown, place = fitted(picture, mask if self.segmented else everything, size)
-        if not place.any():
-            raise UserError(f"{file} shows no subject: all of it is transparent, or vanishes in {size[1]}x{size[0]}")
-        return shown, place if self.segmented else fitted(picture, mask, size)[1]
-
 
 def cut_out(frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:
     """The subject on black."""
     return np.where(masks[..., None], frames, 0).astype(np.uint8)
 
 
-def fitted(
-    picture: UInt8[np.ndarray, "a b 3"], mask: Bool[np.ndarray, "a b"], size: tuple[int, int]
+def subject_of(
+    file: pathlib.Path, mask_file: pathlib.Path | None, size: tuple[int, int], say: Callable[[str], None]
 ) -> tuple[UInt8[np.ndarray, "1 h w 3"], Bool[np.ndarray, "1 h w"]]:
-    """The subject on black, all of the picture within `size`; and where the subject is. It is cut out before it is resized: no colour from
-    around it comes in.
+    """The subject of a picture on black, all of the picture within `size`; and where the subject is: what its transparency leaves, or the file of a mask. `say`s
+    where neither tells the subject from what is around it. UserError for a file that cannot be read, or shows no subject.
     """
+    picture = decode_image(file, blend=False)  # half transparent pixels have the subject's own colour
+    mask = decode_mask(mask_file) if mask_file else decode_alpha(file)
+    if mask is None:
+        say(f"{file} has no transparency: all of it is told. To tell of a subject alone, cut it out, or give a mask")
+        mask = np.ones(picture.shape[:2], bool)
+    if mask.shape != picture.shape[:2]:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (picture.shape, mask.shape)]
+        raise UserError(f"{mask_file} is {sizes[1]} pixels and {file} is {sizes[0]}: a mask has the size of its picture")
     within = lambda images: video.contain(images, *size)
     small = resized(mask[None], within)
-    return cut_out(within(cut_out(picture[None], mask[None])), small), small
+    if not small.any():
+        why = f"all of it is {'black' if mask_file else 'transparent'}" if not mask.any() else f"{mask.sum()} pixels vanish in {size[1]}x{size[0]}"
+        raise UserError(f"{mask_file or file} shows no subject ({why}): give a picture that the subject fills")
+    return cut_out(within(cut_out(picture[None], mask[None])), small), small  # cut before it is resized: no colour from around it comes in
 
 
 def centred(frames: UInt8[np.ndarray, "n h w 3"], masks: Bool[np.ndarray, "n h w"], outside: str = "constant") -> UInt8[np.ndarray, "n h w 3"]:

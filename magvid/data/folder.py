@@ -4,7 +4,7 @@
     folder/a.mp4 ...            one class, named like the folder
     folder/captions.jsonl       optional, with lines like {"file": "running/a.mp4", "caption": "a man runs"}
     masks/running/a/00012.png   optional, a folder of its own: where the subject is in frame 12 of running/a.mp4, whose first one is 0
-    pictures/running/a.png      optional, a folder of its own: pictures of what is in running/a.mp4, this one or pictures/running/a/*.png
+    pictures/running/a.png      optional, a folder of its own: pictures of what is in running/a.mp4, this one or pictures/running/a/*.png; or webp
 
 Which files are usable, and what is in them, is learnt once and kept in `index.json` (see data/video_index.py).
 """
@@ -23,9 +23,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from magvid import video
+from magvid.data.entities import subject_of
 from magvid.data.masks import decode_mask
 from magvid.data.motion import Motion
-from magvid.data.source import Cut, Source, class_name, report_bad, split_names, warn_once
+from magvid.data.source import Cut, Source, class_name, file_names, report_bad, split_names, warn_once
 from magvid.data.video_index import index_folder, timestamps
 from magvid.types import UserError
 
@@ -69,11 +70,13 @@ class VideoFolder(Source):
     with fewer frames than a clip is too short. masks: the folder of the masks of a subject, each named by the file and the number of the
     frame in it (see the module). They are read as `data.masks` says, and may be of another size than the frames, not of another shape. A
     frame without a mask has no subject, and so may all frames of a clip; a file none of whose frames has one is left out. captioned: so is a
-    file without a caption. pictures: the folder of pictures of what is to be seen in a video, with transparency around it, png or webp; a file without any is left out.
+    file without a caption. pictures: the folder of pictures of what is to be seen in a video, with transparency around it, png or webp; a video without any is
+    left out, and where one cannot be read another clip takes its place, as for a mask.
 
     A record is {"video": uint8 (t h w 3), "label": int32 in [0, len(classes)), "action": str (the name of the class),
     "caption": str, "file": str, "digest": str (the SHA-256 of the file)}; with `masks` also "masks": bool (t h w), cut as the video
-    is; with `pictures` "pictures": tuple of str (the files, sorted by name). Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because it or a
+    is; with `pictures` "pictures": uint8 (n h w 4), all of that video's, each on black within the clip's
+    size, the last channel 255 where it is not transparent. Attributes: `classes`, `files` (usable ones of this split), `bad` (name -> reason). A file that fails later, because it or a
     mask was deleted or damaged after indexing, is replaced by the next usable one, with one warning per file. Raises UserError where
     there is no folder, no video in it, or none that is usable.
     """
@@ -121,7 +124,8 @@ class VideoFolder(Source):
         if self.masks:
             entries = {name: self._masked(name, entry) for name, entry in entries.items()}
         if self.pictures:
-            entries = {name: self._pictured(name, entry) for name, entry in entries.items()}
+            found = _pictures(self.pictures)
+            entries = {name: self._pictured(name, entry, found) for name, entry in entries.items()}
         starts, self.bad = self._usable(entries)
         clip = lambda name, entry: Clip(name, self._file(name), *told[name], entry["sha256"], entry, starts[name])
         self.files = self._chosen(sorted(starts), split, holdout)
@@ -198,15 +202,13 @@ class VideoFolder(Source):
             return {**entry, "error": f"has no masks: those of frames {first} to {stop - 1} would be {folder}/{first:05d}.png and so on"}
         return {**entry, "masks": found}
 
-    def _pictured(self, name: str, entry: Entry) -> Entry:
+    def _pictured(self, name: str, entry: Entry, found: Mapping[str, list[tuple[str, int]]]) -> Entry:
         """The entry with its pictures, [(file relative to their folder, its bytes)], or with why there are none."""
-        if "error" in entry:
-            return entry
-        stem = self.pictures / pathlib.PurePosixPath(self._file(name)).with_suffix("")
-        files = [stem.with_name(stem.name + suffix) for suffix in TRANSPARENT]
-        files += sorted(file for file in stem.iterdir() if file.suffix.lower() in TRANSPARENT) if stem.is_dir() else []
-        found = [(file.relative_to(self.pictures).as_posix(), file.stat().st_size) for file in files if file.is_file()]
-        return {**entry, "pictures": found} if found else {**entry, "error": f"has no picture of what is in it: that would be {stem}.png, or {stem}/*.png"}
+        stem = pathlib.PurePosixPath(self._file(name)).with_suffix("").as_posix()
+        if "error" in entry or stem in found:
+            return entry if "error" in entry else {**entry, "pictures": found[stem]}
+        kinds = " or ".join(TRANSPARENT)
+        return {**entry, "error": f"has no picture of what is in it: that would be {self.pictures / stem}{kinds}, or several in {self.pictures / stem}/"}
 
     def _usable(self, entries: dict[str, Entry]) -> tuple[dict[str, Sequence[int]], dict[str, str]]:
         """Divides the index into {usable file: where a clip may begin} and {name: reason}; reports the latter."""
@@ -243,7 +245,7 @@ class VideoFolder(Source):
         text = clip.captions[int(cut.caption * len(clip.captions))] if clip.captions else ""
         told = {"label": np.int32(clip.label), "action": clip.action, "caption": text, "file": clip.name, "digest": clip.sha256}
         masks = {"masks": self._masks(clip, shown, images.shape[1:3], cut)} if self.masks else {}
-        pictures = {"pictures": tuple(str(self.pictures / name) for name, _ in clip.entry["pictures"])} if self.pictures else {}
+        pictures = {"pictures": self._shown(clip)} if self.pictures else {}
         return {"video": self.fit(images, cut), **masks, **pictures, **told}
 
     def _masks(self, clip: Clip, shown: np.ndarray, shape: tuple[int, int], cut: Cut) -> Bool[np.ndarray, "t h w"]:
@@ -253,6 +255,12 @@ class VideoFolder(Source):
             file = self._mask_folder(clip.name) / f"{shown[k]:05d}.png"
             out[k] = self.fit_mask(decode_mask(file), shape, cut, file)
         return out
+
+
+    def _shown(self, clip: Clip) -> UInt8[np.ndarray, "n h w 4"]:
+        size = (self.height, self.width)
+        found = [subject_of(self.pictures / file, None, size, warn_once) for file, _ in clip.entry["pictures"]]
+        return np.concatenate([np.concatenate([shown, 255 * place[..., None].astype(np.uint8)], axis=-1) for shown, place in found])
 
 
 class Told(NamedTuple):
@@ -354,6 +362,16 @@ def _frames_at(path: pathlib.Path, pts: np.ndarray, seek: bool) -> np.ndarray:
         lost = len(wanted) - len(found)
         raise UserError(f"{path} has changed since it was indexed: {lost} frames of a clip are missing")
     return np.stack([found[p] for p in pts.tolist()])
+
+
+def _pictures(folder: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
+    """{a/b: the files a/b.png and a/b/*.png, by name, with their bytes}, relative to the folder."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for name in sorted(file_names(folder, TRANSPARENT)):
+        file = pathlib.PurePosixPath(name)
+        for stem in (file.with_suffix(""), file.parent):
+            found.setdefault(stem.as_posix(), []).append((name, (folder / name).stat().st_size))
+    return found
 
 
 def _captions(path: pathlib.Path) -> dict[str, tuple[str, ...]]:

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from magvid.metrics.frames import Arrays, gap_frames, unit_range
 from magvid.models.i3d import FEWEST, I3D, SIZE
@@ -91,11 +91,11 @@ class VideoDistance:
     """Metric of all batch["video"] against all batch["target"], both (b t h w 3), uint8 or float in [0, 1], of at least 9 frames.
 
     fvd, kvd            of whole clips, copied frames and all, as papers report them
-    fvd_gap, kvd_gap    of the frames of the gaps that batch["given"] leaves (`frames.gap_frames`), where a gap has 9: what is copied flatters
+    fvd_gap, kvd_gap    of the gaps that batch["given"] leaves (`frames.gap_frames`), each that has 9 frames or more is a clip: what is copied flatters
 
     net: I3D, and its weights: `weights_file`. prepare: pixels in [0, 1] -> those that the net reads. real: in place of the targets, `Real` with its
-    `weights_file`; there are no gaps then. folds: clips are split in order into so many parts, targets likewise; `fvd` is the mean over parts, `fvd_std` their
-    standard deviation (MAGVIT: 4).
+    `weights_file`; there are no gaps then. folds: clips are split in order into so many parts, targets likewise (of `real` each part is compared with
+    all); `fvd` is the mean over parts, `fvd_std` their standard deviation (MAGVIT: 4).
     """
 
     net: nn.Module = I3D()
@@ -113,7 +113,8 @@ class VideoDistance:
         """UserError where the net's are missing, or the kept features were made otherwise than this metric makes them."""
         if "net" not in groups:
             raise UserError('FVD needs the weights of I3D: in the config, net=dict(target="magvid.models.i3d:I3D", weights_file="weights/i3d.npz")')
-        return dataclasses.replace(self, params=jax.device_put(groups["net"]), kept=groups.get("real"))
+        check_weights(self.net, (1, FEWEST, SIZE, SIZE, 3), groups["net"], "I3D")
+        return dataclasses.replace(self, params=jax.device_put(groups["net"]), kept=_checked(groups["real"]) if "real" in groups else None)
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "n 400"]]:
         """Logits of every clip."""
@@ -123,14 +124,9 @@ class VideoDistance:
             self._check_kept(video.shape[1:4])
             return found
         found["fvd_target"] = self.logits(target)
-        gap = gap_frames(batch)
-        lengths = gap.sum(axis=1)
-        for n in sorted(set(lengths[lengths >= FEWEST].tolist())):  # a program for each length of a gap
-            rows = np.flatnonzero(lengths == n)
-            places = np.stack([np.flatnonzero(gap[i]) for i in rows])
+        if gaps := [(i, *span) for i, row in enumerate(gap_frames(batch)) for span in _spans(row) if span[1] - span[0] >= FEWEST]:
             for name, clips in (("fvd_gap", video), ("fvd_gap_target", target)):
-                some = self.logits(np.stack([np.asarray(clips[i])[at] for i, at in zip(rows, places, strict=True)]))
-                found[name] = np.concatenate([found[name], some]) if name in found else some
+                found[name] = np.concatenate([self.logits(np.asarray(clips[i])[None, start:stop]) for i, start, stop in gaps])
         return found
 
     def logits(self, video: Num[Arrays, "b t h w 3"]) -> Float[np.ndarray, "b 400"]:
@@ -185,8 +181,36 @@ class VideoDistance:
         return logits
 
 
+def check_weights(net: nn.Module, shape: Sequence[int], params: Params, name: str) -> None:
+    """UserError where these are not the parameters of `net`, which reads arrays of `shape`."""
+    wanted = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape)).get("params", {})
+    shapes = lambda tree: {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    wanted, found = shapes(wanted), shapes(params)
+    if wrong := [n for n in {**wanted, **found} if wanted.get(n) != found.get(n)]:
+        raise UserError(
+            f"the weights given for {name} are not its own: {wrong[0]} is {found.get(wrong[0], 'missing')} and should be {wanted.get(wrong[0], 'left out')}, "
+            f"{len(wrong)} of {len(wanted)} differ; make the file with tools/convert_features.py"
+        )
+
+
+def _checked(kept: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """What tools/reference_stats.py wrote; UserError for anything else."""
+    missing = {"clip", "prepare", "net", "features"} - set(kept)
+    features = np.asarray(kept.get("features", 0))
+    if missing or features.ndim != 2 or len(features) < 2 or not np.isfinite(features).all():
+        why = f"has no {', '.join(sorted(missing))}" if missing else f"holds {features.shape} numbers, not all of them finite, or fewer than two clips"
+        raise UserError(f"the file of features of real clips (`real`) {why}: make it with tools/reference_stats.py")
+    return kept
+
+
+def _spans(chosen: Bool[np.ndarray, "t"]) -> list[tuple[int, int]]:
+    """(start, stop) of each run of chosen frames."""
+    edges = np.flatnonzero(np.diff(np.pad(chosen, 1).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
 def _name(prepare: Callable) -> str:
     """A function, as a config names it, and what it is given."""
-    if not isinstance(prepare, functools.partial):
-        return prepare.__name__
-    return " ".join([_name(prepare.func), *(f"{k}={v}" for k, v in prepare.keywords.items())])
+    if isinstance(prepare, functools.partial):
+        return " ".join([_name(prepare.func), *(f"{k}={v}" for k, v in prepare.keywords.items())])
+    return getattr(prepare, "__name__", None) or repr(prepare)

@@ -5,6 +5,7 @@ It knows no real clips, and says something of UCF-101's classes alone, which C3D
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 from scipy.special import log_softmax
 
+from magvid.metrics.frechet import check_weights
 from magvid.metrics.frames import Arrays, unit_range
 from magvid.models.c3d import C3D, FRAMES, SIZE
 from magvid.models.resize import resize_bilinear
@@ -48,6 +50,7 @@ class InceptionScore:
         """UserError where the net's are missing."""
         if "net" not in groups:
             raise UserError('the Inception Score needs the weights of C3D: in the config, net=dict(target="magvid.models.c3d:C3D", weights_file="weights/c3d.npz")')
+        check_weights(self.net, (1, FRAMES, SIZE, SIZE, 3), groups["net"], "C3D")
         return dataclasses.replace(self, params=jax.device_put(groups["net"]))
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "b 101"]]:
@@ -58,8 +61,9 @@ class InceptionScore:
         return {"inception_logits": np.asarray(self._logits(self.params, jnp.asarray(video)))}
 
     def result(self, features: Mapping[str, Float[np.ndarray, "n k"]]) -> dict[str, float]:
-        """`inception_score`, and the standard deviation over folds where there are several, `inception_score_std`."""
-        found = [inception_score(part) for part in np.array_split(features["inception_logits"], self.folds) if len(part)]
+        """`inception_score`, and the standard deviation over folds where there are several, `inception_score_std`; NaN where a part has fewer than two clips."""
+        parts = np.array_split(features["inception_logits"], self.folds)
+        found = [inception_score(part) if len(part) > 1 else math.nan for part in parts]
         return {"inception_score": float(np.mean(found))} | ({"inception_score_std": float(np.std(found))} if self.folds > 1 else {})
 
     @functools.cached_property
