@@ -6,9 +6,9 @@
 
 Training leaves out a sixth of the combinations of shape, colour and texture; the clips to evaluate on have these alone (worlds "entities-seen" and
 "-unseen" of magvid.data.sprite_world; unseen=0: as seen in training). Three of four texts say the motion alone, so that who moves is told by the pictures,
-the first frames' subjects where they are, from one to all of them; all do where a model is evaluated, which is shown that of the first frame alone.
-centre=1: subjects in the middle of their pictures, out of any frames, which tells nothing of where they are. edits=same evaluates on clips of which the sprite is to be made anew in its
-place, as the whole caption says, edits=colour in another colour.
+subjects of any frames in the middle of their pictures, from one to all of them; all do where a model is evaluated, which is shown one picture. centre=0: the first
+frames' subjects where they are; a network then learns to copy what it is told in place and trusts it where nothing is: of 200 clips with one picture 47 % were right after the same training, not 62 %.
+edits=same evaluates on clips of which the sprite is to be made anew in its place, as the whole caption says, edits=colour in another colour.
 
 Of two batches (`pictures`; 0: none) one is of single frames, each of a clip of its own, as many as all frames of a batch of clips: they say more of
 looks for the same work, and their subjects are not where the pictures of them have them.
@@ -57,7 +57,7 @@ def network(b, args):
 
 def get_config(arg=None):
     args = defaults.parse_arg(
-        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=1, centre=False, pictures=2,
+        arg, budget="quick", smoke=False, seed=0, clips=0, prediction="v", base=False, begin=True, unseen=True, edits="", shown=1, centre=True, pictures=2,
         **(magdiff.ARMS | dict(rep="48+40+32", editing=0.25)),
     )  # fmt: skip
     args = magdiff.checked(args | dict(release=False))

@@ -824,7 +824,7 @@ def test_magdiff_on_sprites():
     assert first(plain)["size"] == [32, 32] and (first(one)["height"], first(one)["width"]) == (32, 32) == (first(base)["height"], first(base)["width"])
     shown = first(get_sprites("shown=2"), "eval")
     assert shown["references"] == [2, 2] and shown["editing"] == 0 and not shown["stays"] and first(plain, "eval")["references"] == [1, 1] and first(plain)["references"] == [1, 8]
-    assert first(plain)["first"] and not first(plain)["centre"] and first(get_sprites("centre=1"))["centre"] and not first(get_sprites("centre=1"))["first"]
+    assert not first(plain)["first"] and first(plain)["centre"] and first(get_sprites("centre=0"))["first"] and not first(get_sprites("centre=0"))["centre"]
     assert first(get_sprites("edits=same"), "eval")["editing"] == 1 and "Recolour" in get_sprites("edits=colour")["data"]["eval"]["transforms"][1]["target"]
     assert plain["data"]["eval"]["source"]["world"] == "entities-unseen" != get_sprites("unseen=0")["data"]["eval"]["source"]["world"]
     (init,) = plain["init"]
