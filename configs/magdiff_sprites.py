@@ -87,7 +87,7 @@ def get_config(arg=None):
             target="magvid.objectives.denoise:Sampling",
             sampler=dict(target="magvid.diffusion.samplers:DDIM"),
             steps=2 if smoke else b["sampling"],
-            guidance=[[["text"], 3.0]] if args["base"] else magdiff.guidance(args, 1.5, 3.0),
+            guidance=[[["text"], 3.0]] if args["base"] else magdiff.guidance(args, 3.0, 3.0),
         ),
         carried=2,
     )
