@@ -91,6 +91,8 @@ def get_config(arg=None):
         ),
         carried=2,
     )
+    if not args["base"]:  # else where they are and what is behind them, which nothing tells, is most of the loss; texture is decided where there is less noise
+        config.objective.weight = dict(factory="magvid.diffusion.predictions:min_snr")
     config.data = data(args, size, config.batch)
     config.metrics = [dict(target="magvid.metrics.sprites:SpriteJudge", world="entities")]
     config.optim = {group: defaults.muon(b["peak"], smoke) for group in magdiff.trained(args)}
