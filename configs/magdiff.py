@@ -106,6 +106,8 @@ def checked(args):
         raise ValueError(f'the config argument rep="{args["rep"]}": sizes in pixels such as 384+320+256, or none')
     if (sizes := levels(args)) != sorted(set(sizes), reverse=True):
         raise ValueError(f"the config argument rep=\"{args['rep']}\": the largest size first, the clip's own last, no size twice")
+    if args.get("references") and not args["segmented"]:
+        raise ValueError("segmented=0 tells whole frames, and references pictures of entities alone: leave one of them out")
     if args["apa"] == args["rep"] == "none":
         raise ValueError("apa=none with rep=none tells nothing of an entity: leave one of them")
     return args

@@ -106,5 +106,5 @@ def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.nda
     """The subject of a file, or of PICTURE,MASK, as `data.entities.subject_of` has it."""
     file, _, mask_file = entity.partition(",")
     path, mask = conditions.existing(file, "picture"), conditions.existing(mask_file, "mask") if mask_file else None
-    shown, place = subject_of(path, mask, size, print)
+    shown, place = subject_of(path, mask, size, lambda text: print(f"{text}: --entity={file},MASK"))
     return centred(shown, place) if centre else shown

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from magvid import runs
 from magvid.build import build
@@ -97,7 +97,7 @@ def evaluate_run(
     for rows in data.batches(0, clips, model.batch):
         for task, result in _videos(model, rows, samples, seed):
             scores[task].add(result)
-            gaps.setdefault(task, set()).update(_spans(frames.gap_frames(result)))
+            gaps.setdefault(task, set()).update(span for row in frames.gap_frames(result) for span in frames.spans(row))
             if model.tasks and task not in samples:
                 continue  # the reconstruction of a run with tasks: a by-product
             some = shown.setdefault(task, [])
@@ -188,13 +188,6 @@ def _settings(
     objective = model.programs.objective
     how = {k: described(getattr(objective, k)) for k in ("sampling", "decoding") if hasattr(objective, k)}
     return {"metrics": metrics, "clip": clip, "gaps": places, **how}
-
-
-def _spans(chosen: Bool[np.ndarray, "b t"]) -> set[tuple[int, int]]:
-    """(start, stop) of each run of chosen frames."""
-    edges = np.diff(np.pad(chosen, [(0, 0), (1, 1)]).astype(np.int8))
-    pairs = ((np.flatnonzero(row > 0), np.flatnonzero(row < 0)) for row in edges)
-    return {(int(a), int(b)) for starts, stops in pairs for a, b in zip(starts, stops, strict=True)}
 
 
 def described(value: Any) -> Any:

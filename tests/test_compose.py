@@ -120,7 +120,8 @@ def test_a_video_of_an_entity(run, files, tmp_path, capsys):
     for other in (dict(prompt="blue disc"), dict(seed=1), dict(guidance=0.0), dict(image_guidance=9.0), dict(negative="blue")):
         assert np.any(composed(run, files, tmp_path / "3.gif", "cut.png", **other)[0] != one), other
     assert np.any(composed(run, files, tmp_path / "4.gif", "whole.png")[0] != one)
-    assert "whole.png has no transparency: all of it is told" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "whole.png has no transparency: all of it is told" in said and "whole.png,MASK" in said
     several = composed(run, files, tmp_path / "n.gif", "cut.png", "whole.png", "cut.png", number=2, frames=9, scale=2)
     assert [v.shape for v in several] == [(9, 32, 48, 3)] * 2 and np.any(several[0] != several[1])
     assert "3 pictures of an entity: the run was trained on at most 2" in capsys.readouterr().out

@@ -848,6 +848,7 @@ def test_wrong_arguments_of_magdiff_are_named():
         "apa=some": 'apa="some" is unknown; choose of epaf, joint, none',
         "rep=big": 'rep="big": sizes in pixels such as 384+320+256, or none',
         "apa=none,rep=none": "tells nothing of an entity",
+        "references=R,segmented=0": "segmented=0 tells whole frames, and references pictures of entities alone",
         "pictures=1": "at least 2; 0: none",
         "rep=256+384": "the largest size first, the clip's own last, no size twice",
         "rep=384+384+256": "no size twice",

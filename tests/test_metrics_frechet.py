@@ -198,6 +198,10 @@ def test_too_few_frames_or_clips(weights):
         VideoDistance().with_weights({})
 
 
+# what any config has beside its data and metrics
+MINIMAL = dict(seed=0, steps=1, batch=1, objective=dict(target="a:B"), optim={})
+
+
 def tool_config(weights, split="validation", **fields) -> dict:
     source = dict(target="magvid.data.sprites:Sprites", world="small", split=split, frames=9, height=20, width=28, keys=("video", "label"))
     spec = dict(target="magvid.metrics.frechet:VideoDistance", net=NET | dict(weights_file=weights), **fields)
@@ -285,3 +289,13 @@ def test_the_tool_names_what_is_wrong(weights, tmp_path, capsys):
         with pytest.raises(UserError, match=message):
             reference_stats.main(argv)
     assert not list(tmp_path.glob("a.npz"))
+
+
+def test_the_tool_by_its_command(weights, tmp_path, capsys):
+    """Fields of the config may be overridden, and the file says so."""
+    (tmp_path / "real.py").write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=None):\n    return ConfigDict({MINIMAL | tool_config(weights)!r})\n")
+    argv = [f"--config={tmp_path}/real.py", "--clips=3", "--split=eval", f"--out={tmp_path}/new/a.npz", "--config.data.eval.source.height=24"]
+    reference_stats.main(argv)
+    assert "features of 3 clips of 9x24x28, Tiny" in capsys.readouterr().out
+    with np.load(tmp_path / "new/a.npz") as file:
+        assert file["features"].shape == (3, 6) and str(file["clip"]) == "9x24x28" and json.loads(str(file["about"]))["source"]["height"] == 24

@@ -115,6 +115,12 @@ def gap_frames(batch: Mapping[str, Num[Arrays, "b ..."]]) -> Bool[np.ndarray, "b
     return unknown & ~unknown.all(axis=1, keepdims=True)
 
 
+def spans(chosen: Bool[np.ndarray, "t"]) -> list[tuple[int, int]]:
+    """(start, stop) of each run of chosen frames."""
+    edges = np.flatnonzero(np.diff(np.pad(chosen, 1).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
 def clip_means(values: Float[Arrays, "b t"], chosen: Bool[np.ndarray, "b t"]) -> Float[np.ndarray, "n"]:
     """Mean of each clip's chosen values; clips without any are left out."""
     rows = zip(np.asarray(values, np.float64), chosen, strict=True)

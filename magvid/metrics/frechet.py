@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Float, Num
 
-from magvid.metrics.frames import Arrays, gap_frames, unit_range
+from magvid.metrics.frames import Arrays, gap_frames, spans, unit_range
 from magvid.models.i3d import FEWEST, I3D, SIZE
 from magvid.models.resize import resize_bilinear
 from magvid.types import Groups, Params, UserError
@@ -110,21 +110,20 @@ class VideoDistance:
             raise UserError(f"FVD with folds={self.folds}: give 1 or more")
 
     def with_weights(self, groups: Groups) -> "VideoDistance":
-        """UserError where the net's are missing, or the kept features were made otherwise than this metric makes them."""
+        """UserError where the net's are missing or another network's, or `real` is no file of features."""
         if "net" not in groups:
             raise UserError('FVD needs the weights of I3D: in the config, net=dict(target="magvid.models.i3d:I3D", weights_file="weights/i3d.npz")')
         check_weights(self.net, (1, FEWEST, SIZE, SIZE, 3), groups["net"], "I3D")
         return dataclasses.replace(self, params=jax.device_put(groups["net"]), kept=_checked(groups["real"]) if "real" in groups else None)
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "n 400"]]:
-        """Logits of every clip."""
+        """Logits of every clip, and of every gap that is long enough. UserError for too few frames, and where `real` was made otherwise than this metric makes them."""
         video, target = batch["video"], batch["target"]
-        found = {"fvd": self.logits(video)}
         if self.kept is not None:
             self._check_kept(video.shape[1:4])
-            return found
-        found["fvd_target"] = self.logits(target)
-        if gaps := [(i, *span) for i, row in enumerate(gap_frames(batch)) for span in _spans(row) if span[1] - span[0] >= FEWEST]:
+            return {"fvd": self.logits(video)}
+        found = {"fvd": self.logits(video), "fvd_target": self.logits(target)}
+        if gaps := [(i, *span) for i, row in enumerate(gap_frames(batch)) for span in spans(row) if span[1] - span[0] >= FEWEST]:
             for name, clips in (("fvd_gap", video), ("fvd_gap_target", target)):
                 found[name] = np.concatenate([self.logits(np.asarray(clips[i])[None, start:stop]) for i, start, stop in gaps])
         return found
@@ -201,12 +200,6 @@ def _checked(kept: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         why = f"has no {', '.join(sorted(missing))}" if missing else f"holds {features.shape} numbers, not all of them finite, or fewer than two clips"
         raise UserError(f"the file of features of real clips (`real`) {why}: make it with tools/reference_stats.py")
     return kept
-
-
-def _spans(chosen: Bool[np.ndarray, "t"]) -> list[tuple[int, int]]:
-    """(start, stop) of each run of chosen frames."""
-    edges = np.flatnonzero(np.diff(np.pad(chosen, 1).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _name(prepare: Callable) -> str:

@@ -47,7 +47,7 @@ class InceptionScore:
             raise UserError(f"the Inception Score with folds={self.folds}: give 1 or more")
 
     def with_weights(self, groups: Groups) -> "InceptionScore":
-        """UserError where the net's are missing."""
+        """UserError where the net's are missing, or another network's."""
         if "net" not in groups:
             raise UserError('the Inception Score needs the weights of C3D: in the config, net=dict(target="magvid.models.c3d:C3D", weights_file="weights/c3d.npz")')
         check_weights(self.net, (1, FRAMES, SIZE, SIZE, 3), groups["net"], "C3D")
