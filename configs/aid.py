@@ -13,7 +13,7 @@ mcond=none (no multimodal condition), states=instruction (no predictions: the in
 each of which leaves an adapter out. states=FILE: of tools/predict_states.py (default: states.json in the data's folder); count: how many texts it has for each video. given: how
 many frames are given; learned=after: these do not count in the loss; grey=0: the last of them stands still in place of the grey frames that the paper's
 figure shows, as SVD was trained; mask=1: a channel that says which they are. ratio: size of adapters; dqformer, queries, depth: of the DQFormer, whose width
-must be that of the image's token. i3d=FILE measures FVD and KVD (docs/metrics.md). smoke=1: two steps on sprites; all weights are those of `base` and `text`.
+must be that of the image's token. i3d=FILE measures FVD and KVD, lpips=FILE LPIPS by AlexNet (docs/metrics.md). smoke=1: two steps on sprites; all weights are those of `base` and `text`.
 """
 
 from ml_collections import ConfigDict

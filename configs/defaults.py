@@ -87,22 +87,25 @@ def paced(config, smoke, evaluations=4):
     return config
 
 
-# Arguments of the published configs: weights of I3D for FVD and KVD, of C3D for the Inception Score, and features of real clips in place of the held-out ones
-# (tools/convert_features.py, tools/reference_stats.py). Empty: not measured, as whoever trains may not have them. folds: of clips, over which means are taken
-MEASURES = dict(i3d="", c3d="", real="", folds=1)
+# Arguments of the published configs: weights of I3D for FVD and KVD, of C3D for the Inception Score, of LPIPS, and features of real clips in place of the held-out
+# ones (tools/convert_features.py, tools/reference_stats.py). Empty: not measured, as whoever trains may not have them. folds: of clips, over which means are taken
+MEASURES = dict(i3d="", c3d="", lpips="", real="", folds=1)
 
 
-def measured(args, prepare="short_side"):
-    """The metrics that `MEASURES` ask for. prepare: a function of `magvid.metrics.frechet`."""
+def measured(args, prepare="short_side", backbone="alex"):
+    """The metrics that `MEASURES` ask for. prepare: a function of `magvid.metrics.frechet`; backbone: of LPIPS."""
     if args["real"] and not args["i3d"]:
         raise ValueError(f"real={args['real']} is compared with by FVD: give the weights of I3D as well, i3d=FILE")
     within(args, folds=(1, 1000))
-    net = lambda name: dict(target=f"magvid.models.{name.lower()}:{name}", weights_file=args[name.lower()])
+    net = lambda name, **fields: dict(net=dict(target=f"magvid.models.{name.lower()}:{name}", weights_file=args[name.lower()], **fields))
     real = dict(real=dict(target="magvid.metrics.frechet:Real", weights_file=args["real"])) if args["real"] else {}
     factory = dict(factory=f"magvid.metrics.frechet:{prepare}")
-    distance = dict(target="magvid.metrics.frechet:VideoDistance", net=net("I3D"), prepare=factory, folds=args["folds"], **real)
-    score = dict(target="magvid.metrics.inception_score:InceptionScore", net=net("C3D"), folds=args["folds"])
-    return [*([distance] if args["i3d"] else []), *([score] if args["c3d"] else [])]
+    metrics = dict(
+        i3d=dict(target="magvid.metrics.frechet:VideoDistance", **net("I3D"), prepare=factory, folds=args["folds"], **real),
+        c3d=dict(target="magvid.metrics.inception_score:InceptionScore", **net("C3D"), folds=args["folds"]),
+        lpips=dict(target="magvid.metrics.lpips:PerceptualDistance", **net("LPIPS", backbone=backbone)),
+    )
+    return [metric for name, metric in metrics.items() if args[name]]
 
 
 def tokenizer(

@@ -7,7 +7,8 @@
 This module is what the configs of all data share. Converted weights of Stable Diffusion 2.1 are expected in weights/sd21v/{unet,vae} (`base`; the
 768-pixel model, which predicts v) and weights/sd21/text (`text`), OpenCLIP ViT-H/14's image tower in weights/svd/vision (`vision`);
 docs/diffusion.md says how, and tools/convert_resampler.py. Evaluated are, beside the metrics of every run, CLIP's scores by both towers of
-weights/clip-l (`clip`; clip=, with nothing behind it: none), FVD and KVD with i3d=FILE, the Inception Score with c3d=FILE (docs/metrics.md). Trained are, as released, the layers between frames, all transformer blocks and the first convolution (591 million
+weights/clip-l (`clip`; clip=, with nothing behind it: none), FVD and KVD with i3d=FILE, the Inception Score with c3d=FILE, LPIPS
+with lpips=FILE, and whether it is the subject that was told with dino=FILE (docs/metrics.md). Trained are, as released, the layers between frames, all transformer blocks and the first convolution (591 million
 parameters), the resampler of the image's tokens and the pyramid's convolutions; tune=full: the whole U-Net.
 
 Its choices and the paper's ablations are arguments: segmented=0 (whole frames in place of subjects: no subject-driven alignment); apa=joint (text
@@ -122,7 +123,8 @@ def published(arg, test=None, folder="", key="text", editing=0.0):
     clip = [args["frames"], args["height"], args["width"]]
     config = ConfigDict(dict(seed=0, objective=objective(args, clip), data=dataset(args, clip, test, key, editing)))
     scores = dict(target="magvid.metrics.clip:ClipText", clip=latent.converted(args["clip"], "float32"))
-    if metrics := [*([scores] if args["clip"] and not args["smoke"] else []), *defaults.measured(args)]:
+    fidelity = dict(target="magvid.metrics.dino:SubjectFidelity", net=dict(target="magvid.models.dino:DINO", weights_file=args["dino"]))
+    if metrics := [*([scores] if args["clip"] and not args["smoke"] else []), *defaults.measured(args), *([fidelity] if args["dino"] else [])]:
         config.metrics = metrics
     config = latent.tune(config, args, ways=("", "subset", "full"), subset=unets.MAGDIFF_TRAINED)
     if args["tune"]:
@@ -151,7 +153,7 @@ def parse(arg, folder):
     """The arguments, checked, with what release=1 says."""
     args = latent.parse(
         arg, base="weights/sd21v", text="weights/sd21/text", vision="weights/svd/vision", clip="weights/clip-l", weights="weights/magdiff", frames=16, height=256,
-        width=256, prediction="v", release=False, pictures=0, test="", references="", **ARMS, **defaults.MEASURES,
+        width=256, prediction="v", release=False, pictures=0, test="", references="", dino="", **ARMS, **defaults.MEASURES,
     )  # fmt: skip
     explicit = dict(item.partition("=")[::2] for item in filter(None, (arg or "").split(",")))
     args |= {} if "tune" in explicit else dict(tune="subset")

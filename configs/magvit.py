@@ -6,7 +6,7 @@ choices where they differ from the paper's: zero instead of reflect padding, no 
 rounded regions. Tokenizers: perceptual=0 trains without the perceptual loss, for which
 `weights/resnet50.npz` is read otherwise (tools/convert_features.py; the official release's is silently 0).
 Transformers: views=8 trains on so many fixed random views of each clip instead of new ones in every epoch, so that their
-tokens can be kept (`magvid encode`). Both of videos: i3d=FILE measures FVD and KVD, c3d=FILE the Inception Score, against the held-out clips or real=FILE (docs/metrics.md).
+tokens can be kept (`magvid encode`). Both of videos: i3d=FILE measures FVD and KVD, c3d=FILE the Inception Score, lpips=FILE LPIPS by VGG-16; FVD against the held-out clips or real=FILE (docs/metrics.md).
 
 Where tokenizers begin: vq2d_imagenet at random; a 3D-VQ as that 2D-VQ, centrally inflated (paper, section 3.1), from
 runs/vq2d_imagenet-<size> (64 pixels: runs/vq2d_imagenet_64-<size>). inflate=average|0: the other inflation, or at
@@ -90,7 +90,7 @@ def vq3d(name, arg=None):
     init = defaults.inflate(args["inflate"], run)
     if init and not args["smoke"] and not args["init"]:
         config.init = init
-    config.metrics = defaults.measured(args, "stretched")
+    config.metrics = defaults.measured(args, "stretched", "vgg")
     return config
 
 
@@ -225,7 +225,7 @@ def commit(name, arg=None, tokenizer=None, tasks=None, epochs=None, decoding=Non
     config.keep = 5
     if args["init"]:
         config.init = [dict(run=args["init"], weights="params")]
-    config.metrics = defaults.measured(args, "stretched")
+    config.metrics = defaults.measured(args, "stretched", "vgg")
     return config
 
 

@@ -14,7 +14,7 @@ released app's). release=1: what the released code does, which is bfg=0, gfm=off
 its guidance is never trained. variant=rope, centred or sparse_causal: its optional code paths. `drop`: how often text and boundary frames
 are hidden together. motion=FILE: of tools/measure_motion.py, to leave out windows with a cut; motion=0: none are left out; least_flow=2: with
 variable=0, also those whose gap moves less (pixels per frame). tune=lora begins with a MAVIN U-Net: `weights`, or a run by --config.objective.network.run. smoke=1: two
-steps of a tiny U-Net on sprites; the other weights are those of `base` and `weights`. i3d=FILE measures FVD and KVD as well, of whole clips and of gaps (docs/metrics.md).
+steps of a tiny U-Net on sprites; the other weights are those of `base` and `weights`. i3d=FILE measures FVD and KVD as well, lpips=FILE LPIPS by SqueezeNet, of whole clips and of gaps (docs/metrics.md).
 """
 
 from ml_collections import ConfigDict
@@ -106,7 +106,7 @@ def published(arg, source, text, actions, data):
     config.metrics = [
         dict(target="magvid.metrics.frames:GapFrames"),
         dict(target="magvid.metrics.clip:ClipSmoothness", vision=latent.converted(f"{args['weights']}/vision", "float32")),
-        *defaults.measured(args),
+        *defaults.measured(args, backbone="squeeze"),
     ]
     config = latent.tune(config, args, ways=("", "subset", "full", "lora"), subset=unets.MAVIN_TRAINED)
     return config if args["smoke"] or not args["tune"] else trained_as_published(config, args, settings)

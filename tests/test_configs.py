@@ -744,6 +744,8 @@ def test_settings_of_magdiff():
     assert (joint["every"], joint["batch"], joint["source"]["frames"]) == (4, 256, 1)
     (scores,) = get("magdiff_msrvtt", "clip=weights/other").metrics
     assert scores["target"] == "magvid.metrics.clip:ClipText" and scores["clip"]["run"] == "weights/other" and "metrics" not in get("magdiff_pexels", "clip=")
+    *_, fidelity = get("magdiff_davis", "dino=d.npz").metrics
+    assert fidelity["target"] == "magvid.metrics.dino:SubjectFidelity" and fidelity["net"]["weights_file"] == "d.npz"
     source = lambda arg: get("magdiff_pexels", arg).data.train.source.to_dict()
     assert (source("references=R")["pictures"], source("references=R")["masks"]) == ("R", "data/pexels/masks")
     assert source("references=R,editing=0")["masks"] is None and "pictures" not in source("")
@@ -752,29 +754,30 @@ def test_settings_of_magdiff():
 
 
 @pytest.mark.parametrize(
-    "name, arg, prepare",
+    "name, arg, prepare, backbone",
     [
-        ("commit_ucf101", "size=L", "stretched"),
-        ("vq3d_ucf101", "size=B", "stretched"),
-        ("table6_magvit", "", "stretched"),
-        ("table7_vq3d_b", "", "stretched"),
-        ("mavin_horse", "", "short_side"),
-        ("aid_bridge", "", "short_side"),
-        ("magdiff_ucf101", "clip=weights/clip-l", "short_side"),
+        ("commit_ucf101", "size=L", "stretched", "vgg"),
+        ("vq3d_ucf101", "size=B", "stretched", "vgg"),
+        ("table6_magvit", "", "stretched", "vgg"),
+        ("table7_vq3d_b", "", "stretched", "vgg"),
+        ("mavin_horse", "", "short_side", "squeeze"),
+        ("aid_bridge", "", "short_side", "alex"),
+        ("magdiff_ucf101", "clip=weights/clip-l", "short_side", "alex"),
     ],
 )
-def test_fvd_and_the_inception_score_are_measured_where_their_weights_are_named(name, arg, prepare):
+def test_metrics_by_published_networks_are_measured_where_their_weights_are_named(name, arg, prepare, backbone):
     targets = lambda config: [m["target"].partition(":")[2] for m in config.get("metrics", [])]
     joined = lambda *args: ",".join(filter(None, args))
     before = targets(get(name, arg))
-    assert not {"VideoDistance", "InceptionScore"} & set(before)
-    config = get(name, joined(arg, "i3d=a.npz,c3d=b.npz,real=c.npz,folds=4"))
-    assert targets(config) == [*before, "VideoDistance", "InceptionScore"]
-    distance, score = check_config(config.to_dict())["metrics"][-2:]
+    assert not {"VideoDistance", "InceptionScore", "PerceptualDistance"} & set(before)
+    config = get(name, joined(arg, "i3d=a.npz,c3d=b.npz,real=c.npz,folds=4,lpips=d.npz"))
+    assert targets(config) == [*before, "VideoDistance", "InceptionScore", "PerceptualDistance"]
+    distance, score, lpips = check_config(config.to_dict())["metrics"][-3:]
     assert (distance["net"]["weights_file"], distance["real"]["weights_file"], score["net"]["weights_file"]) == ("a.npz", "c.npz", "b.npz")
+    assert (lpips["net"]["weights_file"], lpips["net"]["backbone"]) == ("d.npz", backbone)
     assert distance["folds"] == score["folds"] == 4
     assert distance["prepare"]["factory"] == f"magvid.metrics.frechet:{prepare}"
-    for spec in (distance, score):
+    for spec in (distance, score, lpips):
         metric = build({k: {n: v for n, v in part.items() if n != "weights_file"} if isinstance(part, dict) else part for k, part in spec.items()})
         assert type(metric).__name__ == spec["target"].partition(":")[2]
     with pytest.raises(ValueError, match="real=c.npz is compared with by FVD: give the weights of I3D as well"):

@@ -13,7 +13,9 @@ from flax.traverse_util import flatten_dict
 from helpers import nest, relative_error
 from magvid import runs
 from magvid.models.c3d import C3D
+from magvid.models.dino import DINO
 from magvid.models.i3d import I3D
+from magvid.models.lpips import LPIPS
 from magvid.models.resnet import MEAN, STD, ResNet50
 from magvid.models.vgg import VGG16
 from magvid.types import UserError
@@ -126,6 +128,86 @@ def test_full_sizes():
     assert count(ResNet50()) == 25_557_032 + 53_120 and count(VGG16()) == 14_714_688
     with pytest.raises(ValueError, match="frames of 8x96 are too small"):
         jax.eval_shape(VGG16().init, jax.random.key(0), jnp.zeros((1, 1, 8, 96, 3)))
+
+
+# LPIPS and DINO ------------------------------------------------------------------------------------------------------
+
+# of torchvision's `features`: after which layers the reference implementation (richzhang/PerceptualSimilarity) reads them, and how many there are
+TAPS = {
+    "alex": ("alexnet", {1: 64, 4: 192, 7: 384, 9: 256, 11: 256}),
+    "squeeze": ("squeezenet1_1", {1: 64, 4: 128, 7: 256, 9: 384, 10: 384, 11: 512, 12: 512}),
+    "vgg": ("vgg16", {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backbone", TAPS)
+def test_lpips_equals_the_reference_implementation(backbone, tmp_path):
+    """Its formula in PyTorch on torchvision's network, for frames whose sides no pooling divides; by the command."""
+    from helpers_torch import torch
+
+    name, taps = TAPS[backbone]
+    net, _ = torch_net(name)
+    rng = np.random.default_rng(1)
+    lin = {f"lin{i}.model.1.weight": torch.from_numpy(rng.random((1, c, 1, 1)).astype(np.float32)) for i, c in enumerate(taps.values())}
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    torch.save(lin, tmp_path / "lin.pth")
+    arguments = [f"--net=lpips-{backbone}", f"--weights={tmp_path}/net.pth", f"--out={tmp_path}/lpips.npz"]
+    with pytest.raises(UserError, match="--lin=FILE.pth has the learned weights of LPIPS: give it"):
+        convert_features.main(arguments)
+    convert_features.main([*arguments, f"--lin={tmp_path}/lin.pth"])
+    pair = [rng.random((2, 2, 67, 94, 3)).astype(np.float32) for _ in range(2)]
+    found = jax.jit(LPIPS(backbone).apply)({"params": nest(dict(runs.read_npz(tmp_path / "lpips.npz")))}, *pair)
+    shift, scale = (torch.tensor(x)[:, None, None] for x in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
+
+    def features(video):
+        x, maps = (torch.from_numpy(2 * video.reshape(-1, 67, 94, 3).transpose(0, 3, 1, 2) - 1) - shift) / scale, []
+        for i, layer in enumerate(net.features):
+            x = layer(x)
+            if i in taps:
+                maps.append(x / (torch.sqrt(torch.sum(x**2, dim=1, keepdim=True)) + 1e-10))
+        return maps
+
+    with torch.no_grad():
+        maps = zip(lin.values(), *map(features, pair), strict=True)
+        expected = sum(torch.nn.functional.conv2d((a - b) ** 2, w).mean(dim=(1, 2, 3)) for w, a, b in maps)
+    assert relative_error(found.reshape(-1), expected.numpy()) < 1e-4
+
+
+@pytest.mark.full
+def test_dino_equals_that_of_transformers(tmp_path):
+    """Of a file by the transformers library, and by facebookresearch/dino's names, where queries, keys and values are one matrix."""
+    from helpers_torch import torch, transformers
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, image_size=224, patch_size=16)
+    net = transformers.ViTModel(transformers.ViTConfig(**sizes, layer_norm_eps=1e-6), add_pooling_layer=True).eval()
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    net.save_pretrained(tmp_path)
+    images = np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).last_hidden_state[:, 0].numpy()
+    convert_features.main(["--net=dino", f"--weights={tmp_path}/model.safetensors", f"--out={tmp_path}/dino.npz"])
+    params = dict(runs.read_npz(tmp_path / "dino.npz"))
+    assert relative_error(jax.jit(DINO().apply)({"params": nest(params)}, images), expected) < 1e-4
+    joined = facebooks({n: np.asarray(x) for n, x in convert_features.read(f"{tmp_path}/model.safetensors").items()})
+    assert len(joined) == 150  # arrays of the published file
+    again = convert_features.convert("dino", joined)
+    assert again.keys() == params.keys() and all(np.array_equal(again[n], params[n]) for n in params)
+
+
+def facebooks(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The transformers library's arrays of a ViT by facebookresearch/dino's names."""
+    found = {"cls_token": theirs["embeddings.cls_token"], "pos_embed": theirs["embeddings.position_embeddings"]}
+    for end in ("weight", "bias"):
+        found |= {f"patch_embed.proj.{end}": theirs[f"embeddings.patch_embeddings.projection.{end}"], f"norm.{end}": theirs[f"layernorm.{end}"]}
+        for i in range(12):
+            layer = lambda name: theirs[f"encoder.layer.{i}.{name}.{end}"]
+            found[f"blocks.{i}.attn.qkv.{end}"] = np.concatenate([layer(f"attention.attention.{part}") for part in ("query", "key", "value")])
+            names = {"attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense", "norm1": "layernorm_before", "norm2": "layernorm_after"}
+            found |= {f"blocks.{i}.{ours}.{end}": layer(name) for ours, name in names.items()}
+    return found
 
 
 # I3D and C3D ---------------------------------------------------------------------------------------------------------

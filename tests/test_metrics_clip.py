@@ -200,6 +200,28 @@ def test_a_still_video_is_consistent_a_picture_has_no_next_frame_and_without_a_t
         ClipText(metric.clip).with_weights({})
 
 
+def test_frames_are_compared_with_the_pictures_of_their_subject():
+    """Where there are such, each frame with each; not of edits, whose pictures are what stays."""
+    metric, rng = tiny_scores(resamples=50), np.random.default_rng(1)
+    video, entities = rng.integers(0, 256, (3, 2, 10, 12, 3), dtype=np.uint8), rng.integers(0, 256, (3, 4, 18, 15, 3), dtype=np.uint8)
+    valid, stays = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool), np.zeros((3, 2, 10, 12), bool)
+    batch = dict(video=video, text_ids=np.full((3, 5), 8), entities=entities, entity_valid=valid, stays=stays)
+
+    def embedded(images):
+        with jax.default_matmul_precision("highest"):
+            prepared = shortest_side(jnp.asarray(images / np.float32(255)), (8, 8))
+            return np.asarray(metric.clip.apply({"params": metric.params}, prepared, method="embed_images"), np.float64)
+
+    found = metric.features(batch)
+    expected = [(embedded(video[i]) @ embedded(entities[i, : 2 - i]).T).mean() for i in range(2)]
+    np.testing.assert_allclose(found["clip_subject"], expected, rtol=1e-4)
+    assert len(found["clip_text"]) == 3
+    stays[0, 0, 2, 3] = True
+    np.testing.assert_allclose(metric.features(batch)["clip_subject"], expected[1:], rtol=1e-4)
+    assert "clip_subject" not in metric.features(batch | dict(stays=~stays)) and "clip_subject" not in metric.features(batch | dict(entity_valid=valid & False))
+    assert metric.result(found)["clip_subject"] == pytest.approx(np.mean(expected), rel=1e-4)
+
+
 @pytest.mark.full
 def test_scores_of_texts_are_those_of_transformers():
     from helpers_torch import torch, transformers

@@ -3,10 +3,15 @@
     python tools/convert_features.py --net=resnet50 --weights=resnet50-11ad3fa6.pth --out=weights/resnet50.npz
     python tools/convert_features.py --net=i3d --weights=i3d_pretrained_400.pt --out=weights/i3d.npz
     python tools/convert_features.py --net=c3d --weights=conv3d_deepnetA_ucf.npz --mean=mean2.npz --out=weights/c3d.npz
+    python tools/convert_features.py --net=lpips-alex --weights=alexnet-owt-7be5be79.pth --lin=lpips/weights/v0.1/alex.pth --out=weights/lpips.npz
+    python tools/convert_features.py --net=dino --weights=dino_deitsmall16_pretrain.pth --out=weights/dino.npz
 
 resnet50, vgg16     torchvision's, for the perceptual loss: `objective.perceptual = dict(target="magvid.models.resnet:ResNet50", weights_file="weights/resnet50.npz")`
 i3d                 for FVD and KVD: pytorch-i3d's names (VideoGPT's i3d_pretrained_400.pt), or the variables of DeepMind's i3d-kinetics-400 in a .npz file
 c3d                 for the Inception Score: TGANv2's, whose mean clip is a file of its own
+lpips-alex, -squeeze, -vgg
+                    for LPIPS: torchvision's network, and the learned weights of its features out of the package lpips
+dino                for the fidelity of subjects: ViT-S/16, facebookresearch/dino's or the transformers library's (facebook/dino-vits16)
 
 `--weights` is a state dict by torch.save (.pth, .pt, .bin; needs torch), a .safetensors or an .npz file.
 """
@@ -27,7 +32,9 @@ from flax.traverse_util import flatten_dict
 
 from magvid.flags import Flag, Program, guarded, leave, parse, program_help
 from magvid.models.c3d import C3D
+from magvid.models.dino import DINO
 from magvid.models.i3d import I3D
+from magvid.models.lpips import LPIPS
 from magvid.models.resnet import ResNet50
 from magvid.models.vgg import STAGES, VGG16
 from magvid.runs import read_npz
@@ -111,6 +118,56 @@ def _one_i3d(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return weights
 
 
+BOTH = (("weight", "kernel"), ("bias", "bias"))
+LIN = [(r"lin(\d)\.model\.1\.weight", r"lin\1")]
+ALEX = [(rf"features\.{layer}\.{theirs}", f"net/conv{i}/{ours}") for i, layer in enumerate((0, 3, 6, 8, 10), 1) for theirs, ours in BOTH]
+SQUEEZE = [(rf"features\.0\.{theirs}", f"net/conv1/{ours}") for theirs, ours in BOTH]
+SQUEEZE += [(rf"features\.{layer}\.(\w+)\.{theirs}", rf"net/fire{i}/\1/{ours}") for i, layer in enumerate((3, 4, 6, 7, 9, 10, 11, 12), 2) for theirs, ours in BOTH]
+
+
+def _lin(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The lin weights as vectors."""
+    return {n: x.reshape(-1) if re.fullmatch(LIN[0][0], n) else x for n, x in weights.items()}
+
+
+# the transformers library's names -> facebookresearch/dino's
+HF_DINO = [
+    (r"embeddings\.cls_token", r"cls_token"),
+    (r"embeddings\.position_embeddings", r"pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", r"blocks.\1.attn.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"blocks.\1.norm1.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"blocks.\1.norm2.\2"),
+    (r"layernorm\.(\w+)", r"norm.\1"),
+]
+DINO_RULES = [
+    (r"cls_token", r"class_embedding"),
+    (r"pos_embed", r"position_embedding"),
+    (r"patch_embed\.proj\.weight", r"patch_embedding/kernel"),
+    (r"patch_embed\.proj\.bias", r"patch_bias"),
+]
+for _theirs, _ours in BOTH:
+    DINO_RULES += [(rf"blocks\.(\d+)\.attn\.{name}\.{_theirs}", rf"blocks_\1/attn/{name[0]}_proj/{_ours}") for name in ("query", "key", "value")]
+    DINO_RULES += [(rf"blocks\.(\d+)\.attn\.proj\.{_theirs}", rf"blocks_\1/attn/out_proj/{_ours}"), (rf"blocks\.(\d+)\.mlp\.(fc\d)\.{_theirs}", rf"blocks_\1/\2/{_ours}")]
+for _theirs, _ours in (("weight", "scale"), ("bias", "bias")):
+    DINO_RULES += [(rf"norm\.{_theirs}", rf"norm/{_ours}"), (rf"blocks\.(\d+)\.(norm\d)\.{_theirs}", rf"blocks_\1/\2/{_ours}")]
+
+
+def _one_dino(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """facebookresearch's names, with queries, keys and values apart, and vectors for the class and the places."""
+    found = {}
+    for name, x in weights.items():
+        name = next((re.sub(theirs, ours, name) for theirs, ours in HF_DINO if re.fullmatch(theirs, name)), name)
+        if ".attn.qkv." in name:
+            found |= {name.replace("qkv", part): third for part, third in zip(("query", "key", "value"), np.split(x, 3), strict=True)}
+        else:
+            found[name] = x.reshape(x.shape[-2:] if name == "pos_embed" else -1) if name in ("cls_token", "pos_embed") else x
+    return found
+
+
 C3D_RULES = [(r"(\w+)/W", r"\1/kernel"), (r"(\w+)/b", r"\1/bias"), (r"mean", r"mean")]
 
 
@@ -124,29 +181,35 @@ def _mean_clip(mean: np.ndarray) -> np.ndarray:
 
 
 class Net(NamedTuple):
-    """`unused`: source names that it has no use for; `before`: what is done with all arrays before the rules."""
+    """`reads`: shapes of what the module reads; `unused`: source names that it has no use for; `before`: what is done with all arrays before the rules."""
 
     module: nn.Module
-    clip: tuple[int, int, int]
+    reads: tuple[tuple[int, ...], ...]
     rules: list[Rule]
     unused: str = ""
     before: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
 
 
+PICTURE = (1, 1, 224, 224, 3)
 NETS = {
-    "resnet50": Net(ResNet50(), (1, 224, 224), RESNET50, r".*num_batches_tracked"),
-    "vgg16": Net(VGG16(), (1, 224, 224), _vgg16(), r"classifier\..*"),
-    "i3d": Net(I3D(), (16, 224, 224), _i3d(), r".*num_batches_tracked", _one_i3d),
-    "c3d": Net(C3D(), (16, 112, 112), C3D_RULES),
+    "resnet50": Net(ResNet50(), (PICTURE,), RESNET50, r".*num_batches_tracked"),
+    "vgg16": Net(VGG16(), (PICTURE,), _vgg16(), r"classifier\..*"),
+    "i3d": Net(I3D(), ((1, 16, 224, 224, 3),), _i3d(), r".*num_batches_tracked", _one_i3d),
+    "c3d": Net(C3D(), ((1, 16, 112, 112, 3),), C3D_RULES),
+    "lpips-alex": Net(LPIPS("alex"), (PICTURE, PICTURE), ALEX + LIN, r"classifier\..*", _lin),
+    "lpips-squeeze": Net(LPIPS("squeeze"), (PICTURE, PICTURE), SQUEEZE + LIN, r"classifier\..*", _lin),
+    "lpips-vgg": Net(LPIPS("vgg"), (PICTURE, PICTURE), [(a, f"net/{b}") for a, b in _vgg16()] + LIN, r"classifier\..*", _lin),
+    "dino": Net(DINO(), ((1, 224, 224, 3),), DINO_RULES, r"pooler\..*", _one_dino),
 }
 
 PROGRAM = Program(
     "python tools/convert_features.py",
-    "Convert ResNet-50 or VGG-16 for the perceptual loss, I3D for FVD, C3D for the Inception Score.",
+    "Convert ResNet-50 or VGG-16 for the perceptual loss, I3D for FVD, C3D for the Inception Score, networks of LPIPS, DINO.",
     [
         Flag("net", "str", None, "|".join(NETS), "which network the weights are of"),
         Flag("weights", "str", None, "FILE", "a state dict (.pth, .pt, .bin), a .safetensors or an .npz file"),
         Flag("mean", "str", None, "FILE.npz", "of c3d: the file of its mean clip"),
+        Flag("lin", "str", None, "FILE.pth", "of lpips: the learned weights of the features, in the package lpips under weights/v0.1"),
         Flag("out", "str", None, "FILE.npz", "where to write"),
     ],
     ["--net=resnet50 --weights=resnet50-11ad3fa6.pth --out=weights/resnet50.npz", "--net=i3d --weights=i3d_pretrained_400.pt --out=weights/i3d.npz"],
@@ -155,10 +218,10 @@ PROGRAM = Program(
 
 def convert(net: str, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Published names and arrays -> ours; ValueError names what is missing, unknown or of a wrong shape."""
-    module, clip, rules, unused, before = NETS[net]
+    module, reads, rules, unused, before = NETS[net]
     found = rename(before({n: a for n, a in weights.items() if not re.fullmatch(unused, n)}), rules)
-    found = {n: np.ascontiguousarray(x if n == "mean" else _channels_last(x), np.float32) for n, x in found.items()}
-    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *clip, 3)))["params"], sep="/")
+    found = {n: np.ascontiguousarray(_channels_last(x) if n.endswith("kernel") else x, np.float32) for n, x in found.items()}
+    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *map(jnp.zeros, reads))["params"], sep="/")
     check(found, {name: x.shape for name, x in shapes.items()})
     return found
 
@@ -190,6 +253,10 @@ def main(argv: list[str]) -> None:
     weights = read(flags.weights)
     if (flags.net == "c3d") != bool(flags.mean):
         raise UserError("--mean=FILE.npz is the mean clip of c3d: " + ("give it" if flags.net == "c3d" else f"{flags.net} has none"))
+    if flags.net.startswith("lpips") != bool(flags.lin):
+        raise UserError("--lin=FILE.pth has the learned weights of LPIPS: " + (f"{flags.net} has none" if flags.lin else "give it"))
+    if flags.lin:
+        weights |= read(flags.lin)
     if flags.mean:
         means = read(flags.mean)
         if "mean" not in means:

@@ -13,12 +13,13 @@ released    the last hidden states, with cosines over the axis of the *tokens*, 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from magvid.metrics.frames import Arrays, clip_means, gap_frames, unit_range, with_intervals
 from magvid.models.clip import CLIP, shortest_side
@@ -31,6 +32,34 @@ def cosine(a: Float[Array, "..."], b: Float[Array, "..."], axis: int = -1) -> Fl
     """Of the angle between vectors along `axis`; 0 where one of them is 0."""
     length = lambda x: jnp.maximum(jnp.linalg.norm(x, axis=axis), EPSILON)
     return jnp.sum(a * b, axis=axis) / (length(a) * length(b))
+
+
+def likeness(frames: Float[Array, "*b t d"], pictures: Float[Array, "*b n d"], valid: Bool[Array, "*b n"]) -> Float[Array, "*b"]:
+    """Mean of the cosines of every frame with every picture that there is, of their embeddings; 0 where there is none."""
+    cosines = cosine(frames[..., :, None, :], pictures[..., None, :, :]).mean(axis=-2)
+    return jnp.sum(cosines * valid, axis=-1) / jnp.maximum(jnp.sum(valid, axis=-1), 1)
+
+
+class Subjects(NamedTuple):
+    """Pictures of what is to be seen in each of b clips."""
+
+    told: Bool[np.ndarray, "b"]  # whether there are any
+    pictures: Num[np.ndarray, "b n h w 3"]
+    valid: Bool[np.ndarray, "b n"]
+
+
+def subjects_of(batch: Mapping[str, Num[Arrays, "b ..."]]) -> Subjects | None:
+    """batch["entities"] where batch["entity_valid"], without the places that no clip fills; None without any. The pictures of an edit say what
+    stays (batch["stays"]): none of them is of a subject.
+    """
+    if "entities" not in batch:
+        return None
+    valid = np.asarray(batch["entity_valid"], bool)
+    if "stays" in batch:
+        valid = valid & ~np.asarray(batch["stays"], bool).any(axis=(1, 2, 3))[:, None]
+    if not (filled := valid.any(axis=0)).any():
+        return None
+    return Subjects(valid.any(axis=1), np.asarray(batch["entities"])[:, filled], valid[:, filled])
 
 
 def relative_smoothness(pred: Float[Array, "*b t d"], real: Float[Array, "*b t d"]) -> Float[Array, "*b t-1"]:
@@ -132,7 +161,10 @@ class ClipText:
     clip_text           cosine of a frame's embedding and the text's: "textual alignment" of edits, CLIPSIM (Wu et al., GODIVA, 2021, arXiv 2104.14806)
     clip_consistency    cosine of a frame's embedding and the next one's: "frame consistency" (Wu et al., Tune-A-Video, 2023, arXiv 2212.11565)
 
-    Both are means over the frames of a clip; papers give them times 100. clip: both towers, and their weights: a reference to a run in the config. Its
+    clip_subject        cosines of every frame's embedding with those of the pictures of a subject that were told, batch["entities"] (b n h w 3) where batch["entity_valid"]
+                        (b n) holds: "CLIP-I" (Ruiz et al., DreamBooth, 2023, arXiv 2208.12242); where there are such and it is no edit
+
+    All are means over the frames of a clip; papers give the first two times 100. clip: both towers, and their weights: a reference to a run in the config. Its
     vocabulary is that of the ids: OpenCLIP's is CLIP's, and what fills them up behind the end of a text is not read. prepare: as in `ClipSmoothness`.
     """
 
@@ -148,31 +180,35 @@ class ClipText:
             raise UserError("CLIP's scores need the weights of both towers: in the config, clip=dict(run=...)")
         return dataclasses.replace(self, params=jax.device_put(groups["clip"]))
 
-    def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "b"]]:
-        """Of every clip, cosines in [-1, 1]."""
+    def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "n"]]:
+        """Of every clip, and of every one that was told a subject, cosines in [-1, 1]."""
         if "text_ids" not in batch:
             return {}
-        found = self._compare(self.params, batch["video"], batch["text_ids"])
-        return {name: np.asarray(value) for name, value in found.items()}
+        subjects = subjects_of(batch)
+        found = {name: np.asarray(value) for name, value in self._compare(self.params, batch["video"], batch["text_ids"], subjects).items()}
+        return found | ({"clip_subject": found["clip_subject"][subjects.told]} if subjects else {})
 
     def result(self, features: Mapping[str, Float[np.ndarray, "n"]]) -> dict[str, float]:
         """The mean of each over clips with its 95 % interval; no `clip_consistency` of single frames."""
         return with_intervals(features, self.resamples, self.seed)
 
     @functools.cached_property
-    def _compare(self) -> Callable[[Params, Array, Array], dict[str, Array]]:
-        """(weights, video, ids) -> {name: of every clip}; compiled once."""
+    def _compare(self) -> Callable[[Params, Array, Array, Subjects | None], dict[str, Array]]:
+        """(weights, video, ids, pictures) -> {name: of every clip}; compiled for each number of pictures."""
 
         @jax.jit
         @jax.default_matmul_precision("highest")  # the same numbers on every device
-        def compare(params, video, ids):
+        def compare(params, video, ids, subjects):
             apply = functools.partial(self.clip.apply, {"params": params})
-            pictures = self.prepare(unit_range(video).reshape(-1, *video.shape[2:]), tuple(self.clip.vision.image))
-            frames = apply(pictures, method="embed_images").reshape(*video.shape[:2], -1)
+            read = lambda images: self.prepare(unit_range(images).reshape(-1, *images.shape[2:]), tuple(self.clip.vision.image))
+            embed = lambda images: apply(read(images), method="embed_images").reshape(*images.shape[:2], -1)
+            frames = embed(video)
             text = apply(ids, method="embed_texts")
             found = dict(clip_text=cosine(frames, text[:, None]).mean(axis=1))
             if video.shape[1] > 1:
                 found["clip_consistency"] = cosine(frames[:, :-1], frames[:, 1:]).mean(axis=1)
+            if subjects is not None:
+                found["clip_subject"] = likeness(frames, embed(subjects.pictures), subjects.valid)
             return found
 
         return compare

@@ -113,7 +113,7 @@ class VideoDistance:
         """UserError where the net's are missing or another network's, or `real` is no file of features."""
         if "net" not in groups:
             raise UserError('FVD needs the weights of I3D: in the config, net=dict(target="magvid.models.i3d:I3D", weights_file="weights/i3d.npz")')
-        check_weights(self.net, (1, FEWEST, SIZE, SIZE, 3), groups["net"], "I3D")
+        check_weights(self.net, (jnp.zeros((1, FEWEST, SIZE, SIZE, 3)),), groups["net"], "I3D")
         return dataclasses.replace(self, params=jax.device_put(groups["net"]), kept=_checked(groups["real"]) if "real" in groups else None)
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "n 400"]]:
@@ -180,9 +180,9 @@ class VideoDistance:
         return logits
 
 
-def check_weights(net: nn.Module, shape: Sequence[int], params: Params, name: str) -> None:
-    """UserError where these are not the parameters of `net`, which reads arrays of `shape`."""
-    wanted = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape)).get("params", {})
+def check_weights(net: nn.Module, inputs: Sequence[Array], params: Params, name: str) -> None:
+    """UserError where these are not the parameters of `net`, which reads arrays of the shapes of `inputs`."""
+    wanted = jax.eval_shape(net.init, jax.random.key(0), *inputs).get("params", {})
     shapes = lambda tree: {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
     wanted, found = shapes(wanted), shapes(params)
     if wrong := [n for n in {**wanted, **found} if wanted.get(n) != found.get(n)]:

@@ -50,7 +50,7 @@ class InceptionScore:
         """UserError where the net's are missing, or another network's."""
         if "net" not in groups:
             raise UserError('the Inception Score needs the weights of C3D: in the config, net=dict(target="magvid.models.c3d:C3D", weights_file="weights/c3d.npz")')
-        check_weights(self.net, (1, FRAMES, SIZE, SIZE, 3), groups["net"], "C3D")
+        check_weights(self.net, (jnp.zeros((1, FRAMES, SIZE, SIZE, 3)),), groups["net"], "C3D")
         return dataclasses.replace(self, params=jax.device_put(groups["net"]))
 
     def features(self, batch: Mapping[str, Num[Arrays, "b ..."]]) -> dict[str, Float[np.ndarray, "b 101"]]:

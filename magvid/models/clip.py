@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from magvid.models.attention import attention
 from magvid.models.layers import Dense, check_sizes, lecun_normal, normal
-from magvid.models.resize import resize_antialiased, resize_bicubic
+from magvid.models.resize import covering, resize_antialiased, resize_bicubic
 from magvid.sharding import edge, rematerialised
 
 # Of pixels in [0, 1]; the towers read (x - MEAN) / STD.
@@ -48,17 +48,9 @@ def shortest_side(images: Float[Array, "b h w 3"], size: Sequence[int] = (224, 2
     """What CLIP's published image processor (transformers' CLIPProcessor, on Pillow) makes of pixels in [0, 1]: the
     middle of the image, resized (bicubic, anti-aliased) so that it just covers `size`, normalised.
 
-    Rounded to 8 bits after each axis, as by Pillow: one value in a thousand differs by one level from
-    `magvid.data.clip.shortest_side`, which is Pillow's own.
+    See `resize.covering`; `magvid.data.clip.shortest_side` is Pillow's own.
     """
-    (h, w), (height, width) = images.shape[1:3], size
-    tall, wide = (height, height * w // h) if height * w >= width * h else (width * h // w, width)
-    whole = lambda x: jnp.clip(jnp.floor(x + 0.5), 0, 255)
-    images = whole(255 * images)
-    for shape in ((h, wide), (tall, wide)):
-        images = whole(jax.image.resize(images, (len(images), *shape, 3), "cubic"))
-    top, left = (tall - height) // 2, (wide - width) // 2
-    return normalise(images[:, top : top + height, left : left + width] / 255)
+    return normalise(covering(images, size, size))
 
 
 class Encoded(NamedTuple):

@@ -3,8 +3,10 @@
 `jax.image.resize` differs: its cubic has a = -0.5, and it knows no corners but half a pixel's.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -91,3 +93,18 @@ def resize_antialiased(images: Float[Array, "b h w c"], size: tuple[int, int]) -
     """
     axes = zip(images.shape[1:3], size, strict=True)
     return _apply(images, *(cubic_matrix(n, m, True) @ blur_matrix(n, n / m) for n, m in axes))
+
+
+def covering(images: Float[Array, "b h w c"], size: Sequence[int], cut: Sequence[int]) -> Float[Array, "b h2 w2 c"]:
+    """Pixels in [0, 1] as Pillow resizes them, bicubic and anti-aliased, so that they just cover `size` (h, w); of that the middle, `cut` (h, w).
+
+    Rounded to 8 bits after each axis, as by Pillow: one value in a thousand differs by one level from Pillow's own.
+    """
+    (h, w), (height, width) = images.shape[1:3], size
+    tall, wide = (height, height * w // h) if height * w >= width * h else (width * h // w, width)
+    whole = lambda x: jnp.clip(jnp.floor(x + 0.5), 0, 255)
+    images = whole(255 * images)
+    for shape in ((h, wide), (tall, wide)):
+        images = whole(jax.image.resize(images, (len(images), *shape, images.shape[-1]), "cubic"))
+    top, left = (tall - cut[0]) // 2, (wide - cut[1]) // 2
+    return images[:, top : top + cut[0], left : left + cut[1]] / 255
