@@ -126,11 +126,13 @@ def finish(
     plots: Mapping[str, Sequence[str]],
     notes: Sequence[str],
 ) -> None:
-    """The end of every page: the curves `plots` of each part of the job, time, how to do it again, configs, notes. Writes it.
+    """The end of every page: the curves `plots` of each part of the job that was trained here, time, how to do it again, configs, notes. Writes it.
 
     `titles`: {part, a folder of `workdir`: its name}; `result` is what report.json holds.
     """
     for part, title in titles.items():
+        if not (workdir / part / "metrics.jsonl").exists():  # its weights, or its numbers, were there already
+            continue
         curves = read_curves(workdir / part)
         for plot in plots[part]:
             pair = {k: curves[k] for k in (plot, plot.replace("train/", "eval/")) if k in curves}

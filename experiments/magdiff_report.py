@@ -41,7 +41,7 @@ def write_report(workdir: pathlib.Path, result: Mapping, made: Sequence[Mapping]
     page.section("Numbers", f"Means over {plural(seeds, 'seed')} with 95 % intervals (Student's t over the seeds). The judge knows nothing of pictures and texts.")
     for title, cells in tables(scores, fixed, seeds).items():
         page.table(title, *cells)
-    page.section("Training", "Autoencoder, CLIP and the base, which makes videos from text alone, are trained once; every arm begins as the base and takes the same number of steps.")
+    page.section("Training", "Autoencoder, CLIP and the base, which makes videos from text alone, are trained once; every arm begins as the base and takes the same number of steps. Curves are of what was trained here.")
     notes = [
         f"The numbers are of the world {result['world']} and this budget alone; they do not compare with other worlds or published results.",
         f"Rows: {'; '.join(ROWS)}. Edits: {'; '.join(EDITS)}.",

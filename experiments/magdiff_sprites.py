@@ -107,13 +107,17 @@ def train_and_score(name: str, arm: tuple[str, str, Mapping[str, str]], workdir:
 # Without a network ---------------------------------------------------------------------------------------------------
 
 
-def references(workdir: pathlib.Path, clips: int) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
-    """({row: numbers}, {row: the first clips}) of the first picture held still, and of the autoencoder's copy of the real clips."""
+def references(workdir: pathlib.Path, arg: str, clips: int) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """({row: numbers}, {row: the first clips}) of the first picture held still, and of the autoencoder's copy of the real clips; `arg`: of the config whose
+    clips these are. By the base, which has that autoencoder: an arm's weights may be gone where its numbers are kept.
+    """
     from magvid import runs, video
     from magvid.evaluate import Scores, open_metrics
     from magvid.generator import Clips, Generator
 
-    model = Generator.open(runs.open_run(workdir / f"{slug(OURS)}-0"), batch=min(clips, 40))
+    run = runs.open_run(workdir / "entities-base")
+    run.config["data"]["eval"] = config_of(arg, workdir)["data"]["eval"]
+    model = Generator.open(run, batch=min(clips, 40))
     metrics, _ = open_metrics(model.config["metrics"])
     scores, shown = {HELD: Scores(metrics), LIMIT: Scores(metrics)}, {}
     for rows in Clips.of(model.config).batches(0, clips, model.batch):
@@ -160,12 +164,12 @@ def main(argv: list[str]) -> None:
     arm = lambda row, seed: (row, f"{common},seed={seed},{ROWS[row]}".strip(","), others.get(row, {}))
     arms = [{f"{slug(row)}-{seed}": arm(row, seed) for seed in range(options.seeds) for row in ROWS}]
     scores = stages.run("arms", lambda: dict(run_stages(arms, train_and_score, (str(workdir), options.clips), options.jobs, say)))
-    fixed, shown = stages.run("references", references, workdir, options.clips)
+    fixed, shown = stages.run("references", references, workdir, common, options.clips)
     first = f"{slug(OURS)}-0"
     result = dict(
         world=magdiff_sprites.WORLD, budget=options.budget, clips=options.clips, seeds=options.seeds, scores=scores, fixed=fixed,
         seconds=stages.seconds, versions=versions(),
-        config={part: json.loads((workdir / part / "config.json").read_text()) for part in (*PARTS, first)},
+        config={part: json.loads((workdir / part / "config.json").read_text()) for part in PARTS} | {first: config_of(f"{common},seed=0", workdir)},
     )  # fmt: skip
     write_json(workdir / "scores.json", result)
     texts = [f"{title}\n\n{markdown(*cells)}" for title, cells in tables(scores, fixed, options.seeds).items()]
@@ -173,7 +177,8 @@ def main(argv: list[str]) -> None:
     made = films({row: workdir / f"{slug(row)}-0" / f"{slug(row)}.npz" for row in ROWS}, shown)
     edits = films({row: workdir / first / f"{slug(row)}.npz" for row in EDITS}, {})
     for file, examples, rows in (("compositions.png", made, SHOWN), ("edits.png", edits, ("real", *EDITS))):
-        film_strip({f"{row} {i + 1}": film[row] for i, film in enumerate(examples[:5]) for row in rows if row in film}, workdir / file)
+        if strips := {f"{row} {i + 1}": film[row] for i, film in enumerate(examples[:5]) for row in rows if row in film}:
+            film_strip(strips, workdir / file)
     write_report(workdir, result, made, edits)
     print("\n\n".join(texts) + f"\n\nwrote {workdir / 'report.html'}, table.md, scores.json and pictures")
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -130,7 +131,7 @@ def test_predictions_on_sprites_are_trained_scored_and_reported(tmp_path, monkey
 
 @pytest.mark.full
 def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monkeypatch):
-    """Three rows of the table, as above; a second call trains nothing and writes the same."""
+    """Three rows of the table, as above; a second call trains nothing and writes the same, out of the numbers alone."""
     from experiments import magdiff_sprites
 
     kept = (magdiff_sprites.OURS, magdiff_sprites.NEVER, "untrained")
@@ -147,6 +148,8 @@ def test_compositions_on_sprites_are_trained_scored_and_reported(tmp_path, monke
     assert result["fixed"][magdiff_sprites.HELD]["colour_accuracy"] > 0.5  # the pictures show the sprite
     assert all((tmp_path / f"{name}.png").stat().st_size for name in ("compositions", "edits"))
     assert "<video" in (tmp_path / "report.html").read_text()
+    for arm in ("magdiff-0", "no-edits-in-training-0", "untrained-0"):
+        shutil.rmtree(tmp_path / arm)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.jsonl")}
     monkeypatch.setattr(magdiff_sprites, "run_stages", here)
     magdiff_sprites.main(argv)
