@@ -4,9 +4,11 @@ import dataclasses
 import inspect
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
@@ -14,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+SMALL = 2**18  # numbers of a matrix that Muon takes together with others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,15 +139,6 @@ def _muon(
             f"optimizer.matrices: {[r for r, _ in matrices]} are found in no name of {_some(list(shapes))}"
         )
 
-    def dimensions(tree):
-        def of(name, leaf):
-            if isinstance(leaf, optax.MaskedNode):
-                return leaf
-            axes = tuple(range(leaf.ndim))
-            return optax.contrib.MuonDimensionNumbers(axes[: inputs[name]], axes[inputs[name] :])
-
-        return _named_map(of, tree)
-
     def to_adams_size(name, update):
         if isinstance(update, optax.MaskedNode):
             return update
@@ -152,12 +146,34 @@ def _muon(
         return update * 0.2 * max(math.prod(shape[: inputs[name]]), math.prod(shape[inputs[name] :])) ** 0.5
 
     muon = optax.chain(
-        optax.contrib.scale_by_muon(ns_steps=iterations, beta=beta, weight_dimension_numbers=dimensions),
+        _together(lambda dimensions: optax.contrib.scale_by_muon(ns_steps=iterations, beta=beta, weight_dimension_numbers=dimensions), inputs),
         optax.stateless(lambda updates, _: _named_map(to_adams_size, updates)),
     )
     kinds = lambda tree: _named_map(lambda n, _: "matrix" if n in inputs else "other", tree)
     either = optax.partition({"matrix": muon, "other": optax.scale_by_adam(b1, b2, eps)}, kinds)
     return [either, *_decay(weight_decay, decay_regex)]
+
+
+def _together(make_muon: Callable[..., optax.GradientTransformation], inputs: Mapping[str, int]) -> optax.GradientTransformation:
+    """`make_muon`(dimension numbers) of {name: number of leading input axes}, with small matrices of one size orthogonalised together: those of a network are hundreds,
+    of a dozen sizes, and take longer to begin than to compute; and XLA needs minutes to order the operations of so many on a CPU. The state is Muon's own.
+    """
+    muon = make_muon(lambda stacks: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(1, 2), stacks))
+    arrays = lambda tree: {n: x for n, x in flatten_dict(tree, sep="/").items() if not isinstance(x, optax.MaskedNode)}
+    like = lambda tree, flat: _named_map(lambda n, x: x if isinstance(x, optax.MaskedNode) else flat[n].reshape(x.shape), tree)
+
+    def update(updates, state, params=None):
+        found, momentum = arrays(updates), arrays(state.mu)
+        sizes = {n: (math.prod(x.shape[: inputs[n]]), math.prod(x.shape[inputs[n] :])) for n, x in found.items()}
+        stacks = defaultdict(list)
+        for name, x in found.items():
+            stacks[f"{sizes[name]} {x.dtype} {name if x.size > SMALL else ''}"].append(name)
+        stacked = lambda flat: {key: jnp.stack([flat[n].reshape(sizes[n]) for n in names]) for key, names in stacks.items()}
+        apart = lambda whole: {n: x for key, names in stacks.items() for n, x in zip(names, whole[key], strict=True)}
+        directions, state_of_stacks = muon.update(stacked(found), state._replace(mu=stacked(momentum)))
+        return like(updates, apart(directions)), state_of_stacks._replace(mu=like(state.mu, apart(state_of_stacks.mu)))
+
+    return optax.GradientTransformation(muon.init, update)
 
 
 def _decay(weight_decay: float, regex: str) -> list[optax.GradientTransformation]:

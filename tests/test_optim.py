@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from magvid import optim
 
@@ -148,6 +150,33 @@ def test_muon_orthogonalises_the_matrix_of_input_and_output_axes(inputs):
     turned = np.abs(u.T @ matrix @ vt.T)
     assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-3 * turned.max()
     np.testing.assert_allclose(found["bias"], -0.1, rtol=1e-4)  # Adam: lr sign(g)
+
+
+def test_matrices_taken_together_are_those_of_optax_one_by_one(monkeypatch):
+    """Directions and state after three steps, of matrices of equal and of different sizes, by other axes, one too large for company, and of what is none; and the
+    state of the one goes on in the other.
+    """
+    monkeypatch.setattr(optim, "SMALL", 40)
+    shapes = dict(a=(4, 6), b=(2, 2, 6), c=(4, 6), d=(6, 4), e=(4, 2, 3), large=(7, 6), alone=(3, 5))
+    params = {"x": {n: {"kernel": jnp.ones(s)} for n, s in shapes.items()} | {"bias": jnp.ones(3)}}
+    matrices, names = [("e/kernel", 1), ("kernel", -1)], flatten_dict(params, sep="/")
+    tx = optim.make(dict(optimizer=dict(MUON, matrices=matrices), rules=[(".*", ALWAYS)]), params, 10).tx
+    monkeypatch.setattr(optim, "_together", lambda make, inputs: make(lambda tree: one_by_one(tree, inputs)))
+
+    def one_by_one(tree, inputs):
+        axes = lambda name, rank: optax.contrib.MuonDimensionNumbers(tuple(range(inputs[name])), tuple(range(inputs[name], rank)))
+        of = {n: x if isinstance(x, optax.MaskedNode) else axes(n, x.ndim) for n, x in flatten_dict(tree, sep="/").items()}
+        return unflatten_dict(of, sep="/")
+
+    plain = optim.make(dict(optimizer=dict(MUON, matrices=matrices), rules=[(".*", ALWAYS)]), params, 10).tx
+    state, other = tx.init(params), plain.init(params)
+    for step in range(3):
+        assert jax.tree.structure(state) == jax.tree.structure(other)
+        keys = jax.random.split(jax.random.key(step), len(names))
+        grads = unflatten_dict({n: jax.random.normal(k, x.shape) for k, (n, x) in zip(keys, names.items(), strict=True)}, sep="/")
+        (found, state), (expected, other) = tx.update(grads, other if step == 2 else state, params), plain.update(grads, other, params)
+        for ours, theirs in zip(jax.tree.leaves((found, state)), jax.tree.leaves((expected, other)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_muon_decays_and_freezes_like_adamw():
