@@ -146,7 +146,7 @@ def _muon(
         return update * 0.2 * max(math.prod(shape[: inputs[name]]), math.prod(shape[inputs[name] :])) ** 0.5
 
     muon = optax.chain(
-        _together(lambda dimensions: optax.contrib.scale_by_muon(ns_steps=iterations, beta=beta, weight_dimension_numbers=dimensions), inputs),
+        _together(inputs, ns_steps=iterations, beta=beta),
         optax.stateless(lambda updates, _: _named_map(to_adams_size, updates)),
     )
     kinds = lambda tree: _named_map(lambda n, _: "matrix" if n in inputs else "other", tree)
@@ -154,11 +154,12 @@ def _muon(
     return [either, *_decay(weight_decay, decay_regex)]
 
 
-def _together(make_muon: Callable[..., optax.GradientTransformation], inputs: Mapping[str, int]) -> optax.GradientTransformation:
-    """`make_muon`(dimension numbers) of {name: number of leading input axes}, with small matrices of one size orthogonalised together: those of a network are hundreds,
-    of a dozen sizes, and take longer to begin than to compute; and XLA needs minutes to order the operations of so many on a CPU. The state is Muon's own.
+def _together(inputs: Mapping[str, int], **options) -> optax.GradientTransformation:
+    """optax's `scale_by_muon` of matrices {name: number of leading input axes}, small ones of one size orthogonalised together: those of a network are hundreds,
+    of a dozen sizes, and take longer to begin than to compute; and XLA needs minutes to order the operations of so many on a CPU. The state is optax's.
     """
-    muon = make_muon(lambda stacks: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(1, 2), stacks))
+    each = lambda stacks: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(1, 2), stacks)
+    muon = optax.contrib.scale_by_muon(weight_dimension_numbers=each, **options)
     arrays = lambda tree: {n: x for n, x in flatten_dict(tree, sep="/").items() if not isinstance(x, optax.MaskedNode)}
     like = lambda tree, flat: _named_map(lambda n, x: x if isinstance(x, optax.MaskedNode) else flat[n].reshape(x.shape), tree)
 

@@ -161,7 +161,8 @@ def test_matrices_taken_together_are_those_of_optax_one_by_one(monkeypatch):
     params = {"x": {n: {"kernel": jnp.ones(s)} for n, s in shapes.items()} | {"bias": jnp.ones(3)}}
     matrices, names = [("e/kernel", 1), ("kernel", -1)], flatten_dict(params, sep="/")
     tx = optim.make(dict(optimizer=dict(MUON, matrices=matrices), rules=[(".*", ALWAYS)]), params, 10).tx
-    monkeypatch.setattr(optim, "_together", lambda make, inputs: make(lambda tree: one_by_one(tree, inputs)))
+    alone = lambda inputs, **options: optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: one_by_one(tree, inputs), **options)
+    monkeypatch.setattr(optim, "_together", alone)
 
     def one_by_one(tree, inputs):
         axes = lambda name, rank: optax.contrib.MuonDimensionNumbers(tuple(range(inputs[name])), tuple(range(inputs[name], rank)))

@@ -130,41 +130,30 @@ def _lin(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n: x.reshape(-1) if re.fullmatch(LIN[0][0], n) else x for n, x in weights.items()}
 
 
-# the transformers library's names -> facebookresearch/dino's
-HF_DINO = [
-    (r"embeddings\.cls_token", r"cls_token"),
-    (r"embeddings\.position_embeddings", r"pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
-    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", r"blocks.\1.attn.\2.\3"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
-    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"blocks.\1.norm1.\2"),
-    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"blocks.\1.norm2.\2"),
-    (r"layernorm\.(\w+)", r"norm.\1"),
-]
-DINO_RULES = [
-    (r"cls_token", r"class_embedding"),
-    (r"pos_embed", r"position_embedding"),
-    (r"patch_embed\.proj\.weight", r"patch_embedding/kernel"),
-    (r"patch_embed\.proj\.bias", r"patch_bias"),
-]
-for _theirs, _ours in BOTH:
-    DINO_RULES += [(rf"blocks\.(\d+)\.attn\.{name}\.{_theirs}", rf"blocks_\1/attn/{name[0]}_proj/{_ours}") for name in ("query", "key", "value")]
-    DINO_RULES += [(rf"blocks\.(\d+)\.attn\.proj\.{_theirs}", rf"blocks_\1/attn/out_proj/{_ours}"), (rf"blocks\.(\d+)\.mlp\.(fc\d)\.{_theirs}", rf"blocks_\1/\2/{_ours}")]
-for _theirs, _ours in (("weight", "scale"), ("bias", "bias")):
-    DINO_RULES += [(rf"norm\.{_theirs}", rf"norm/{_ours}"), (rf"blocks\.(\d+)\.(norm\d)\.{_theirs}", rf"blocks_\1/\2/{_ours}")]
+def _dino() -> list[Rule]:
+    """Of facebookresearch/dino's names, with queries, keys and values apart, and of the transformers library's."""
+    parts = {"class_embedding": r"(?:embeddings\.)?cls_token", "position_embedding": r"pos_embed|embeddings\.position_embeddings"}
+    patches = r"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)"
+    parts |= {"patch_embedding/kernel": rf"{patches}\.weight", "patch_bias": rf"{patches}\.bias"}
+    layers = {f"attn/{name[0]}_proj": rf"attn\.{name}|attention\.attention\.{name}" for name in ("query", "key", "value")}
+    layers |= {"attn/out_proj": r"attn\.proj|attention\.output\.dense", "fc1": r"mlp\.fc1|intermediate\.dense", "fc2": r"mlp\.fc2|output\.dense"}
+    norms, gains = {"norm1": r"norm1|layernorm_before", "norm2": r"norm2|layernorm_after"}, (("weight", "scale"), ("bias", "bias"))
+    rules = [(theirs, ours) for ours, theirs in parts.items()] + [(rf"(?:layer)?norm\.{a}", f"norm/{b}") for a, b in gains]
+    for names, ends in ((layers, BOTH), (norms, gains)):
+        rules += [(rf"(?:blocks|encoder\.layer)\.(\d+)\.(?:{theirs})\.{a}", rf"blocks_\1/{ours}/{b}") for ours, theirs in names.items() for a, b in ends]
+    return rules
 
 
 def _one_dino(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """facebookresearch's names, with queries, keys and values apart, and vectors for the class and the places."""
+    """Queries, keys and values apart, and vectors for the class and the places."""
     found = {}
     for name, x in weights.items():
-        name = next((re.sub(theirs, ours, name) for theirs, ours in HF_DINO if re.fullmatch(theirs, name)), name)
         if ".attn.qkv." in name:
             found |= {name.replace("qkv", part): third for part, third in zip(("query", "key", "value"), np.split(x, 3), strict=True)}
+        elif x.shape[:1] == (1,) and x.ndim == 3:
+            found[name] = x.reshape(-1) if name.endswith("cls_token") else x[0]
         else:
-            found[name] = x.reshape(x.shape[-2:] if name == "pos_embed" else -1) if name in ("cls_token", "pos_embed") else x
+            found[name] = x
     return found
 
 
@@ -199,7 +188,7 @@ NETS = {
     "lpips-alex": Net(LPIPS("alex"), (PICTURE, PICTURE), ALEX + LIN, r"classifier\..*", _lin),
     "lpips-squeeze": Net(LPIPS("squeeze"), (PICTURE, PICTURE), SQUEEZE + LIN, r"classifier\..*", _lin),
     "lpips-vgg": Net(LPIPS("vgg"), (PICTURE, PICTURE), [(a, f"net/{b}") for a, b in _vgg16()] + LIN, r"classifier\..*", _lin),
-    "dino": Net(DINO(), ((1, 224, 224, 3),), DINO_RULES, r"pooler\..*", _one_dino),
+    "dino": Net(DINO(), ((1, 224, 224, 3),), _dino(), r"pooler\..*", _one_dino),
 }
 
 PROGRAM = Program(

@@ -41,11 +41,15 @@ def likeness(frames: Float[Array, "*b t d"], pictures: Float[Array, "*b n d"], v
 
 
 class Subjects(NamedTuple):
-    """Pictures of what is to be seen in each of b clips."""
+    """Pictures of what is to be seen in each of b clips, and which of them there are."""
 
-    told: Bool[np.ndarray, "b"]  # whether there are any
     pictures: Num[np.ndarray, "b n h w 3"]
     valid: Bool[np.ndarray, "b n"]
+
+    @property
+    def told(self) -> Bool[np.ndarray, "b"]:
+        """Which clips have any."""
+        return self.valid.any(axis=1)
 
 
 def subjects_of(batch: Mapping[str, Num[Arrays, "b ..."]]) -> Subjects | None:
@@ -59,7 +63,7 @@ def subjects_of(batch: Mapping[str, Num[Arrays, "b ..."]]) -> Subjects | None:
         valid = valid & ~np.asarray(batch["stays"], bool).any(axis=(1, 2, 3))[:, None]
     if not (filled := valid.any(axis=0)).any():
         return None
-    return Subjects(valid.any(axis=1), np.asarray(batch["entities"])[:, filled], valid[:, filled])
+    return Subjects(np.asarray(batch["entities"])[:, filled], valid[:, filled])
 
 
 def relative_smoothness(pred: Float[Array, "*b t d"], real: Float[Array, "*b t d"]) -> Float[Array, "*b t-1"]:

@@ -24,8 +24,8 @@ class SubjectFidelity:
 
     dino_subject    mean of the cosines of every frame with every picture, DreamBooth's "DINO" (Ruiz et al., 2023, section 4.2)
 
-    Says nothing of clips without pictures, nor of edits, whose pictures are what stays. Subjects are told on black, frames have grounds: the real clips' own number,
-    `reconstruction`'s, is the one to compare with, not 1. net: DINO, and its weights: `weights_file`.
+    Says nothing of clips without pictures, nor of edits, whose pictures are what stays. Subjects are told on black, frames have grounds: the number to compare with is
+    that of the autoencoder's copy of the real clips, under `reconstruction`, not 1. net: DINO, and its weights: `weights_file`.
     """
 
     net: nn.Module = DINO()

@@ -11,10 +11,8 @@ from jaxtyping import Array, Float, Num
 
 from magvid.metrics.frames import Arrays, clip_means, gap_frames, unit_range, with_intervals
 from magvid.metrics.frechet import check_weights
-from magvid.models.lpips import LPIPS
+from magvid.models.lpips import LPIPS, SMALLEST
 from magvid.types import Groups, Params, UserError
-
-SMALLEST = 32  # pixels of a side that every backbone reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +34,8 @@ class PerceptualDistance:
         """UserError where the net's are missing, or another network's."""
         if "net" not in groups:
             raise UserError('LPIPS needs weights: in the config, net=dict(target="magvid.models.lpips:LPIPS", backbone="alex", weights_file="weights/lpips.npz")')
-        pictures = jnp.zeros((1, 1, SMALLEST, SMALLEST, 3))
+        least = SMALLEST[self.net.backbone]
+        pictures = jnp.zeros((1, 1, least, least, 3))
         check_weights(self.net, (pictures, pictures), groups["net"], f"LPIPS by {self.net.backbone}")
         return dataclasses.replace(self, params=jax.device_put(groups["net"]))
 
@@ -44,7 +43,7 @@ class PerceptualDistance:
         """Of every clip, and of every clip that has a gap. ValueError for frames that are too small."""
         found = np.asarray(self._compare(self.params, jnp.asarray(batch["video"]), jnp.asarray(batch["target"])))
         gap = gap_frames(batch)
-        return {"lpips": clip_means(found, np.ones_like(gap))} | ({"gap_lpips": clip_means(found, gap)} if gap.any() else {})
+        return {"lpips": found.mean(axis=1, dtype=np.float64)} | ({"gap_lpips": clip_means(found, gap)} if gap.any() else {})
 
     def result(self, features: Mapping[str, Float[np.ndarray, "n"]]) -> dict[str, float]:
         """The mean of each over clips with its 95 % interval."""

@@ -2,8 +2,6 @@
 version 0.1: differences of a frozen network's features, each of length 1 at its place, weighed by how much people mind them.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -17,11 +15,10 @@ EPSILON = 1e-10  # of a feature's length
 
 
 class AlexNet(nn.Module):
-    """Video (b t h w 3) in [0, 1], of at least 31x31 pixels -> the maps after each ReLU, frames in one batch (Krizhevsky, 2014, as torchvision has it)."""
+    """Video (b t h w 3) in [0, 1] -> the maps after each ReLU, frames in one batch (Krizhevsky, 2014, as torchvision has it)."""
 
     @nn.compact
     def __call__(self, video: Float[Array, "b t h w 3"]) -> Maps:
-        _check_size(video, 31, "AlexNet")
         x, maps = prepare(video, None, MEAN, STD), []
         for i, (features, kernel, stride, pad) in enumerate([(64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)]):
             if i in (1, 2):
@@ -45,13 +42,12 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Video (b t h w 3) in [0, 1], of at least 17x17 pixels -> seven maps, frames in one batch: SqueezeNet 1.1 (Iandola et al., 2016), after its first convolution, before its
+    """Video (b t h w 3) in [0, 1] -> seven maps, frames in one batch: SqueezeNet 1.1 (Iandola et al., 2016), after its first convolution, before its
     second and third pooling, and after each of the last four fire modules.
     """
 
     @nn.compact
     def __call__(self, video: Float[Array, "b t h w 3"]) -> Maps:
-        _check_size(video, 17, "SqueezeNet")
         x = nn.relu(nn.Conv(64, (3, 3), 2, "VALID", name="conv1")(prepare(video, None, MEAN, STD)))
         maps = [x]
         for number, sizes in enumerate(FIRES, 2):
@@ -63,7 +59,8 @@ class SqueezeNet(nn.Module):
         return tuple(maps)
 
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {"alex": AlexNet, "squeeze": SqueezeNet, "vgg": VGG16}
+BACKBONES: dict[str, type[nn.Module]] = {"alex": AlexNet, "squeeze": SqueezeNet, "vgg": VGG16}
+SMALLEST = {"alex": 31, "squeeze": 17, "vgg": 16}  # pixels of a side, of which something is left after the last pooling
 
 
 class LPIPS(nn.Module):
@@ -79,15 +76,13 @@ class LPIPS(nn.Module):
     def __call__(self, a: Float[Array, "b t h w 3"], b: Float[Array, "b t h w 3"]) -> Float[Array, "b t"]:
         if self.backbone not in BACKBONES:
             raise ValueError(f"backbone={self.backbone!r} is none of {', '.join(BACKBONES)}")
+        net, least = BACKBONES[self.backbone], SMALLEST[self.backbone]
+        if min(a.shape[2:4]) < least:
+            raise ValueError(f"frames of {a.shape[2]}x{a.shape[3]} are too small for {net.__name__}, which reads at least {least}x{least} pixels: leave LPIPS out")
         total = jnp.zeros(a.shape[0] * a.shape[1])
-        for i, x in enumerate(BACKBONES[self.backbone](name="net")(jnp.concatenate([a, b]))):
+        for i, x in enumerate(net(name="net")(jnp.concatenate([a, b]))):
             weights = self.param(f"lin{i}", nn.initializers.ones, (x.shape[-1],))
             x = x / (jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True)) + EPSILON)
             ours, theirs = jnp.split(x, 2)
             total += jnp.mean(jnp.square(ours - theirs) @ weights, axis=(1, 2))
         return total.reshape(a.shape[:2])
-
-
-def _check_size(video: Float[Array, "b t h w 3"], least: int, name: str) -> None:
-    if min(video.shape[2:4]) < least:
-        raise ValueError(f"frames of {video.shape[2]}x{video.shape[3]} are too small for {name}: it reads at least {least}x{least} pixels")
