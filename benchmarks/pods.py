@@ -45,7 +45,7 @@ PROGRAM = Program(
 )
 PODS = {"v5e-256": "v5e:16x16", "v5p-128": "v5p:4x4x4", "v6e-256": "v6e:16x16"}  # a v5p's number is of its cores, two on a chip
 SMALL = "v5p:2x2x2"
-HOPELESS = 1.5  # a U-Net takes the compiler half an hour; estimates were -24 to +8 % from what it said
+HOPELESS = 1.5  # a U-Net takes the compiler half an hour; estimates were -24 to +30 % from what it said
 MESHES = {
     "as configured": {},
     "data": dict(mesh={"data": -1}, sharding=[[".*", None]]),
