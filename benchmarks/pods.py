@@ -150,14 +150,14 @@ def run(row: Row, effort: float, known: dict[str, dict]) -> dict:
         try:
             devices = ahead.open_devices(topology)
             plan = planned(row, lambda axes: sharding.make_mesh(axes, devices))
-            guess, there = estimate(plan), meter.data_sheet(devices[0].device_kind, ahead.CHIPS).memory
-            if guess > HOPELESS * there:
-                failed = {"fails": f"not compiled: {gb(guess)} of {gb(there)} GB by the estimate", "topology": topology}
-                continue
             lowered = ahead.lower(plan)
             fingerprint = f"{lowered.fingerprint} {topology}"
             if fingerprint in known:
                 return known[fingerprint]
+            guess, there = estimate(plan), meter.data_sheet(devices[0].device_kind, ahead.CHIPS).memory
+            if guess > HOPELESS * there:
+                failed = {"fails": f"not compiled: {gb(guess)} of {gb(there)} GB by the estimate", "topology": topology}
+                continue
             found = ahead.compile_step(plan, topology, lowered)
         except UserError as error:
             failed = {"fails": str(error), "topology": topology}
