@@ -77,10 +77,10 @@ def tokenizer(args):
     return dict(target="magvid.data.text:HFTokenizer", folder=f"{args['weights']}/text/tokenizer")
 
 
-def videos(args, clip, fps):
+def videos(args, clip, fps, **options):
     """Training clips out of a folder (`data`); with views=N so many fixed ones of each file, whose latents can be kept."""
     t, h, w = clip
-    folder = dict(target="magvid.data.folder:VideoFolder", path=args["data"], frames=t, height=h, width=w, fps=fps)
+    folder = dict(target="magvid.data.folder:VideoFolder", path=args["data"], frames=t, height=h, width=w, fps=fps, **options)
     return viewed(args, sprites(t, h, w) if args["smoke"] else folder, args["views"])
 
 

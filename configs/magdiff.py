@@ -220,9 +220,9 @@ def dataset(args, clip, test, key, editing):
 
 
 def folder_of(split, frames, height, width, path):
-    """Videos, their texts in captions.jsonl beside them, their masks in `masks`, as tools/segment.py writes them."""
+    """Videos, their texts in captions.jsonl beside them, their masks in `masks`, as tools/segment.py writes them; a video that lacks either is left out."""
     size = dict(frames=frames, height=height, width=width, fps=8)
-    return dict(target="magvid.data.folder:VideoFolder", path=path, masks=f"{path}/masks", split=split, **size)
+    return dict(target="magvid.data.folder:VideoFolder", path=path, masks=f"{path}/masks", captioned=True, split=split, **size)
 
 
 def sprites(frames, height, width):

@@ -21,5 +21,5 @@ def get_config(arg=None):
     config = ConfigDict(dict(seed=0))
     config.objective = latent.told_text(args, "modelscope", clip, guidance=9.0)
     transforms = [*latent.captions(args), latent.tokenizer(args)]
-    config.data = dict(train=dict(source=latent.videos(args, clip, args["fps"]), transforms=transforms, workers=0))
+    config.data = dict(train=dict(source=latent.videos(args, clip, args["fps"], captioned=True), transforms=transforms, workers=0))
     return latent.tune(config, args)

@@ -42,18 +42,18 @@ EDITS = {"as it was": "edits=same", "in another colour": "edits=colour"}
 HELD, LIMIT = "picture held still", "autoencoder alone"
 SHOWN = ("real", OURS, "no pictures in attention", "no latents joined", HELD)  # in the picture
 COLUMNS = {  # of the table: (name of the number, digits, factor)
-    "shape, colour and texture, %": ("entity_accuracy", 0, 100),
-    "shape, %": ("shape_accuracy", 0, 100),
-    "colour, %": ("colour_accuracy", 0, 100),
-    "texture, %": ("texture_accuracy", 0, 100),
-    "motion, %": ("action_accuracy", 0, 100),
+    "shape, colour and texture, %": ("entity_accuracy", 1, 100),
+    "shape, %": ("shape_accuracy", 1, 100),
+    "colour, %": ("colour_accuracy", 1, 100),
+    "texture, %": ("texture_accuracy", 1, 100),
+    "motion, %": ("action_accuracy", 1, 100),
     "trained, thousands": ("trained", 0, 1e-3),
     "steps per second": ("speed", 2, 1),
 }
 EDIT_COLUMNS = {
-    "shape, colour and motion, %": ("told_accuracy", 0, 100),
-    "colour, %": ("colour_accuracy", 0, 100),
-    "texture, %": ("texture_accuracy", 0, 100),
+    "shape, colour and motion, %": ("told_accuracy", 1, 100),
+    "colour, %": ("colour_accuracy", 1, 100),
+    "texture, %": ("texture_accuracy", 1, 100),
     "what stays, dB": ("given_psnr", 1, 1),
     "dB below the autoencoder": ("given_gap", 2, 1),
 }

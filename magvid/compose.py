@@ -42,7 +42,7 @@ class Options:
         ranges = dict(seed=(0, 2**32 - 1), number=(1, 1000), frames=(2, 10000), fps=(0.01, 1000), steps=(1, 1000), scale=(1, 64))
         conditions.check_ranges(self, **ranges, guidance=(0, 1000), image_guidance=(0, 1000))
         conditions.check_size(self.size)
-        conditions.check_out(self.out, *(file for entity in self.entity for file in entity.split(",")))
+        conditions.check_out(self.out, *(file for entity in self.entity for file in files_of(entity)))
 
 
 def compose(run: runs.Run, options: Options, *, weights: str | None = None, trust: bool = False) -> list[pathlib.Path]:
@@ -52,6 +52,8 @@ def compose(run: runs.Run, options: Options, *, weights: str | None = None, trus
     runs.check_writable(pathlib.Path(options.out).expanduser().parent, "--out")
     told = told_of(run)
     clip = conditions.sized(clip_format(run), options.size)
+    if not told.entities.segmented:
+        print(f"{run.path} was trained on whole frames (segmented=0): it never saw a subject that is cut out")
     pictures = np.concatenate([picture_of(entity, told.size(clip), told.entities.centre) for entity in options.entity])
     shown, valid = told.placed(pictures, clip.frames)
     words = conditions.words(told.tokenizer, options.prompt, options.negative or "")
@@ -102,9 +104,19 @@ def told_of(run: runs.Run) -> Told:
     return Told(run, entities, tokenizer, levels[0] if levels else (1.0,))
 
 
+def files_of(entity: str) -> list[str]:
+    """The picture, or the picture and its mask. There are files whose names have a comma."""
+    if "," not in entity or pathlib.Path(entity).expanduser().is_file():
+        return [entity]
+    files = list(entity.rpartition(",")[::2])
+    if not all(files):
+        raise ValueError(f"--entity={entity}: give PICTURE or PICTURE,MASK")
+    return files
+
+
 def picture_of(entity: str, size: tuple[int, int], centre: bool) -> UInt8[np.ndarray, "1 h w 3"]:
     """The subject of a file, or of PICTURE,MASK, as `data.entities.subject_of` has it."""
-    file, _, mask_file = entity.partition(",")
-    path, mask = conditions.existing(file, "picture"), conditions.existing(mask_file, "mask") if mask_file else None
+    file, *mask_file = files_of(entity)
+    path, mask = conditions.existing(file, "picture"), conditions.existing(mask_file[0], "mask") if mask_file else None
     shown, place = subject_of(path, mask, size, lambda text: print(f"{text}: --entity={file},MASK"))
     return centred(shown, place) if centre else shown

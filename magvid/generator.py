@@ -143,17 +143,19 @@ class Generator:
         Each next window is predicted from the last `overlap` frames of the video so far (None: the objective's own), and
         fades in over them (see `video.crossfade`). The first window is that of `generate`; of the last one only what is
         needed is kept. window: what in place of `rows` is shown of the window that begins at this frame; its "video" is then what the
-        last frames so far are put into. UserError for a row whose task gives other pixels than first frames; ValueError for
-        an overlap that the clips, or the model, cannot take.
+        last frames so far are put into. What is no longer than a clip is cut from that of `generate`. Beyond it UserError for a row whose task gives
+        other pixels than first frames; ValueError for an overlap that the clips, or the model, cannot take.
         """
         objective = self.programs.objective
+        if frames < 1:
+            raise ValueError(f"a video of {frames} frames was asked for: give at least 1")
+        if frames <= rows["video"].shape[1]:
+            return self.generate(rows, seed, draw)[:, :frames]
         if others := sorted({self.tasks[i] for i in np.unique(rows["task"]) if not objective.predicts[i]}):
             raise UserError(f"task {', '.join(others)} cannot go on beyond a clip: only frame prediction (FP, CFP) can")
         overlap, clip = objective.overlap if overlap is None else overlap, rows["video"].shape[1]
-        if frames < 1:
-            raise ValueError(f"a video of {frames} frames was asked for: give at least 1")
         count = windows(frames, clip, overlap)
-        following = self.programs.continuation(overlap) if count > 1 else None
+        following = self.programs.continuation(overlap)
         done, made = [], self._run(self.programs.generate, rows, np.uint32(seed), np.uint32(draw), np.uint32(0))
         for i in range(1, count):
             done.append(to_uint8(made[:, :-overlap]))

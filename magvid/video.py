@@ -131,7 +131,8 @@ def read_video(
             times.clear()
         images.append(frame.rgb())
         times.append(time)
-        if frames is not None and (len(images) >= frames if fps is None else time > (frames - 1) / fps):
+        # which frame is on screen at `start` is known by the one after it
+        if frames is not None and ((len(images) >= frames and time > EPSILON) if fps is None else time > (frames - 1) / fps):
             break
     if origin is None:
         raise UserError(f"{path} holds no video frames")
@@ -139,6 +140,7 @@ def read_video(
     if times[-1] + gap < EPSILON:
         raise UserError(f"{path} lasts {times[-1] + gap + start:.2f} s, which is before start={start:g} s")
     if fps is None:
+        images, times = images[:frames], times[:frames]
         mean = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(frame.rate)
         return np.stack(images), round(mean, 6)
     order = resample(np.asarray(times), times[-1] + gap, fps, float(frame.time_base))[:frames]

@@ -131,6 +131,7 @@ def test_hidden_pictures_are_none():
     [
         ({"video": PICTURES}, "give entities, entity_valid beside"),
         (BATCH | {"entity_valid": THERE[:, :2]}, "one of the latter for each picture"),
+        (BATCH | {"entities": np.zeros(PICTURES.shape, np.int32)}, "entities are int32: give uint8, 0 to 255, or float, 0 to 1"),
     ],
 )
 def test_what_is_missing_is_named(batch, says):

@@ -101,7 +101,7 @@ def files(tmp_path_factory):
 
 
 def composed(run, files, out, *entities, **fields):
-    entities = [",".join(str(files / part) for part in entity.split(",")) for entity in entities]
+    entities = [",".join(str(files / part) for part in entity.split(",")) if "/" not in entity else entity for entity in entities]
     options = compose.Options(**(dict(entity=entities, prompt="a red disc", out=str(out)) | fields))
     return [read_video(path)[0] for path in compose.compose(run, options, trust=True)]
 
@@ -115,7 +115,8 @@ def edited(run, files, out, mask, video="a.gif", **fields):
 def test_a_video_of_an_entity(run, files, tmp_path, capsys):
     (one,) = composed(run, files, tmp_path / "1.gif", "cut.png")
     assert one.shape == (4, 16, 24, 3) and "no transparency" not in capsys.readouterr().out
-    for same in ("whole.png,mask.png", "soft.png"):
+    Image.open(files / "cut.png").save(tmp_path / "a, b.png")
+    for same in ("whole.png,mask.png", "soft.png", str(tmp_path / "a, b.png")):
         np.testing.assert_array_equal(composed(run, files, tmp_path / "2.gif", same)[0], one)
     for other in (dict(prompt="blue disc"), dict(seed=1), dict(guidance=0.0), dict(image_guidance=9.0), dict(negative="blue")):
         assert np.any(composed(run, files, tmp_path / "3.gif", "cut.png", **other)[0] != one), other
@@ -203,6 +204,19 @@ def test_what_cannot_be_edited_is_told(run, files, tmp_path, capsys):
     assert "was trained on no edits (editing=0)" in capsys.readouterr().out
     edited(run, files, tmp_path / "x.gif", "left.png")
     assert "was trained on no edits" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("entity", ["cut.png,", ",mask.png"])
+def test_a_picture_and_its_mask_are_both_named(entity):
+    with pytest.raises(ValueError, match=f"--entity={entity}: give PICTURE or PICTURE,MASK"):
+        compose.Options(entity=[entity], prompt="a disc", out="x.gif")
+
+
+def test_a_run_that_saw_whole_frames_says_so(run, files, tmp_path, capsys):
+    config = json.loads(json.dumps(run.config))
+    config["data"]["train"]["transforms"][0] |= dict(segmented=False)
+    composed(dataclasses.replace(run, config=config), files, tmp_path / "x.gif", "cut.png")
+    assert "was trained on whole frames (segmented=0)" in capsys.readouterr().out
 
 
 def test_more_pictures_than_places(run, files, tmp_path):

@@ -128,11 +128,33 @@ def test_pictures_have_a_place_each():
 
 
 @pytest.mark.parametrize(
-    "options, says", [(dict(references=(0, 2)), "references"), (dict(references=(3, 2)), "references"), (dict(editing=1.5), "editing=1.5")]
+    "options, says",
+    [
+        (dict(references=(0, 2)), "references"),
+        (dict(references=(3, 2)), "references"),
+        (dict(editing=1.5), "editing=1.5"),
+        (dict(grow=-1), "grow=-1: so many pixels, at least 0"),
+        (dict(size=(0, 4)), r"size=\(0, 4\): height and width in pixels, at least 1"),
+    ],
 )
 def test_bad_options(options, says):
     with pytest.raises(ValueError, match=says):
         Entities(**options)
+
+
+@pytest.mark.parametrize("editing", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "field, says",
+    [
+        (dict(video=CLIP / 255), "video is float64: give pixels as uint8"),
+        (dict(masks=MASKS.astype(np.uint8)), "masks are uint8"),
+        (dict(masks=MASKS[:1]), r"masks are bool \(1, 12, 18\) and its video is \(5, 12, 18, 3\)"),
+        (dict(masks=MASKS[:, 1:]), r"one for each pixel, \(5, 12, 18\)"),
+    ],
+)
+def test_bad_records(field, says, editing):
+    with pytest.raises(ValueError, match=says):
+        Entities(editing=editing, stays=True, size=(8, 12))(RECORD | field, np.random.default_rng(0))
 
 
 def test_a_record_without_masks_is_told_so():
@@ -163,6 +185,14 @@ def test_pictures_of_its_own_stand_for_the_clips_subjects():
     assert {len(order) for order in orders} == {1, 2, 3} and len(orders) > 10
     one = Entities(references=(1, 1), first=True, centre=True, still=True)({"video": CLIP, "pictures": OWN}, np.random.default_rng(0))
     assert one["video"].shape == one["entities"].shape == (1, H, W, 3) and (one["entities"][0, 4:7, 6:12, 0] == 50).all()
+
+
+def test_pictures_of_its_own_are_no_more_than_a_clip_has_places_for():
+    """Single frames are trained on beside clips, with the same pictures."""
+    for frames in (1, 2):
+        for seed in range(10):
+            found = Entities(references=(1, 8))({"video": CLIP[:frames], "pictures": OWN}, np.random.default_rng(seed))
+            assert found["entities"].shape == (frames, H, W, 3) and 1 <= found["entity_valid"].sum() <= frames
 
 
 def test_what_is_edited_needs_masks_as_before():

@@ -73,6 +73,7 @@ def test_windows_have_their_own_randomness_and_clips_their_own():
     np.testing.assert_array_equal(model.extend({k: v[3:] for k, v in rows.items()}, 40, seed=3), video[3:])
     np.testing.assert_array_equal(model.extend(rows, 17, seed=3), video[:, :17])
     np.testing.assert_array_equal(model.generate(rows, seed=3)[:, :6], video[:, :6])
+    np.testing.assert_array_equal(model.extend(rows, 5, overlap=0, seed=3), video[:, :5])  # no window, so nothing that overlaps
     jumps = np.diff(video[..., 0, 0, 0].astype(int))
     assert (video[0] != video[1]).any() and len(set(jumps[0, 6::6])) > 1
     assert (model.extend(rows, 40, seed=3, draw=1) != video).any()
@@ -105,6 +106,7 @@ def test_a_masked_model_predicts_window_after_window():
         model.extend(rows, 21, overlap=8)
     with pytest.raises(ValueError, match="a video of 0 frames"):
         model.extend(rows, 0)
+    assert model.extend({**rows, "task": np.array([0, 2, 1])}, 8).shape == (3, 8, 16, 16, 3)  # of a clip alone, any task
 
 
 def test_steps_end_at_what_is_generated():

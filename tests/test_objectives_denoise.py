@@ -226,6 +226,8 @@ def test_joined_conditions():
     assert join([], 3) == Condition()
     with pytest.raises(ValueError, match=r"two conditioners give the tokens \['a'\]"):
         join([one, one], 3)
+    with pytest.raises(ValueError, match="pictures of 3 frames are joined to a clip of 4: give one for each frame, or one for all"):
+        join([one, two], 4)
 
 
 def test_impossible_objectives_are_named():

@@ -88,6 +88,8 @@ def test_frame_rate_conversion(tmp_path):
 def test_start_and_frames(tmp_path):
     encode(tmp_path / "a.mp4", numbered(10), rate=10)
     assert numbers(video.read_video(tmp_path / "a.mp4", start=0.3, frames=4)[0]) == [3, 4, 5, 6]
+    assert numbers(video.read_video(tmp_path / "a.mp4", start=0.38, frames=1)[0]) == [3]
+    assert video.read_video(tmp_path / "a.mp4", frames=1)[0].shape[0] == 1 and numbers(video.read_video(tmp_path / "a.mp4", start=0.9, frames=1)[0]) == [9]
     assert numbers(video.read_video(tmp_path / "a.mp4", fps=5, start=0.3, frames=3)[0]) == [3, 5, 7]
     with pytest.raises(UserError, match="lasts 1.00 s, which is before start=2 s"):
         video.read_video(tmp_path / "a.mp4", start=2)

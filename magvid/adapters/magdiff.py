@@ -158,8 +158,8 @@ class EntityTokens(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """The last of the latents, those of the clip's size, + a 3x3 convolution of each of the others, scaled to that size; the
-    convolutions begin at zero, and of one size there are none, as in the released code.
+    """The last of the latents, those of the clip's size, + a 3x3 convolution of each of the others, scaled to that size (bilinear, with
+    anti-aliasing: nothing of a larger picture falls between the samples); the convolutions begin at zero, and of one size there are none, as in the released code.
     """
 
     dtype: Any = None
@@ -239,6 +239,8 @@ def entities(batch: Mapping[str, Array], keep: Keep, name: str) -> tuple[Float[A
     pictures, there = jnp.asarray(batch["entities"]), jnp.asarray(batch["entity_valid"], bool)
     if pictures.shape[:2] != there.shape:
         raise ValueError(f"entities are {pictures.shape} and entity_valid is {there.shape}: one of the latter for each picture")
+    if pictures.dtype != jnp.uint8 and not jnp.issubdtype(pictures.dtype, jnp.floating):
+        raise ValueError(f"entities are {pictures.dtype}: give uint8, 0 to 255, or float, 0 to 1")
     there = there & kept(keep, name, there)
     pictures = pictures.astype(jnp.float32) / 255 if pictures.dtype == jnp.uint8 else pictures
     return jnp.where(there[..., None, None, None], pictures, 0), there

@@ -51,6 +51,10 @@ class Entities:
             raise ValueError(f"references={tuple(self.references)}: from at least 1 to at least as many")
         if not 0 <= self.editing <= 1:
             raise ValueError(f"editing={self.editing}: a share in [0, 1]")
+        if self.grow < 0:
+            raise ValueError(f"grow={self.grow}: so many pixels, at least 0")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size={tuple(self.size)}: height and width in pixels, at least 1")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         clip, masks, own = record["video"], record.get("masks"), record.get("pictures")
@@ -59,11 +63,15 @@ class Entities:
         if masks is None and (self.editing or own is None):
             why = "" if own is None else f" to edit {self.editing:.0%} of the clips"
             raise ValueError(f"the record has no masks of a subject{why}; it has {', '.join(record)}: set `masks` of the source")
+        if clip.dtype != np.uint8:
+            raise ValueError(f"the record's video is {clip.dtype}: give pixels as uint8, 0 to 255")
+        if masks is not None and (masks.dtype != bool or masks.shape != clip.shape[:3]):
+            raise ValueError(f"the record's masks are {masks.dtype} {masks.shape} and its video is {clip.shape}: give bool, one for each pixel, {clip.shape[:3]}")
         edits = rng.random() < self.editing
         count = int(rng.integers(self.references[0], self.references[1] + 1))
         having = np.flatnonzero(masks.any(axis=(1, 2))) if own is None else np.arange(len(own))
         order = rng.permutation(having)  # drawn in any case: the clips are the same
-        chosen = (having if self.first else order)[:count]
+        chosen = (having if self.first else order)[: min(count, len(clip))]  # own pictures may be more than a short clip has places
         if edits:
             masks = grown(masks, self.grow)
             pictures, valid = np.where(masks[..., None], 0, clip).astype(np.uint8), np.ones(len(clip), bool)

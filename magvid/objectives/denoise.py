@@ -500,7 +500,7 @@ def with_gap(batch: dict) -> dict:
 
 def join(conditions: Sequence[Condition], frames: int) -> Condition:
     """All that conditioners say; `concat` for each of `frames` frames, along the channels in order. ValueError where two
-    give one name.
+    give one name, or `concat` is of another number of frames, and not of one that stands for all.
     """
     merged: dict[str, dict] = {"tokens": {}, "masks": {}, "scalars": {}}
     for condition in conditions:
@@ -509,6 +509,8 @@ def join(conditions: Sequence[Condition], frames: int) -> Condition:
             if twice := sorted(set(values) & set(new)):
                 raise ValueError(f"two conditioners give the {field} {twice}: leave one out, or rename it")
             values.update(new)
-    every = lambda x: jnp.broadcast_to(x, (len(x), frames, *x.shape[2:]))
-    concat = [every(c.concat) for c in conditions if c.concat is not None]
+    concat = [c.concat for c in conditions if c.concat is not None]
+    if others := [x.shape[1] for x in concat if x.shape[1] not in (1, frames)]:
+        raise ValueError(f"pictures of {others[0]} frames are joined to a clip of {frames}: give one for each frame, or one for all")
+    concat = [jnp.broadcast_to(x, (len(x), frames, *x.shape[2:])) for x in concat]
     return Condition(**merged, concat=jnp.concatenate(concat, axis=-1) if concat else None)
