@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import magvid
 from magvid.commands import COMMANDS, overview
-from magvid.flags import guarded, leave, load_config, parse, program_help, use_huge_pages
+from magvid.flags import Program, guarded, leave, load_config, parse, program_help, use_huge_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,15 @@ def _dispatch(argv: list[str]) -> None:
     elif {"--help", "-h", "--helpfull", "--helpshort"} & set(rest):
         print(program_help(COMMANDS[command]))
     else:
-        RUNS[command](rest)
+        RUNS[command](_named(COMMANDS[command], rest))
+
+
+def _named(program: Program, argv: list[str]) -> list[str]:
+    """`magvid explain FILE.py` is `magvid explain --config=FILE.py`, of a command that needs a config."""
+    takes = {flag.name for flag in program.flags}
+    if "config" in takes and "run" not in takes and argv and not argv[0].startswith("-"):
+        return [f"--config={argv[0]}", *argv[1:]]
+    return argv
 
 
 # Commands -----------------------------------------------------------------------------------------------------------
@@ -104,7 +112,8 @@ def _explain(argv: list[str]) -> None:
     from magvid import explain, job, sharding
 
     config = job.check_config(config)
-    plan = explain.Plan.of(config, sharding.abstract_mesh(config["mesh"], flags.devices), load_config)
+    devices = flags.devices or sharding.least_devices(config["mesh"])
+    plan = explain.Plan.of(config, sharding.abstract_mesh(config["mesh"], devices), load_config)
     for i, text in enumerate(explain.explain(plan, flags.depth)):
         print("\n" * (i > 0) + text, flush=True)
 

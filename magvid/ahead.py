@@ -33,6 +33,8 @@ CHIPS = {
     "TPU v5": Chip(95 * 2**30, 2765e9, 4800e9 / 8),
     "TPU v6": Chip(32 * 2**30, 1640e9, 3584e9 / 8),
 }
+# Dimensions of the network between chips, and the chips of the largest pod, by the same pages
+PODS = {"v5e": (2, 256), "v5p": (3, 8960), "v6e": (2, 256)}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -108,10 +110,15 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
     elif family == "cpu":
         if not shape.isdigit() or not int(shape):
             raise UserError(f"--topology={topology}: cpu:N, such as cpu:8")
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", int(shape))
-        devices = jax.devices()
+        try:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", int(shape))
+        except RuntimeError as error:  # jax has been asked for devices before
+            if jax.default_backend() != "cpu" or len(jax.devices()) < int(shape):
+                raise UserError(f"--topology={topology}: jax has {len(jax.devices())} {jax.default_backend()} devices in this process already: start another one") from error
+        devices = jax.devices()[: int(shape)]
     else:
+        _check_shape(topology, family, shape)
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks the cloud what machine this is
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time may compile
         jax.config.update("jax_platforms", "cpu")  # nothing runs
@@ -126,6 +133,14 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
     if chips > len(devices):
         raise UserError(f"--chips={chips}: {topology} has {len(devices)}")
     return list(devices)[: chips or None]
+
+
+def _check_shape(topology: str, family: str, shape: str) -> None:
+    """The compiler makes up what no cloud has: more dimensions than the chips' links go, and larger pods."""
+    if family in PODS and re.fullmatch(r"\d+(x\d+)*", shape):
+        (dimensions, most), sizes = PODS[family], [int(size) for size in shape.split("x")]
+        if len(sizes) != dimensions or math.prod(sizes) > most:
+            raise UserError(f"--topology={topology}: a {family} has {dimensions} dimensions, and at most {most} chips, such as {family}:{'x'.join(['4'] * dimensions)}")
 
 
 class Lowered(NamedTuple):

@@ -2,10 +2,12 @@
 registry.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -24,7 +26,7 @@ def resolve(path: str) -> Any:
         ) from None
     except AttributeError:
         public = [n for n in vars(importlib.import_module(module)) if not n.startswith("_") and n[0].isupper()]
-        raise ValueError(f'"{path}": module "{module}" has no "{name}"; it has {", ".join(sorted(public))}') from None
+        raise ValueError(f'"{path}": module "{module}" has no "{name}"; it has {", ".join(sorted(public))}{near(name, public)}') from None
 
 
 def build(spec: Any) -> Any:
@@ -43,15 +45,39 @@ def build(spec: Any) -> Any:
     path = spec.get("target") or spec.get("factory")
     if path is None:
         return built
+    make = _fitting(path, built, whole="target" in spec)
+    return make(**built) if "target" in spec else functools.partial(make, **built)
+
+
+def check(spec: Any) -> None:
+    """ValueError, as `build` has it, for a name that there is not, or arguments that do not fit, in what `spec` describes; nothing is built. What needs a
+    package that is not installed is not looked at.
+    """
+    for child in spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, (list, tuple)) else ():
+        check(child)
+    path = (spec.get("target") or spec.get("factory")) if isinstance(spec, Mapping) else None
+    if path is not None:
+        with contextlib.suppress(ImportError):
+            _fitting(path, {k: v for k, v in spec.items() if k not in ("target", "factory")}, whole="target" in spec)
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """", did you mean lr?", or nothing where none of `names` is like `name`."""
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f", did you mean {found[0]}?" if found else ""
+
+
+def _fitting(path: str, arguments: Mapping[str, Any], whole: bool) -> Any:
+    """What `path` names; ValueError where it does not take `arguments`, or needs more, unless others come later."""
     make = resolve(path)
     signature = inspect.signature(make)
     try:
         # first, so that a misspelt argument is named and not the one that it leaves missing
-        signature.bind_partial(**built)
-        if "target" in spec:
-            signature.bind(**built)
+        signature.bind_partial(**arguments)
+        if whole:
+            signature.bind(**arguments)
     except TypeError as e:
         names = [p for p in signature.parameters if p not in ("parent", "name")]
-        near = [n for k in built if k not in signature.parameters for n in difflib.get_close_matches(k, names, 1)]
-        raise ValueError(f"{path}: {e}{f', did you mean {near[0]}?' if near else ''}; its arguments are {', '.join(names)}") from None
-    return make(**built) if "target" in spec else functools.partial(make, **built)
+        meant = next(filter(None, (near(k, names) for k in arguments if k not in signature.parameters)), "")
+        raise ValueError(f"{path}: {e}{meant}; its arguments are {', '.join(names)}") from None
+    return make

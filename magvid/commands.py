@@ -46,7 +46,7 @@ COMMANDS = {
         "Say what a config would need on so many devices, before anything is read or compiled: parameters, FLOPs, memory, data.",
         [
             CONFIG,
-            Flag("devices", "int", 1, "N", "how many; the config's mesh must fit them", 1),
+            Flag("devices", "int", None, "N", "how many; the config's mesh must fit them; default: as few as it fits", 1),
             Flag("depth", "int", 1, "N", "of the module tree that is shown; 9: down to the arrays", 0),
         ],
         ["--config=configs/commit_ucf101.py:size=L --devices=256", "--config=configs/aid_bridge.py --devices=8 --depth=9"],

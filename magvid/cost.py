@@ -22,10 +22,20 @@ FUSED = frozenset(
 def flops(jaxpr: Any) -> float:
     """Floating-point operations of one run of a (closed) jaxpr, such as `jax.jit(f).trace(...).jaxpr`: those of matrix products and
     convolutions, a multiply and an add being 2, as roofline figures count. What a convolution multiplies with padding counts, with the
-    zeros that a gradient puts between the elements of its input does not. Of branches the dearest counts: where they are forms of one operation for
-    several platforms, they are equal. What no output needs is left out, as compilers do. Shapes are those of the whole mesh, so that the sum is that of all devices.
+    zeros that a gradient puts between the elements of its input does not. Of branches the dearest counts; of forms of one operation for several platforms
+    the plain one, as kernels compute things twice. What no output needs is left out, as compilers do. Shapes are those of the whole mesh, so that the sum is that of all devices.
     """
     return _count(_needed(jaxpr))
+
+
+def recomputes(jaxpr: Any) -> bool:
+    """Whether something is computed again in a backward pass rather than kept (`nn.remat`), beside what kernels do."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name == "remat2" and eqn.params["differentiated"]:
+            return True
+        if not eqn.params.get("branches_platforms") and any(map(recomputes, _inside(eqn.params))):
+            return True
+    return False
 
 
 def _needed(jaxpr: Any) -> Any:
@@ -48,7 +58,8 @@ def _operation(eqn: Any) -> float:
         products = math.prod(kernel[i] for i in spec[1:])  # for one number of the output: all but its own channel's axis
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * products / math.prod(params["lhs_dilation"])
     if name == "cond":
-        return max(map(_count, params["branches"]))
+        plain = [branch for branch, platforms in zip(params["branches"], params.get("branches_platforms") or (), strict=False) if platforms is None]
+        return max(map(_count, plain or params["branches"]))
     times = params["length"] if name == "scan" else 1  # of a loop without a known length its body counts once
     if name == "shard_map":  # its shapes are those of one device
         times = math.prod(params["mesh"].shape.values())

@@ -98,7 +98,8 @@ def explain(plan: Plan, depth: int) -> Iterator[str]:
     held = {name: size for name, size in plan.held().items() if size}
     jaxpr = plan.trace()
     flops = cost.flops(jaxpr) * shards
-    yield f"a step: {flops / 1e12:,.4g} TFLOP, {flops / devices / 1e12:,.4g} on each device, {flops / job.config['batch'] / 1e12:,.4g} for an example"
+    twice = ", with what is computed twice to save memory" if cost.recomputes(jaxpr) else ""
+    yield f"a step: {flops / 1e12:,.4g} TFLOP, {flops / devices / 1e12:,.4g} on each device, {flops / job.config['batch'] / 1e12:,.4g} for an example{twice}"
     found = {name: plan.within(jaxpr, size) for name, size in (("TPU", cost.tiled), ("elsewhere", cost.plain))}
     rows = [(name, *[size_text(size)] * len(found)) for name, size in held.items()]
     rows += [("within a step, estimate", *map(size_text, found.values())), ("all", *(size_text(sum(held.values()) + size) for size in found.values()))]

@@ -1,19 +1,18 @@
 """From a config to what is trained: objective, mesh, data, optimisers, shape and place of every array of the state."""
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from magvid import optim, runs, sharding, state
-from magvid.build import build
+from magvid.build import build, check, near
 from magvid.checkpoints import merge
 from magvid.data import pipeline
 from magvid.data.joint import Joint
@@ -66,8 +65,8 @@ DATA = {
 DTYPES = ("float32", "bfloat16")
 PLATFORMS = ("cpu", "gpu", "tpu")
 AXES = ("data", "fsdp", "model", "seq")  # of a mesh, in what the library and its configs name
-# What may differ when a run goes on: how long, what is said, and on which devices.
-MAY_CHANGE = {"steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compiler_options", "compile_cache"}
+# What may differ when a run goes on: how long, what is said, and on which devices, with how many examples at a time.
+MAY_CHANGE = {"microbatch", "data.eval.batch", "steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compiler_options", "compile_cache"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +93,7 @@ class Job:
 
     def __post_init__(self):
         # UserError here, before anything is read or written
+        check({name: self.config[name] for name in ("data", "metrics")})
         self.microbatches()
         self._check_frames()
         if self.config["data"].get("eval") and (batch := self._held_out_batch()) % (shards := sharding.data_shards(self.mesh)):
@@ -250,13 +250,13 @@ class Job:
         local = batch // shards
         return next(n for n in range(1, local + 1) if local % n == 0 and (not most or local // n <= most))
 
-    def pure_step(self, prepared: Prepared) -> Callable:
-        """The training step (state, batch) -> (state, metrics, finite), to be traced."""
+    def pure_step(self, prepared: Prepared, remat: bool = True) -> Callable:
+        """The training step (state, batch) -> (state, metrics, finite), to be traced; with remat=False nothing is computed twice in it."""
         options = dict(microbatches=self.microbatches(), unroll=self.on_cpu, ema=self.config["ema"], dtype=self.config["dtype"])
         places = jax.tree.map(lambda x: x.sharding, {**prepared.like.params, **prepared.like.frozen})
         trained, _ = state.split({g: places[g] for g in prepared.optimisers}, prepared.optimisers)
         where = dict(gather=lambda params: sharding.gathered(params, places), scatter=lambda grads: sharding.scattered(grads, trained))
-        return self._spread(state.make_step(self.objective, prepared.optimisers, **options, **where))
+        return self._spread(state.make_step(self.objective, prepared.optimisers, **options, **where), self.config["remat_policy"] if remat else False)
 
     def step(self, prepared: Prepared):
         """The compiled training step; the given state is donated."""
@@ -278,13 +278,14 @@ class Job:
 
     def eval_step(self):
         """The compiled (params, extra, batch, key, step) -> {name: scalar} without dropout or update."""
-        return jax.jit(self._spread(state.make_eval(self.objective)), out_shardings=sharding.replicated(self.mesh))
+        step = self._spread(state.make_eval(self.objective), self.config["remat_policy"])
+        return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
 
-    def _spread(self, f: Callable) -> Callable:
-        """`f` traced with the config's `activations` and `remat_policy`."""
+    def _spread(self, f: Callable, remat: str | bool | None) -> Callable:
+        """`f` traced with the config's `activations`, and `remat` as `sharding.edges` has it."""
 
         def spread(*args):
-            with sharding.edges(self.config["activations"], self.config["remat_policy"]):
+            with sharding.edges(self.config["activations"], remat):
                 return f(*args)
 
         return spread
@@ -338,31 +339,46 @@ def check_config(config: Mapping[str, Any]) -> dict:
     fields = [*REQUIRED, *DEFAULTS]
     for name in config:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            raise UserError(
-                f"the config has no field {name}"
-                + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(fields)}")
-            )
+            raise UserError(f"the config has no field {name}{near(name, fields)}; it has {', '.join(fields)}")
     if missing := [n for n in REQUIRED if n not in config]:
         raise UserError(f"the config lacks {', '.join(missing)}")
     config = json.loads(json.dumps(DEFAULTS)) | config
     _check_values(config)
     _check_data(config["data"])
+    if not isinstance(config["objective"].get("target"), str):
+        raise UserError('config.objective has no target: name what is trained, such as "magvid.objectives.vqgan:VQGAN"')
+    for group, spec in config["optim"].items():
+        try:
+            optim.check(spec, f"config.optim.{group}")
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    for i, spec in enumerate(config["init"]):
+        runs.check_initial(spec, f"config.init[{i}]")
     return config
 
 
 def _check_data(data: Mapping[str, Any]) -> None:
     for split, section in data.items():
         if split not in DATA:
-            raise UserError(f"config.data has no {split}{_near(split, DATA)}; it may have {', '.join(DATA)}")
-        for name in section or ():
+            raise UserError(f"config.data has no {split}{near(split, DATA)}; it may have {', '.join(DATA)}")
+        if section is None and split != "train":
+            continue
+        if not isinstance(section, Mapping):
+            raise UserError(f"config.data.{split} is {json.dumps(section)}: give a dict with source, and what else it may have of {', '.join(DATA[split])}")
+        for name in section:
             if name not in DATA[split]:
-                raise UserError(f"config.data.{split} has no field {name}{_near(name, DATA[split])}; it may have {', '.join(DATA[split])}")
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f", did you mean {near[0]}?" if near else ""
+                raise UserError(f"config.data.{split} has no field {name}{near(name, DATA[split])}; it may have {', '.join(DATA[split])}")
+        for name, kind in dict(source=dict, transforms=(list, tuple)).items():
+            if name in section and not isinstance(section[name], kind):
+                raise UserError(f"config.data.{split}.{name} is {json.dumps(section[name])}: give {'a dict with target' if name == 'source' else 'a list of such dicts'}")
+        for name, least in dict(batch=1, limit=1, workers=0, every=2).items():
+            if (value := section.get(name)) is not None and (type(value) is not int or value < least):
+                raise UserError(f"config.data.{split}.{name} is {json.dumps(value)}: give a whole number of at least {least}")
+        needs = ("source", "batch", "every") if split == "pictures" else ("source",)
+        if missing := [name for name in needs if section.get(name) is None]:
+            raise UserError(f"config.data.{split} lacks {', '.join(missing)}")
+    if "train" not in data:
+        raise UserError("config.data lacks train: a dict with the source of what is trained on")
 
 
 def _check_values(config: Mapping[str, Any]) -> None:
@@ -392,20 +408,23 @@ def _check_spread(config: Mapping[str, Any]) -> None:
         raise UserError(f"config.mesh is {json.dumps(config['mesh'])}: {', '.join(bad)} is to be a whole number of devices, or -1")
     for i, rule in enumerate(config["sharding"]):
         _check_rule(rule, f"config.sharding[{i}] is {json.dumps(rule)}")
+        if isinstance(rule[1], list):
+            _check_axes(rule[1], f"config.sharding[{i}]")
     known = {"tokens": "b n d", "frames": "b t h w c"}
     for name, axes in config["activations"].items():
         if name not in known:
             raise UserError(f"config.activations has no {name}: it may have {' and '.join(known)}")
         if not isinstance(axes, list) or len(axes) != len(known[name].split()):
             raise UserError(f"config.activations.{name} is {json.dumps(axes)}: give a list of mesh axes (or null) for {known[name]}")
+        _check_axes(axes, f"config.activations.{name}")
     named = {axis: "activations" for spec in config["activations"].values() for axis in _axes(spec)}
     named |= {axis: "sharding" for _, spec in config["sharding"] if spec != "fsdp" for axis in _axes(spec)}
     for axis in config["mesh"]:
         if axis not in AXES and axis not in named:
-            raise UserError(f'config.mesh has an axis "{axis}", over which nothing is spread{_near(axis, AXES)}; usual are {", ".join(AXES)}')
+            raise UserError(f'config.mesh has an axis "{axis}", over which nothing is spread{near(axis, AXES)}; usual are {", ".join(AXES)}')
     for axis, field in named.items():
         if axis not in AXES and axis not in config["mesh"]:
-            raise UserError(f'config.{field} names a mesh axis "{axis}", which there is not{_near(axis, [*AXES, *config["mesh"]])}; usual are {", ".join(AXES)}')
+            raise UserError(f'config.{field} names a mesh axis "{axis}", which there is not{near(axis, [*AXES, *config["mesh"]])}; usual are {", ".join(AXES)}')
     for platform, options in config["compiler_options"].items():
         if platform not in PLATFORMS or not isinstance(options, Mapping):
             raise UserError(f"config.compiler_options.{platform} is {json.dumps(options)}: give {{option: value}} for one of {', '.join(PLATFORMS)}")
@@ -423,6 +442,17 @@ def _check_rule(rule: Any, what: str) -> None:
         raise UserError(f"{what}: its first part is no regular expression ({error})") from None
     if not (rule[1] is None or rule[1] == "fsdp" or isinstance(rule[1], list)):
         raise UserError(f'{what}: its second part is a list of mesh axes (or null), null for whole arrays, or "fsdp"')
+
+
+def _check_axes(axes: Sequence[Any], what: str) -> None:
+    """Each null, the name of an axis, or a list of names; none twice."""
+    for axis in axes:
+        names = axis if isinstance(axis, list) else [axis]
+        if not all(isinstance(name, str) or (name is None and names is not axis) for name in names):
+            raise UserError(f"{what}: {json.dumps(axis)} is no mesh axis, list of axes, or null")
+    named = [name for axis in axes if axis for name in ([axis] if isinstance(axis, str) else axis)]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise UserError(f"{what} is {json.dumps(axes)}: {', '.join(twice)} can divide one dimension, not two")
 
 
 def _axes(spec: Any) -> set[str]:

@@ -1,6 +1,5 @@
 """What a run says: metrics.jsonl (always), TensorBoard (scalars, videos), one progress line. Only process 0 speaks."""
 
-import contextlib
 import io
 import json
 import math
@@ -146,27 +145,31 @@ class _Progress:
 
 
 def read(path: str | pathlib.Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
-    lines = []
-    for text in pathlib.Path(path).read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The lines of a metrics.jsonl; what is none, such as a last line cut off by a kill, is left out."""
+    lines = map(_line, pathlib.Path(path).read_bytes().splitlines())
+    return [line for line in lines if line is not None]
+
+
+def _line(text: bytes) -> dict | None:
+    """None where it was cut off, or a disk that lost its power left something else in its place."""
+    try:
+        line = json.loads(text.decode())
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
 
 
 def truncate(path: pathlib.Path, step: int, unwritten: bytes = b"") -> bytes:
-    """Remove the lines after `step`, and one that was cut off: a resumed run writes them anew. In place, which takes no room on a full disk. `unwritten` is what
+    """Remove the lines after `step`, and what follows one that is damaged: a resumed run writes them anew. In place, which takes no room on a full disk. `unwritten` is what
     follows the file's content; returns what stays of it.
     """
     written = path.read_bytes() if path.exists() else b""
     content, kept = written + unwritten, 0
-    with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
-        for line in content.splitlines(True):
-            if json.loads(line).get("step", 0) > step or not line.endswith(b"\n"):
-                break
-            kept += len(line)
+    for text in content.splitlines(True):
+        line = _line(text)
+        if line is None or line.get("step", 0) > step or not text.endswith(b"\n"):
+            break
+        kept += len(text)
     if kept < len(written):
         os.truncate(path, kept)
     return content[len(written) : kept]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import math
 import re
 from collections import defaultdict
@@ -14,6 +15,8 @@ import optax
 import optax.contrib
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
+
+from magvid.build import near
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 SMALL = 2**18  # numbers of a matrix that Muon takes together with others
@@ -36,12 +39,9 @@ def schedule(spec: Mapping[str, Any], steps: int, field: str = "optim.GROUP.rule
     a rate of 0 with warm-up; for s = total the mod returns to the peak, but training stops before (official MAGVIT,
     specs section 5). `field`: of the config, that errors name.
     """
-    if (unknown := set(spec) - {"peak", "warmup", "decay", "total"}) or "peak" not in spec:
-        raise ValueError(f"a schedule has peak, and may have warmup, decay, total; got {sorted(unknown) or dict(spec)}")
+    check_schedule(spec, field)
     peak, warmup, decay = spec["peak"], spec.get("warmup") or 0, spec.get("decay", "cosine")
     total = steps if spec.get("total") is None else spec["total"]
-    if decay not in ("cosine", "constant"):
-        raise ValueError(f'decay "{decay}" is unknown: use "cosine" or "constant"')
     if decay == "cosine" and total <= warmup:
         raise ValueError(
             f"a cosine schedule over {total} steps cannot have a warm-up of {warmup}: "
@@ -65,8 +65,7 @@ def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: 
     decides; None freezes the leaf. Decoupled weight decay applies to names in which `decay_regex` is found. `clip` bounds the global norm of the
     group's gradient. ValueError names a parameter that no rule covers and a rule that covers nothing.
     """
-    if unknown := set(spec) - {"optimizer", "rules", "clip"}:
-        raise ValueError(f'optim.{group} has no field {sorted(unknown)}; it has "optimizer", "rules", "clip"')
+    check(spec, f"optim.{group or 'GROUP'}")
     rules = list(spec["rules"])
     names = list(flatten_dict(dict(params), sep="/"))
     labels = {n: match([r for r, _ in rules], n, f"optim.{group}.rules") for n in names}
@@ -92,14 +91,7 @@ def make(spec: Mapping[str, Any], params: Mapping[str, Any], steps: int, group: 
 
 def _direction(params: Mapping[str, Any], name: str = "adamw", **options) -> list[optax.GradientTransformation]:
     """What turns a gradient into a direction, before the learning rate."""
-    makers = {"adam": _adam, "adamw": _adamw, "muon": _muon}
-    if name not in makers:
-        raise ValueError(f'optimizer "{name}" is unknown: use one of {", ".join(makers)}')
-    known = set(inspect.signature(makers[name]).parameters) - {"params"}
-    if unknown := set(options) - known:
-        hint = ' (use "adamw")' if "weight_decay" in unknown else ""
-        raise ValueError(f'optimizer "{name}" takes no {sorted(unknown)}{hint}; it takes {sorted(known)}')
-    return makers[name](params, **options)
+    return MAKERS[name](params, **options)
 
 
 def _adam(params, b1=0.9, b2=0.999, eps=1e-8) -> list[optax.GradientTransformation]:
@@ -180,6 +172,62 @@ def _together(inputs: Mapping[str, int], **options) -> optax.GradientTransformat
 def _decay(weight_decay: float, regex: str) -> list[optax.GradientTransformation]:
     decayed = lambda tree: _named_map(lambda n, _: bool(re.search(regex, n)), tree)
     return [optax.add_decayed_weights(weight_decay, decayed)] if weight_decay else []
+
+
+MAKERS = {"adam": _adam, "adamw": _adamw, "muon": _muon}
+
+
+# What cannot be meant -----------------------------------------------------------------------------------------------
+
+
+def check(spec: Any, field: str) -> None:
+    """ValueError for what `make` cannot take, whatever the parameters are; `field`: of the config, that errors name."""
+    _only(spec, ("optimizer", "rules", "clip"), field)
+    if not isinstance(rules := spec.get("rules"), (list, tuple)) or not rules:
+        raise ValueError(f"{field}.rules is {json.dumps(rules)}: give [regex, schedule or null] for parameters by name, such as [[\".*\", {{\"peak\": 1e-4}}]]")
+    for i, rule in enumerate(rules):
+        if not isinstance(rule, (list, tuple)) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise ValueError(f"{field}.rules[{i}] is {json.dumps(rule)}: give [regex, schedule or null]")
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ValueError(f'{field}.rules[{i}]: "{rule[0]}" is no regular expression ({error})') from None
+        if rule[1] is not None:
+            check_schedule(rule[1], f"{field}.rules[{i}][1]")
+    if (clip := spec.get("clip")) is not None and not _number(clip):
+        raise ValueError(f"{field}.clip is {json.dumps(clip)}: give the greatest norm of a gradient, or 0 for none")
+    options = spec.get("optimizer", {})
+    name = options.get("name", "adamw") if isinstance(options, Mapping) else None
+    if name not in MAKERS:
+        what = f'{field}.optimizer: optimizer "{name}" is unknown' if isinstance(name, str) else f"{field}.optimizer is {json.dumps(options)}"
+        raise ValueError(f'{what}{near(str(name), MAKERS)}: give {{"name": one of {", ".join(MAKERS)}, and its arguments}}')
+    known = {"name", *inspect.signature(MAKERS[name]).parameters} - {"params"}
+    if unknown := sorted(set(options) - known):
+        hint = ' (use "adamw")' if "weight_decay" in unknown else near(unknown[0], known)
+        raise ValueError(f'{field}.optimizer: optimizer "{name}" takes no {unknown}{hint}; it takes {sorted(known)}')
+
+
+def check_schedule(spec: Any, field: str) -> None:
+    """The same of a schedule."""
+    _only(spec, ("peak", "warmup", "decay", "total"), field, " of a schedule")
+    if "peak" not in spec:
+        raise ValueError(f"{field}: a schedule has peak, and may have warmup, decay, total; got {dict(spec)}")
+    for name in ("peak", "warmup", "total"):
+        if (value := spec.get(name)) is not None and not _number(value) or name == "peak" and value is None:
+            raise ValueError(f"{field}.{name} is {json.dumps(value)}: give a number of at least 0")
+    if (decay := spec.get("decay", "cosine")) not in ("cosine", "constant"):
+        raise ValueError(f'{field}: decay "{decay}" is unknown{near(str(decay), ("cosine", "constant"))}: use "cosine" or "constant"')
+
+
+def _only(spec: Any, names: Sequence[str], field: str, of: str = "") -> None:
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{field} is {json.dumps(spec)}: give a dict with {', '.join(names)}{of}")
+    if unknown := sorted(set(spec) - set(names)):
+        raise ValueError(f"{field} has no field {unknown}{near(unknown[0], names)}; it may have {', '.join(names)}{of}")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
 def match(patterns: Sequence[str], name: str, where: str) -> int:

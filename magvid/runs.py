@@ -33,6 +33,7 @@ CONFIG = "config.json"
 DATA = "data.json"
 LOCK = ".lock"
 FILE = "weights_file"
+INITIAL = ("run", "map", "groups", "weights", "skip")  # entries of one of `init`
 TOKENIZER = "magvid.data.text:HFTokenizer"  # its `folder` stands beside the weights
 
 
@@ -479,6 +480,14 @@ def planned(spec: Any, load: Callable[[str], Mapping[str, Any]], path: str = "ob
     return {**there, **spec.get("fields", {})}
 
 
+def check_initial(spec: Any, field: str) -> None:
+    """UserError where `initial` cannot take this entry of `init`."""
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("run"), str):
+        raise UserError(f'{field} is {json.dumps(spec)}: give {{"run": FOLDER}}, which may also have {", ".join(INITIAL[1:])}')
+    if unknown := sorted(set(spec) - set(INITIAL)):
+        raise UserError(f"{field} has unknown entries {unknown}{build.near(unknown[0], INITIAL)}: it may have {', '.join(INITIAL)}")
+
+
 def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False) -> Groups:
     """`params` (shapes) with leaves from other runs, for `init = [dict(run, map, groups, weights, skip), ...]`.
 
@@ -487,8 +496,6 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
     still shapes in the result.
     """
     for spec in specs:
-        if unknown := set(spec) - {"run", "map", "groups", "weights", "skip"}:
-            raise UserError(f"init has unknown entries {sorted(unknown)}: it may have run, map, groups, weights, skip")
         try:
             run = open_run(spec["run"], trust)
         except UserError as e:

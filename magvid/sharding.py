@@ -45,8 +45,13 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
         raise ValueError(f"mesh {axes}: sizes are positive, and at most one may be -1")
     sizes = {axis: count // known if s == -1 else s for axis, s in axes.items()}
     if math.prod(sizes.values()) != count:
-        raise ValueError(f"mesh {axes} does not fit {count} devices: make the product {count}, or let one axis be -1")
+        raise ValueError(f"mesh {axes} does not fit {count} device{'s' * (count > 1)}: make the product {count}, or let one axis be -1")
     return sizes
+
+
+def least_devices(axes: Mapping[str, int]) -> int:
+    """The fewest devices that a mesh {axis: size} fits, where an axis of -1 may be 1."""
+    return math.prod(size for size in axes.values() if size > 0)
 
 
 def constrain(x: Array, axes: Sequence[str | Sequence[str] | None]) -> Array:
@@ -104,9 +109,16 @@ def edges(activations: Mapping[str, Sequence], remat: str | bool | None = None) 
 
 
 def edge(x: Array) -> Array:
-    """`x` at the edge of a block of layers: tokens (b n d) or frames (b t h w c), spread as `edges` says."""
+    """`x` at the edge of a block of layers: tokens (b n d) or frames (b t h w c), spread as `edges` says. Frames of which one dimension cannot be spread so are spread
+    over the batch alone: on the axes that were left out the parts of the others would be repeated, which see in `Job`.
+    """
     axes = _edges.get().get({3: "tokens", 5: "frames"}.get(x.ndim))
-    return constrain(x, axes) if axes else x
+    if not axes:
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    if x.ndim == 5 and any(size % _parts(_present(a, mesh.axis_names), mesh) for a, size in zip(axes, x.shape, strict=True)):
+        axes = [axes[0]] + [None] * 4
+    return constrain(x, axes)
 
 
 def rematerialised(block: Callable, **options: Any) -> Callable:

@@ -194,7 +194,7 @@ class Loop:
             train_state, step, data = self.prepared.init(), 0, {"guard": {"losses": {}}}
         loader.set_state(astray.data)
         self.logger.back(step)
-        self.saved = step
+        self.saved, self.evaluated = step, min(self.evaluated, step)
         self.guard.back(data["guard"], astray.step - step)
         self.meter.back()
         times = f"{self.guard.now} of {self.guard.most} times until the next save"
@@ -202,12 +202,15 @@ class Loop:
         return train_state, step
 
     def _step(self, train_state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
-        """What the step gives, and its FLOPs on all devices together. The first batch of a shape is compiled for, however long that takes."""
+        """What the step gives, and its FLOPs on all devices together, without those of what is computed twice to save memory. The first batch of a shape is compiled for, however long that takes."""
         shapes = tuple(x.shape for x in batch.values())
         first = shapes not in self.flops
         with self.watchdog.paused() if first else contextlib.nullcontext():
             if first:
-                self.flops[shapes] = cost.flops(self.train_step.trace(train_state, batch).jaxpr)  # jit keeps what it traced
+                jaxpr = self.train_step.trace(train_state, batch).jaxpr  # jit keeps what it traced
+                if cost.recomputes(jaxpr):
+                    jaxpr = jax.jit(self.job.pure_step(self.prepared, remat=False)).trace(train_state, batch).jaxpr
+                self.flops[shapes] = cost.flops(jaxpr)
             with jax.transfer_guard("disallow"):
                 return *self.train_step(train_state, batch), self.flops[shapes]
 
@@ -331,9 +334,11 @@ class _Profiler:
     """Writes a trace of some steps to `folder`, which TensorBoard, XProf and Perfetto read."""
 
     def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None, done: int, total: int, say: Callable[[str], None]):
-        if steps and not done < steps[0] <= steps[1] <= total:
-            left = f"this run makes the steps {done + 1} to {total}" if done < total else f"this run is done, with step {total}: make it longer (--config.steps)"
-            raise UserError(f"--profile={steps[0]}-{steps[1]}: {left}")
+        if steps and not 0 < steps[0] <= steps[1] <= total:
+            raise UserError(f"--profile={steps[0]}-{steps[1]}: this run makes the steps 1 to {total}")
+        if steps and steps[0] <= done:  # no error: the command of a run that was interrupted is given again
+            say(f"--profile={steps[0]}-{steps[1]}: this run is at step {done} already, and no trace is written")
+            steps = None
         self.folder, self.steps, self.say, self.on = folder, steps or (0, 0), say, False
 
     def before(self, step: int) -> None:

@@ -143,6 +143,10 @@ BAD = {
     "--topology=cpu:none": "--topology=cpu:none: cpu:N, such as cpu:8",
     "--topology=local --chips=99": "--chips=99: local has 8",
     "--topology=v9z:2x2": "--topology=v9z:2x2: ",
+    "--topology=v5e:4x4x4": "--topology=v5e:4x4x4: a v5e has 2 dimensions, and at most 256 chips, such as v5e:4x4",
+    "--topology=v6e:32x32": "--topology=v6e:32x32: a v6e has 2 dimensions, and at most 256 chips",
+    "--topology=v5p:4x4": "--topology=v5p:4x4: a v5p has 3 dimensions, and at most 8960 chips, such as v5p:4x4x4",
+    "--topology=cpu:9": "--topology=cpu:9: jax has 8 cpu devices in this process already: start another one",
     "--topology=cpu:8 --steps=2": "--steps=2: steps are timed where the devices are, --topology=local",
 }
 
@@ -151,6 +155,10 @@ BAD = {
 def test_bad_input_is_named(words, capsys):
     assert main(["compile", f"--config={tiny_config.__file__}", *words.split()]) == 2
     assert BAD[words] in capsys.readouterr().err
+
+
+def test_made_up_devices_where_there_are_some_already():
+    assert len(ahead.open_devices("cpu:8")) == 8 and ahead.open_devices("cpu:2") == jax.devices()[:2]
 
 
 def test_steps_are_timed_here(capsys):

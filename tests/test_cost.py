@@ -56,6 +56,16 @@ def test_products_and_convolutions(f, arguments, expected):
     assert of(f, *arguments) == expected
 
 
+def test_of_forms_for_several_platforms_the_plain_one_counts():
+    """A kernel that computes things twice does no more useful work."""
+    twice = jax.checkpoint(lambda x, y: jnp.square(x @ y))
+    forms = lambda x, y: jax.lax.platform_dependent(x, y, cpu=jax.grad(lambda x, y: twice(x, y).sum()), default=lambda x, y: (x @ y) @ y.swapaxes(1, 2))
+    traced = jax.jit(forms).trace(X, Y).jaxpr
+    assert cost.flops(traced) == 2 * PRODUCT and not cost.recomputes(traced)
+    assert cost.recomputes(jax.jit(lambda x, y: jax.lax.map(lambda z: jax.grad(lambda z: twice(z, y).sum())(z), x[None])).trace(X, Y).jaxpr)
+    assert not cost.recomputes(jax.jit(twice).trace(X, Y).jaxpr)
+
+
 def test_what_devices_do_on_their_own_counts_on_each():
     mesh = sharding.make_mesh({"data": 8})
     share = jax.P(None, "data")

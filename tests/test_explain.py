@@ -125,6 +125,12 @@ def test_the_page(capsys):
     assert [row.split("  ")[0] for row in rows] == ["memory of a device", "parameters", "frozen", "optimiser", "other", "batch", "within a step, estimate", "all"]
 
 
+def test_a_config_needs_no_flag_and_as_many_devices_as_its_mesh(capsys):
+    assert main(["explain", str(tiny_runs.TINY), '--config.mesh={"data": 2, "fsdp": 2, "model": -1}']) == 0
+    assert capsys.readouterr().out.startswith("4 devices (mesh: data 2, fsdp 2, model 1), batch 8: 2 on each of 4")
+    assert main(["explain", str(tiny_runs.TINY), "--devices=3"]) == 2 and "does not divide over 3 devices" in capsys.readouterr().err
+
+
 def test_what_each_sharding_rule_decides():
     """Also that it decides about nothing."""
     rules = [["kernel$", "fsdp"], ["kernle$", "fsdp"], [".*", None]]

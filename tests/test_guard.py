@@ -1,12 +1,15 @@
 """A run that goes astray returns to its last save and passes by what led it there."""
 
+import os
+import signal
+
 import helpers_objective as helpers
 import jax
 import numpy as np
 import pytest
 from test_resume import check_same, numbers
 
-from magvid import train
+from magvid import logs, train
 from magvid.guard import LEAST, WINDOW, Guard
 from magvid.job import Job, check_config
 from magvid.types import UserError
@@ -51,6 +54,22 @@ def test_a_run_that_is_killed_after_it_went_back_equals_one_that_was_not(tmp_pat
     train.train(config(7, eval_every=6), tmp_path / "killed", **ONE)
     assert capsys.readouterr().out.count("back to step 4") == 3
     check_same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_an_evaluation_that_is_stopped_after_going_back_is_made_up_for(tmp_path):
+    """Although the run had evaluated itself at that step before it went astray."""
+    seen = []
+
+    def stopped(objective, params, step):
+        seen.append(step)
+        if seen == [6, 6]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"n": 1.0}
+
+    with pytest.raises(train.Interrupted):
+        train.train(config(7, eval_every=6, steps=8), tmp_path, evaluate=stopped, **ONE)
+    train.train(config(7, eval_every=6, steps=8), tmp_path, evaluate=stopped, **ONE)
+    assert [line["step"] for line in logs.read(tmp_path / "metrics.jsonl") if "eval/n" in line] == [6, 8]
 
 
 def test_how_often_it_went_back_is_saved(tmp_path):

@@ -31,7 +31,7 @@ ARROWS = {
     "data": {"types", "build", "video", "data"},
     "metrics": {"types", "video", "models", "data.sprite_world", "metrics"},
     "objectives": {"types", "video", "losses", "masked", "diffusion", "objectives"},
-    "optim": set(),
+    "optim": {"build"},
     "draw": {"sharding"},
     "cost": set(),
     "meter": set(),

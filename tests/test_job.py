@@ -26,12 +26,69 @@ def test_a_config_is_plain_and_complete():
         (dict(train=dict(source={}, transfroms=[])), "config.data.train has no field transfroms, did you mean transforms?; it may have source"),
         (dict(trian=dict(source={})), "config.data has no trian, did you mean train?; it may have train, eval, pictures"),
         (dict(train=dict(source={}), eval=dict(source={}, limits=3)), "config.data.eval has no field limits, did you mean limit?"),
+        (dict(train=3), "config.data.train is 3: give a dict with source"),
+        (dict(train=None), "config.data.train is null: give a dict with source"),
+        (dict(eval=dict(source={})), "config.data lacks train"),
+        (dict(train=dict(workers=1)), "config.data.train lacks source"),
+        (dict(train=dict(source="videos")), 'config.data.train.source is "videos": give a dict with target'),
+        (dict(train=dict(source={}, transforms={})), "config.data.train.transforms is {}: give a list of such dicts"),
+        (dict(train=dict(source={}), eval=dict(source={}, batch="x")), 'config.data.eval.batch is "x": give a whole number of at least 1'),
+        (dict(train=dict(source={}, workers=-1)), "config.data.train.workers is -1: give a whole number of at least"),
+        (dict(train=dict(source={}), pictures=dict(source={}, batch=8)), "config.data.pictures lacks every"),
     ],
 )
 def test_wrong_fields_of_data_are_named(data, message):
     with pytest.raises(UserError) as error:
         job.check_config(helpers.config() | dict(data=data))
     assert message in str(error.value)
+
+
+RULES = [[".*", dict(peak=1.0)]]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(objective=dict(tokenizer=1)), "config.objective has no target: name what is trained"),
+        (dict(optim=dict(generator=None)), "config.optim.generator is null: give a dict with optimizer, rules, clip"),
+        (dict(optim=dict(generator={})), "config.optim.generator.rules is null: give [regex, schedule or null]"),
+        (dict(optim=dict(generator=dict(rulez=RULES))), "config.optim.generator has no field ['rulez'], did you mean rules?; it may have optimizer, rules, clip"),
+        (dict(optim=dict(generator=dict(rules=[[".*"]]))), 'config.optim.generator.rules[0] is [".*"]: give [regex, schedule or null]'),
+        (dict(optim=dict(generator=dict(rules=[["(", None]]))), 'config.optim.generator.rules[0]: "(" is no regular expression'),
+        (dict(optim=dict(generator=dict(rules=[[".*", 1e-3]]))), "config.optim.generator.rules[0][1] is 0.001: give a dict with peak, warmup, decay, total of a schedule"),
+        (dict(optim=dict(generator=dict(rules=[[".*", dict(peek=1)]]))), "config.optim.generator.rules[0][1] has no field ['peek'], did you mean peak?"),
+        (dict(optim=dict(generator=dict(rules=[[".*", dict(peak="x")]]))), 'config.optim.generator.rules[0][1].peak is "x": give a number of at least 0'),
+        (dict(optim=dict(generator=dict(rules=[[".*", dict(peak=1, decay="cosin")]]))), 'decay "cosin" is unknown, did you mean cosine?'),
+        (dict(optim=dict(generator=dict(rules=RULES, clip="x"))), 'config.optim.generator.clip is "x": give the greatest norm of a gradient'),
+        (dict(optim=dict(generator=dict(rules=RULES, optimizer="adamw"))), 'config.optim.generator.optimizer is "adamw"'),
+        (dict(optim=dict(generator=dict(rules=RULES, optimizer=dict(name="adamx")))), 'optimizer "adamx" is unknown, did you mean adam'),
+        (dict(optim=dict(generator=dict(rules=RULES, optimizer=dict(name="adamw", weight_decy=1)))), "takes no ['weight_decy'], did you mean weight_decay?"),
+        (dict(init=["runs/vq"]), 'config.init[0] is "runs/vq": give {"run": FOLDER}'),
+        (dict(init=[dict(rn="runs/vq")]), 'config.init[0] is {"rn": "runs/vq"}: give {"run": FOLDER}'),
+        (dict(init=[dict(run="runs/vq", group=["a"])]), "config.init[0] has unknown entries ['group'], did you mean groups?"),
+        (dict(sharding=[[".*", [1]]]), "config.sharding[0]: 1 is no mesh axis, list of axes, or null"),
+        (dict(sharding=[[".*", ["model", "model"]]]), "model can divide one dimension, not two"),
+    ],
+)
+def test_wrong_values_are_named(changes, message):
+    with pytest.raises(UserError) as error:
+        job.check_config(helpers.config() | changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(data=dict(train=dict(source=dict(target="helpers_objective:Clps")))), 'has no "Clps"; it has .*, did you mean Clips?'),
+        (dict(data=dict(train=dict(source=dict(target="helpers_objective:Clips", siz=4)))), "did you mean size?; its arguments are"),
+        (dict(metrics=[dict(target="magvid.metrics.sprites:SpriteJuge")]), 'has no "SpriteJuge"'),
+    ],
+)
+def test_names_in_what_is_opened_later_are_looked_at_first(changes, message):
+    held_out = dict(data=helpers.config()["data"] | dict(eval=changes["data"]["train"])) if "data" in changes else changes
+    for config in (changes, held_out):
+        with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+            make(**config)
 
 
 def test_options_of_the_compiler_are_its_own():
@@ -58,6 +115,8 @@ def test_microbatches_fit_the_devices():
 def test_differences_look_inside():
     old = dict(a=dict(b=1, c=[1]), steps=1, data=dict(train=dict(workers=1, x=1)), only=2)
     new = dict(a=dict(b=1, c=[2]), steps=2, data=dict(train=dict(workers=2, x=2)))
+    smaller = dict(microbatch=1, data=dict(eval=dict(batch=8, limit=9)))
+    assert job.differences(smaller, dict(microbatch=2, data=dict(eval=dict(batch=4, limit=9)))) == []  # other devices hold as much as they can
     assert job.differences(old, new) == ["a.c ([1] -> [2])", "data.train.x (1 -> 2)", "only (2 -> null)"]
 
 

@@ -56,6 +56,15 @@ def test_resume_says_each_step_once(tmp_path):
     assert [(line["step"], line["x"]) for line in logs.read(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2), (3, 30)]
 
 
+@pytest.mark.parametrize("tail", [b"\0" * 50, b"\0" * 50 + b"\n", b"\xff\xfe\xfa", b"5\n", b"[1]\n", b'{"step": 3, "a": "\xc3', b'{"step": 3', b"\n"])
+def test_what_a_power_cut_leaves_is_removed(tmp_path, tail):
+    path, lines = tmp_path / "metrics.jsonl", b'{"step": 1, "time": 1.0}\n{"step": 2, "time": 2.0}\n'
+    path.write_bytes(lines + tail)
+    assert [line["step"] for line in logs.read(path) if line["step"] < 3] == [1, 2]
+    logs.truncate(path, 2)
+    assert path.read_bytes() == lines
+
+
 def test_videos_are_animated_gifs(tmp_path):
     logger = logs.Logger(tmp_path, 10)
     video = np.zeros((2, 3, 4, 5, 3), np.uint8)

@@ -221,8 +221,14 @@ def test_remat_changes_no_number_and_keeps_what_it_says(policy):
         the_job = opened("masked", made, frozen("masked"), 1)
         first = next(the_job.loader())
         prepared = the_job.prepare(first)
-        return cost.flops(the_job.step(prepared).trace(prepared.like, sharding.global_batch(first, the_job.mesh)).jaxpr)
+        arguments = prepared.like, sharding.global_batch(first, the_job.mesh)
+        jaxpr, once = the_job.step(prepared).trace(*arguments).jaxpr, jax.jit(the_job.pure_step(prepared, remat=False)).trace(*arguments).jaxpr
+        assert cost.recomputes(jaxpr) == ("remat" in more) and not cost.recomputes(once)
+        assert not found or cost.flops(once) == found[0]  # what a step's speed is measured by
+        found.append(cost.flops(jaxpr))
+        return found[-1]
 
+    found = []
     whole, again = traced(), traced(remat=True)
     assert again == whole if policy == "everything_saveable" else again > 1.02 * whole, (whole, again)
 
@@ -230,6 +236,8 @@ def test_remat_changes_no_number_and_keeps_what_it_says(policy):
 BAD = {
     json.dumps({"pixels": [None]}): "config.activations has no pixels: it may have tokens and frames",
     json.dumps({"tokens": ["data"]}): 'config.activations.tokens is ["data"]: give a list of mesh axes',
+    json.dumps({"tokens": ["data", 2, None]}): "config.activations.tokens: 2 is no mesh axis, list of axes, or null",
+    json.dumps({"tokens": ["data", ["seq", "data"], None]}): "data can divide one dimension, not two",
 }
 
 
@@ -238,6 +246,25 @@ def test_wrong_activations_are_named(activations):
     with pytest.raises(UserError) as error:
         planned("masked", activations=json.loads(activations))
     assert BAD[activations] in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(4, 3), (3, 4), (3, 5), (4, 4)])
+@pytest.mark.parametrize("batch", [4, 3])
+def test_the_gradient_of_frames_that_a_mesh_does_not_divide(size, batch):
+    """h and w over axes of their own, one of which does not divide: the others' parts must not be repeated over it."""
+    rng = np.random.default_rng(0)
+    x, k = (rng.standard_normal(shape).astype(np.float32) for shape in ((batch, 2, *size, 4), (3, 3, 3, 4, 5)))
+
+    def loss(k, x):
+        with sharding.edges({"frames": ["data", None, "seq", "model", None]}):
+            y = jax.lax.conv_general_dilated(sharding.edge(x), k, (1, 1, 1), "SAME", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
+            return (sharding.edge(jax.numpy.tanh(y)) ** 2).mean()
+
+    expected = jax.grad(loss)(k, x)
+    mesh = sharding.make_mesh({"data": 2, "seq": 2, "model": 2})
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.grad(loss), out_shardings=sharding.replicated(mesh))(*jax.device_put((k, x), sharding.replicated(mesh)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_frames_that_are_repeated_are_refused():

@@ -91,7 +91,8 @@ def test_what_a_run_went_back_behind_does_not_count(clock):
 def test_data_sheets_go_by_the_longest_name():
     assert meter.data_sheet("TPU v5 lite") == 197e12 and meter.data_sheet("TPU v5p") == meter.data_sheet("TPU v5") == 459e12
     assert meter.data_sheet("NVIDIA H100 80GB HBM3") == 989e12 and meter.data_sheet("NVIDIA H100 PCIe") == 756e12
-    assert meter.data_sheet("NVIDIA L40S") == 362e12 and meter.data_sheet("cpu") is None
+    assert meter.data_sheet("NVIDIA L40S") == 362e12 and meter.data_sheet("NVIDIA L40") == 181e12 and meter.data_sheet("NVIDIA H100 NVL") == 835e12
+    assert meter.data_sheet("NVIDIA L4") == 121e12 and meter.data_sheet("cpu") is None
 
 
 def test_a_peak_is_measured():

@@ -115,10 +115,16 @@ def test_nan_stops_with_its_name_and_keeps_the_last_good_checkpoint(tmp_path):
 def test_a_trace_of_some_steps_is_written(tmp_path, capsys):
     train.train(config(steps=4), tmp_path, profile=(2, 3), **ONE)
     assert list((tmp_path / "profile").rglob("*.xplane.pb")) and "trace of the steps 2 to 3" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--profile=3-9: this run makes the steps 5 to 6"):
+    with pytest.raises(UserError, match="--profile=3-9: this run makes the steps 1 to 6"):
         train.train(config(steps=6), tmp_path, profile=(3, 9), **ONE)
-    with pytest.raises(UserError, match="--profile=3-4: this run is done, with step 4"):
-        train.train(config(steps=4), tmp_path, profile=(3, 4), **ONE)
+
+
+def test_the_command_of_a_run_that_was_interrupted_can_be_given_again(tmp_path, capsys):
+    """Although the steps whose trace it asks for are past."""
+    train.train(config(steps=4), tmp_path, profile=(2, 3), **ONE)
+    capsys.readouterr()
+    reached, _ = train.train(config(steps=6), tmp_path, profile=(2, 3), **ONE)
+    assert int(reached.step) == 6 and "--profile=2-3: this run is at step 4 already, and no trace is written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
