@@ -129,7 +129,7 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
         except Exception as error:
             missing = "not installed" in str(error)
             remedy = 'the TPU compiler is missing: pip install -e ".[tpu]"' if missing else "such as v5e:16x16, v5p:4x4x4, v6e:16x16, cpu:8 or local"
-            raise UserError(f"--topology={topology}: {str(error).splitlines()[0][:200]}; {remedy}") from error
+            raise UserError(f"--topology={topology}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}; {remedy}") from error
     if chips > len(devices):
         raise UserError(f"--chips={chips}: {topology} has {len(devices)}")
     return list(devices)[: chips or None]

@@ -46,7 +46,12 @@ def build(spec: Any) -> Any:
     if path is None:
         return built
     make = _fitting(path, built, whole="target" in spec)
-    return make(**built) if "target" in spec else functools.partial(make, **built)
+    if "factory" in spec:
+        return functools.partial(make, **built)
+    try:
+        return make(**built)
+    except TypeError as error:  # a text where a number is wanted
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check(spec: Any) -> None:

@@ -74,16 +74,19 @@ class Corrupt(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run. For writing it creates `folder` and removes what an interrupted save left there."""
+    """The checkpoints of one run. For writing it creates `folder` and removes what an interrupted save left there. Of what it writes the newest `keep` stay, and for
+    good those of steps that are multiples of `keep_every`.
+    """
 
     def __init__(
-        self, folder: str | pathlib.Path, keep: int = 3, write: bool = False, say: Callable[[str], None] | None = None
+        self, folder: str | pathlib.Path, keep: int = 3, write: bool = False, say: Callable[[str], None] | None = None, keep_every: int = 0
     ):
         self.folder, self.write = pathlib.Path(folder).absolute(), write
         self.say = say or speak
         self._damaged: dict[int, str] = {}  # {step: why}, as found so far
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep if write else None,
+            keep_period=keep_every or None,
             create=write,
             # made in the background, a folder that cannot be made is only noticed after minutes
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),

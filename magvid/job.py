@@ -36,7 +36,8 @@ DEFAULTS = dict(
     log_every=50,
     save_every=1000,
     eval_every=0,  # 0: never
-    keep=3,  # checkpoints
+    keep=3,  # checkpoints, the newest
+    keep_every=0,  # and for good those of steps that are multiples of it; 0: none
     rollbacks=0,  # at what is not finite, back to the last save and past the batches since, so many times until the next save; 0: stop
     spike=0.0,  # a loss so many deviations above the last ones counts as not finite (see magvid/guard.py); 0: none does
     metrics=[],
@@ -54,6 +55,7 @@ WHOLE = {
     "save_every": (0, None),
     "eval_every": (0, None),
     "keep": (1, None),
+    "keep_every": (0, None),
     "rollbacks": (0, None),
 }
 # {split: fields of config.data.<split>}; features=False: those in the cache are not used
@@ -66,7 +68,7 @@ DTYPES = ("float32", "bfloat16")
 PLATFORMS = ("cpu", "gpu", "tpu")
 AXES = ("data", "fsdp", "model", "seq")  # of a mesh, in what the library and its configs name
 # What may differ when a run goes on: how long, what is said, and on which devices, with how many examples at a time.
-MAY_CHANGE = {"microbatch", "data.eval.batch", "steps", "log_every", "save_every", "eval_every", "keep", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compiler_options", "compile_cache"}
+MAY_CHANGE = {"microbatch", "data.eval.batch", "steps", "log_every", "save_every", "eval_every", "keep", "keep_every", "rollbacks", "spike", "metrics", "mesh", "sharding", "activations", "remat_policy", "compiler_options", "compile_cache"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,6 +398,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise UserError(f"config.ema is {json.dumps(config['ema'])}: give a decay of at least 0 and below 1")
     if type(config["spike"]) not in (int, float) or config["spike"] < 0:
         raise UserError(f"config.spike is {json.dumps(config['spike'])}: give a number of deviations, or 0 for none")
+    if config["keep_every"] and (not config["save_every"] or config["keep_every"] % config["save_every"]):
+        raise UserError(f"config.keep_every is {config['keep_every']}: a multiple of save_every, which is {config['save_every']}")
     if config["dtype"] not in DTYPES:
         raise UserError(f"config.dtype is {json.dumps(config['dtype'])}: use {' or '.join(DTYPES)}")
     _check_spread(config)

@@ -20,7 +20,7 @@ from magvid.state import TrainState
 from magvid.types import UserError
 
 FORMAT = "magvid.run/1"
-NAMED = "magvid"  # the entry of the file's metadata
+NAMED, CHECKSUM = "magvid", "magvid.crc32"  # entries of the file's metadata: what it says of itself, and that text's own checksum
 ROUNDED = "float16"
 
 
@@ -66,7 +66,8 @@ def write(out: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mappi
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sums = {name: zlib.crc32(x.tobytes()) for name, x in arrays.items()}
-        save_file(arrays, part, {NAMED: json.dumps({**about, "checksums": sums})})
+        told = json.dumps({**about, "checksums": sums})
+        save_file(arrays, part, {NAMED: told, CHECKSUM: str(zlib.crc32(told.encode()))})
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): make room, or give another --out") from error
@@ -84,13 +85,17 @@ def read(file: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
         raise UserError(f"there is no file {file}: `magvid export` writes one from a run")
     try:
         with safe_open(path, "numpy") as stored:
-            about = json.loads((stored.metadata() or {}).get(NAMED, "{}"))
+            metadata = stored.metadata() or {}
+            about = json.loads(told := metadata.get(NAMED, "{}"))
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): export it again") from None
     sums = about.pop("checksums", {})
-    if damaged := [name for name, x in arrays.items() if name in sums and zlib.crc32(x.tobytes()) != sums[name]]:
-        raise UserError(f"{file} is damaged: the checksum of {damaged[0]} is wrong; copy or export it again")
+    damaged = ["its description"] if metadata.get(CHECKSUM, str(zlib.crc32(told.encode()))) != str(zlib.crc32(told.encode())) else []
+    damaged += [name for name, x in arrays.items() if sums and zlib.crc32(x.tobytes()) != sums.get(name)]
+    if damaged or (sums and set(sums) != set(arrays)):
+        what = f"the checksum of {damaged[0]} is wrong" if damaged else f"it lacks {sorted(set(sums) - set(arrays))[0]}"
+        raise UserError(f"{file} is damaged: {what}; copy or export it again")
     return about, arrays | {name: arrays[name].astype(np.float32) for name in about.pop(ROUNDED, ())}
 
 

@@ -76,7 +76,7 @@ def train(
         runs.make_folder(workdir / "checkpoints", "--workdir")  # only now: a config that does not fit leaves no folder behind
         if jax.process_index() == 0:
             stack.enter_context(runs.locked(workdir))
-        checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True)
+        checkpoints = Checkpoints(workdir / "checkpoints", config["keep"], write=True, keep_every=config["keep_every"])
         stack.push(_unless_interrupted(checkpoints.close))
         begun = bool(checkpoints.steps())
         _describe(workdir, config, ClipFormat.of(loader.source, job.clip_shape(first)), begun)
@@ -295,6 +295,12 @@ class Loop:
     def _save(self, train_state: TrainState, step: int, loader, last: bool = False) -> None:
         """Save once the step is known to be finite. A failure is said, and the next save tried; the last must work."""
         self._settle()
+        if last and step == self.saved:
+            try:
+                self.checkpoints.wait()
+            except CheckpointError as e:
+                self.logger.say(f"{e} It is tried once more.")
+                self.saved = -1
         try:
             if step != self.saved:
                 data = {"loader": loader.get_state(), "guard": self.guard.get_state(), "evaluated": self.evaluated}

@@ -96,7 +96,8 @@ class Watchdog:
             f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}, after step {self.step}\n")
             f.flush()
             faulthandler.dump_traceback(f)
-        self.say(f"step {self.step + 1} takes more than {FACTOR} times as long as usual ({usual:.3g} s); {file} says where all threads are")
+        with contextlib.suppress(OSError):  # whoever read it may be gone; the others are still watched
+            self.say(f"step {self.step + 1} takes more than {FACTOR} times as long as usual ({usual:.3g} s); {file} says where all threads are")
 
 
 def give_up(why: str) -> None:

@@ -172,6 +172,11 @@ def bad(files, tmp_path):
     flipped = bytearray(whole)
     flipped[-5] ^= 1
     (tmp_path / "flipped.safetensors").write_bytes(flipped)
+    told = bytearray(whole)
+    told[whole.index(b'\\"step\\": ') + len(b'\\"step\\": ')] ^= 1
+    (tmp_path / "told.safetensors").write_bytes(told)
+    del about["checksums"][next(iter(arrays))]
+    save_file(arrays, tmp_path / "unknown.safetensors", {"magvid": json.dumps(about)})
     save_file(arrays, tmp_path / "adapters.safetensors", {"magvid": json.dumps({"format": "magvid.adapters/1"})})
     shutil.copy(files / "vq.safetensors", tmp_path / "good.safetensors")
     (tmp_path / "full").mkdir()
@@ -183,6 +188,8 @@ BAD = {
     "import {bad}/gone.safetensors --out={bad}/new": "there is no file {bad}/gone.safetensors: `magvid export` writes one",
     "import {bad}/cut.safetensors --out={bad}/new": "cut.safetensors cannot be read",
     "import {bad}/flipped.safetensors --out={bad}/new": "flipped.safetensors is damaged: the checksum of ",
+    "import {bad}/told.safetensors --out={bad}/new": "told.safetensors is damaged: the checksum of its description is wrong",
+    "import {bad}/unknown.safetensors --out={bad}/new": "unknown.safetensors is damaged: the checksum of ",
     "import {bad}/foreign.safetensors --out={bad}/new": "foreign.safetensors holds no run",
     "import {bad}/adapters.safetensors --out={bad}/new": "holds adapters, which `--adapters` of predict takes",
     "import {bad}/code.safetensors --out={bad}/new": 'names "os:system", which is not part of magvid: give --trust',

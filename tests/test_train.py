@@ -18,7 +18,7 @@ from test_resume import numbers
 
 from magvid import job, logs, train
 from magvid.build import build
-from magvid.checkpoints import Checkpoints
+from magvid.checkpoints import CheckpointError, Checkpoints
 from magvid.models import vgg
 from magvid.types import UserError
 
@@ -235,6 +235,42 @@ def test_a_failed_save_does_not_stop_training(tmp_path, capsys):
     assert state.step == 4 and Checkpoints(folder).steps() == [4]
     out = capsys.readouterr().out
     assert f"could not be written to {folder}" in out and "Training goes on" in out
+
+
+def test_a_save_that_failed_in_the_background_is_tried_again_before_it_leaves(tmp_path, monkeypatch, capsys):
+    """Asked to stop at the step whose save has been begun, and fails."""
+    save, wait, asked, failed = Checkpoints.save, Checkpoints.wait, [], []
+
+    def saves(self, step, *rest):
+        save(self, step, *rest)
+        if not asked:
+            asked.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def waits(self):
+        wait(self)
+        if asked and not failed:
+            failed.append(asked[0])
+            shutil.rmtree(self.folder / str(asked[0]))
+            self._begin_again()
+            raise CheckpointError("the last checkpoint could not be written.")
+
+    monkeypatch.setattr(Checkpoints, "save", saves)
+    monkeypatch.setattr(Checkpoints, "wait", waits)
+    with pytest.raises(train.Interrupted):
+        train.train(config(), tmp_path, **ONE)
+    assert failed == [2] and Checkpoints(tmp_path / "checkpoints").steps() == [2]
+    assert "could not be written. It is tried once more." in capsys.readouterr().out
+
+
+def test_some_steps_are_kept_for_good(tmp_path):
+    fields = dict(save_every=1, keep=2, eval_every=0)
+    train.train(config(steps=7, keep_every=3, **fields), tmp_path, **ONE)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 6, 7]
+    train.train(config(steps=9, keep_every=0, **fields), tmp_path, **ONE)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [8, 9]
+    with pytest.raises(UserError, match="config.keep_every is 3: a multiple of save_every, which is 2"):
+        train.train(config(keep_every=3, save_every=2), tmp_path, **ONE)
 
 
 def test_groups_and_fields_that_do_not_fit_are_named(tmp_path):

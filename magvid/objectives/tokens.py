@@ -251,6 +251,8 @@ class TokenObjective:
 
     def condition(self, params: Groups, batch: dict) -> tuple[Int[Array, "b th hh wh"], Bool[Array, "b th hh wh"]]:
         """Condition ids, and where they hold for the task of each example."""
+        if "task" not in batch:
+            raise ValueError(f"the batch has no task, but {', '.join(batch)}: add magvid.data.pipeline:MaskedView to the data's transforms")
         shape = self.video_shape(batch)
         masks = jnp.asarray(task_table.latent_masks(self.rows, shape[1:4], self.latent_shape(shape)))[batch["task"]]
         if "cond_ids" in batch:
