@@ -9,7 +9,7 @@ RUN = [
 ]
 TRUST = Flag("trust", "bool", False, "", "let the config of a run name code outside of magvid")
 
-CONFIG = Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config")
+CONFIG = Flag("config", "str", None, "FILE.py[:ARG]", "a config file, and an argument for its get_config; as the first word of a command it needs no --config=")
 
 # Of several commands that make videos
 NEGATIVE = Flag("negative", "str", None, "TEXT", "what guidance leads away from; default: the empty text")

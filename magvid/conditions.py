@@ -34,7 +34,7 @@ def check_ranges(options: Any, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:  # NaN fails as well
-            raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value:g}")
+            raise ValueError(f"--{name} must lie between {low:g} and {high:g}, got {value:g}")
 
 
 def check_out(out: str, *shown: str) -> None:
@@ -141,6 +141,8 @@ def of_video(
 
 def existing(file: str, kind: str) -> pathlib.Path:
     """UserError where there is no such file."""
+    if not file:
+        raise UserError(f"the name of a {kind} is empty: give a file")
     path = pathlib.Path(file).expanduser()
     if path.is_dir():
         raise UserError(f"{file} is a folder: name a {kind} in it")

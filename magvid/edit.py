@@ -71,7 +71,7 @@ def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: 
         raise UserError(f"{options.mask} covers nothing of {options.video[0]} as it is cut to {clip.width}x{clip.height}: white is what is made anew")
     if not told.entities.editing:
         print(f"{run.path} was trained on no edits (editing=0): it was never told what stays, and may not heed it")
-    print(f"{path.name}: {len(video)} frames at {fps:g} per second, {conditions.fitted(shown, clip)}, of each {1 - stays.mean():.0%} is made anew")
+    print(f"{path.name}: {len(video)} frame{'s' * (len(video) > 1)} at {fps:g} per second, {conditions.fitted(shown, clip)}, of each {1 - stays.mean():.0%} is made anew")
     entities = np.where(anew[..., None], 0, pictures).astype(np.uint8)
     whole = {"video": video, "entities": entities, "entity_valid": np.ones(len(video), bool), "stays": stays}
     words = conditions.words(told.tokenizer, options.prompt, options.negative or "")
@@ -79,7 +79,11 @@ def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: 
     model = Generator.open(run, decoding=conditions.decoding(options), batch=1, weights=weights, like=row, trust=trust)
     rows = row | {"index": np.zeros(1, np.int64), "task": np.zeros(1, np.int32)}
     (made,) = model.extend(rows, len(video), None, options.seed, window=lambda first: _window(whole, first, clip.frames))
-    made = np.where(stays[..., None], video, made).astype(np.uint8) if options.paste else made
+    if options.paste:
+        made = np.where(stays[..., None], video, made).astype(np.uint8)
+    elif stays.any():
+        error = np.square(made.astype(float) - video)[stays].mean()
+        print(f"what stays is {10 * np.log10(255**2 / max(error, 1e-6)):.1f} dB from the video, as the autoencoder gives it back; --paste keeps the video's own pixels")
     out = pathlib.Path(options.out).expanduser()
     write_video(out, upscale(made, options.scale), fps)
     return [out]
@@ -100,14 +104,18 @@ def masks_of(place: str, frames: int, first: int = 0) -> Bool[np.ndarray, "t h w
     conditions.existing(place, "mask")
     if path.suffix.lower() in conditions.PICTURES:
         return np.repeat(decode_mask(path)[None], frames, axis=0)
-    found, _ = read_video(path, None, first + frames)
+    found, _ = read_video(path, None, first + frames + 1)
     if len(found) < first + frames:
         raise UserError(f"{place} has {len(found)} frames, and {first + frames} are needed: a mask for each frame of the video, or --frames")
-    return found[first:].mean(axis=-1) > 127
+    if len(found) > first + frames:
+        print(f"{place} has more than {first + frames} frames: those beyond are not used")
+    return found[first : first + frames].mean(axis=-1) > 127
 
 
 def _numbered(folder: pathlib.Path, frames: int, first: int) -> Bool[np.ndarray, "t h w"]:
     files = {int(f.stem): f for f in folder.iterdir() if re.fullmatch(r"\d+", f.stem) and f.suffix.lower() in conditions.PICTURES}
+    if len(files) and max(files) >= first + frames:
+        print(f"{folder} has masks up to number {max(files)}, of which those of the frames {first} to {first + frames - 1} are used")
     wanted = {i: decode_mask(files[first + i]) for i in range(frames) if first + i in files}
     if not wanted:
         some = ", ".join(f.name for f in sorted(folder.iterdir())[:3]) or "nothing"

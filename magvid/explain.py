@@ -98,7 +98,7 @@ def explain(plan: Plan, depth: int) -> Iterator[str]:
     held = {name: size for name, size in plan.held().items() if size}
     jaxpr = plan.trace()
     flops = cost.flops(jaxpr) * shards
-    twice = ", with what is computed twice to save memory" if cost.recomputes(jaxpr) else ""
+    twice = ", with what `remat` computes again" if cost.recomputes(jaxpr) else ""
     yield f"a step: {flops / 1e12:,.4g} TFLOP, {flops / devices / 1e12:,.4g} on each device, {flops / job.config['batch'] / 1e12:,.4g} for an example{twice}"
     found = {name: plan.within(jaxpr, size) for name, size in (("TPU", cost.tiled), ("elsewhere", cost.plain))}
     rows = [(name, *[size_text(size)] * len(found)) for name, size in held.items()]

@@ -85,10 +85,14 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
 
     values = flags.FlagValues()
     files = next((flag.name for flag in program.flags if flag.kind == "files"), None)
-    values.set_gnu_getopt(bool(files))  # flags may stand after files
+    values.set_gnu_getopt(True)  # flags may stand after files, and after what is not to be there
     for flag in program.flags:
         if config is None or flag.name != "config":
             _define(flags, values, flag)
+    for arg, following in zip(argv, [*argv[1:], ""]):
+        if (flag := next((f for f in program.flags if re.fullmatch(f"--?{f.name}", arg) and f.kind not in ("bool", "files")), None)) and following.startswith("--"):
+            raise ValueError(f"--{flag.name} needs a value: --{flag.name}={flag.shown}; `{program.name} --help` lists the flags")
+    fields = [following for arg, following in zip(argv, argv[1:]) if re.fullmatch(r"--?config\.[^=]*", arg)]  # "--config.a 1" leaves the 1
     if config is None:
         if files and (bad := next((a for a in argv if re.fullmatch(r"--?config\.[^=]*", a)), None)):
             raise ValueError(f"{bad}: beside files a field is written --config.FIELD=VALUE")  # what follows would be a file
@@ -104,8 +108,9 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
         raise ValueError(f"{_flag_error(error, program)}; `{program.name} --help` lists the flags") from error
     if files:
         values[files].value, extra = extra, []
-    if extra and (config is not None or not program.field):  # without the config, "--config.a 1" leaves the 1
-        raise ValueError(f'unexpected argument "{extra[0]}": flags are written --name=value')
+    if strangers := [word for word in extra if config is not None or word not in fields]:
+        several = next((f"; each {flag.name} is given as --{flag.name}={flag.shown}" for flag in program.flags if flag.kind == "several"), "")
+        raise ValueError(f'unexpected argument "{strangers[0]}": flags are written --name=value{several}')
     for names in need.split() if config is None else ():
         given = [name for name in names.split("|") if getattr(values, name)]
         if len(given) != 1:

@@ -480,9 +480,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
         if a == b or name in MAY_CHANGE or (name.startswith("data.") and key in ("workers", "cache", "features")):
             continue
-        both = isinstance(a, Mapping) and isinstance(b, Mapping)
-        found += differences(a, b, f"{name}.") if both else [f"{name} ({json.dumps(a)} -> {json.dumps(b)})"]
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{name}.")
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(isinstance(x, Mapping) for x in a + b):
+            found += [each for i, pair in enumerate(zip(a, b)) for each in differences(*pair, f"{name}[{i}].")]
+        else:
+            found.append(f"{name} ({_short(a)} -> {_short(b)})")
     return found
+
+
+def _short(value: Any, most: int = 120) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _arrays(tree: Mapping[str, Any]) -> dict:

@@ -85,7 +85,7 @@ class Meter:
         return 0.0 if self.start is None else time.monotonic() - self.start - sum(self.waits.values())
 
     def read(self) -> dict[str, float]:
-        """Numbers since the last reading, under "perf/": steps and examples per second, TFLOP/s of a device (what is computed twice to save memory counts once) and their share of its data
+        """Numbers since the last reading, under "perf/": steps and examples per second, TFLOP/s of a device (what `remat` computes again does not count) and their share of its data
         sheet's peak and of that which it reached in a large product here (`mfu`, `mfu_measured`), shares of the time that went into waiting for data and
         saves; the most memory that was held (GB, of a device; on CPU of this process); seconds since the run first began, and the
         share of them that went into steps that count (`goodput`). What is not known is left out.

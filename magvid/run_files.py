@@ -67,7 +67,10 @@ def write(out: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mappi
         path.parent.mkdir(parents=True, exist_ok=True)
         sums = {name: zlib.crc32(x.tobytes()) for name, x in arrays.items()}
         told = json.dumps({**about, "checksums": sums})
+        part.touch()
+        mode = part.stat().st_mode  # as the user's files are; safetensors' own is its owner's alone
         save_file(arrays, part, {NAMED: told, CHECKSUM: str(zlib.crc32(told.encode()))})
+        part.chmod(mode)
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): make room, or give another --out") from error

@@ -431,10 +431,12 @@ def _follow(where: str, field: str, spec: Mapping[str, Any], trust: bool) -> tup
     try:
         run = open_run(spec["run"], trust)
     except UserError as e:
-        how = "train it first (public weights: convert them, docs/diffusion.md)"
+        how, text = "train it first (public weights: convert them, docs/diffusion.md)", str(e).rstrip("?")
         if "config" in spec:
             how = f"train it first (magvid train --config={spec['config']} --workdir={spec['run']})"
-        raise UserError(f"{where}.run: {str(e).rstrip('?')}: {how}, or say where it is by --config.{where}.run=FOLDER") from None
+            if not pathlib.Path(spec["run"]).expanduser().exists():
+                text = f"there is no folder {spec['run']}"  # one that is named like it is another run
+        raise UserError(f"{where}.run: {text}: {how}, or say where it is by --config.{where}.run=FOLDER") from None
     group, *inner = (spec.get("part") or field).split(".")
     there = run.config["objective"].get(group)
     if there is None:
@@ -495,7 +497,8 @@ def initial(specs: list[Mapping[str, Any]], params: Groups, trust: bool = False)
     defaults to those that both have. `skip` lists regexes of names that may stay as initialised. Leaves that stay are
     still shapes in the result.
     """
-    for spec in specs:
+    for i, spec in enumerate(specs):
+        check_initial(spec, f"init[{i}]")
         try:
             run = open_run(spec["run"], trust)
         except UserError as e:

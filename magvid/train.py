@@ -202,7 +202,7 @@ class Loop:
         return train_state, step
 
     def _step(self, train_state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
-        """What the step gives, and its FLOPs on all devices together, without those of what is computed twice to save memory. The first batch of a shape is compiled for, however long that takes."""
+        """What the step gives, and its FLOPs on all devices together, without those that `remat` makes again. The first batch of a shape is compiled for, however long that takes."""
         shapes = tuple(x.shape for x in batch.values())
         first = shapes not in self.flops
         with self.watchdog.paused() if first else contextlib.nullcontext():

@@ -97,6 +97,7 @@ def files(tmp_path_factory):
         annotation.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, *[224] * 759])
         annotation.save(folder / "davis" / f"{k:05d}.png")
     (folder / "broken.mp4").write_bytes(b"no video")
+    Image.new("1", (16000, 12000)).save(folder / "vast.png")
     return folder
 
 
@@ -135,6 +136,7 @@ def test_a_part_of_a_video_is_made_anew_and_the_rest_stays(run, files, tmp_path,
     made = edited(run, files, tmp_path / "1.webm", mask, paste=True)
     assert made.shape == (9, 16, 24, 3) and "9 frames at 10 per second, 48x32 pixels centre-cropped and resized to 24x16, of each 50% is made anew" in capsys.readouterr().out
     free, whole = (edit_frames(run, files, tmp_path, mask, paste) for paste in (False, True))
+    assert "dB from the video, as the autoencoder gives it back; --paste keeps the video's own pixels" in capsys.readouterr().out
     shown, kept = whole["shown"], np.arange(24) >= 12
     np.testing.assert_array_equal(whole["made"][:, :, kept], shown[:, :, kept])
     latents = reconstructed(run, shown)
@@ -176,6 +178,7 @@ BAD = {
     ("compose", "speck.png"): r"shows no subject \(1 pixels vanish in 36x24\)",
     ("compose", "whole.png,small.png"): "is 20x10 pixels and .* is 20x30: a mask has the size of its picture",
     ("compose", "lost.png"): "there is no picture",
+    ("compose", "vast.png"): "vast.png is too large .*: make it smaller",
     ("compose", "a.gif,lost.png"): "there is no mask",
     ("edit", "nothing.png"): "covers nothing of",
     ("edit", "mask.png"): "is 20x30 pixels and .* is 48x32: a mask has the shape of its video",

@@ -116,6 +116,8 @@ def test_differences_look_inside():
     old = dict(a=dict(b=1, c=[1]), steps=1, data=dict(train=dict(workers=1, x=1)), only=2)
     new = dict(a=dict(b=1, c=[2]), steps=2, data=dict(train=dict(workers=2, x=2)))
     smaller = dict(microbatch=1, data=dict(eval=dict(batch=8, limit=9)))
+    towers = lambda *runs: dict(towers=[dict(target="a:B", run=run) for run in runs])
+    assert job.differences(towers("a", "b"), towers("a", "c")) == ['towers[1].run ("b" -> "c")'] and len(job.differences(towers("a"), towers("a", "b"))) == 1
     assert job.differences(smaller, dict(microbatch=2, data=dict(eval=dict(batch=4, limit=9)))) == []  # other devices hold as much as they can
     assert job.differences(old, new) == ["a.c ([1] -> [2])", "data.train.x (1 -> 2)", "only (2 -> null)"]
 
