@@ -2,7 +2,7 @@
 
     magvid evaluate --run=runs/magdiff --data=configs/magdiff_msrvtt.py:test=FOLDER
 
-test=FOLDER is the archive, with masks/ beside it; data=FOLDER what is trained on. All other arguments: configs/magdiff.py.
+test=FOLDER is the archive, with masks/ in it; data=FOLDER what is trained on. All other arguments: configs/magdiff.py.
 """
 
 from configs import magdiff
