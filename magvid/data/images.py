@@ -104,10 +104,8 @@ def decode_image(
             return _rgb(ImageOps.exif_transpose(image), Image, blend)
     except MemoryError:
         raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name or file} is too large ({_reason(error)}): make it smaller") from error
     except Exception as error:  # Pillow raises whatever comes up in a damaged file: ten kinds of exceptions at least
-        raise UserError(f"{name or file} cannot be read as an image: {_reason(error)}") from error
+        raise UserError(f"{name or file} cannot be read as an image: {_reason(error)}{'; make it smaller' * isinstance(error, Image.DecompressionBombError)}") from error
 
 
 def _rgb(image: Any, Image: Any, blend: bool) -> np.ndarray:

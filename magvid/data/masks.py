@@ -67,7 +67,5 @@ def _opened(file: pathlib.Path):
             return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{file} is too large ({' '.join(str(error).split())}): make it smaller") from error
     except Exception as error:  # Pillow raises whatever comes up in a damaged file
-        raise UserError(f"{file} cannot be read as a mask: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise UserError(f"{file} cannot be read as a mask: {' '.join(str(error).split()) or type(error).__name__}{'; make it smaller' * isinstance(error, Image.DecompressionBombError)}") from error
