@@ -54,12 +54,12 @@ def build(spec: Any) -> Any:
         raise ValueError(f"{path}: {error}") from error
 
 
-def check(spec: Any) -> None:
+def check_spec(spec: Any) -> None:
     """ValueError, as `build` has it, for a name that there is not, or arguments that do not fit, in what `spec` describes; nothing is built. What needs a
     package that is not installed is not looked at.
     """
     for child in spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, (list, tuple)) else ():
-        check(child)
+        check_spec(child)
     path = (spec.get("target") or spec.get("factory")) if isinstance(spec, Mapping) else None
     if path is not None:
         with contextlib.suppress(ImportError):

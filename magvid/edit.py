@@ -13,6 +13,7 @@ from magvid.compose import told_of
 from magvid.data.entities import grown
 from magvid.data.masks import decode_mask, resized, same_shape
 from magvid.generator import Generator, clip_format
+from magvid.metrics.frames import psnr
 from magvid.types import UserError
 from magvid.video import fit, frame_at, read_video, resize_crop, upscale, write_video
 
@@ -82,8 +83,8 @@ def edit(run: runs.Run, options: Options, *, weights: str | None = None, trust: 
     if options.paste:
         made = np.where(stays[..., None], video, made).astype(np.uint8)
     elif stays.any():
-        error = np.square(made.astype(float) - video)[stays].mean()
-        print(f"what stays is {10 * np.log10(255**2 / max(error, 1e-6)):.1f} dB from the video, as the autoencoder gives it back; --paste keeps the video's own pixels")
+        near = psnr(*(pixels[stays][None, None] for pixels in (made, video))).item()
+        print(f"what stays is {near:.1f} dB from the video, as the autoencoder gives it back; --paste keeps the video's own pixels")
     out = pathlib.Path(options.out).expanduser()
     write_video(out, upscale(made, options.scale), fps)
     return [out]
@@ -114,7 +115,7 @@ def masks_of(place: str, frames: int, first: int = 0) -> Bool[np.ndarray, "t h w
 
 def _numbered(folder: pathlib.Path, frames: int, first: int) -> Bool[np.ndarray, "t h w"]:
     files = {int(f.stem): f for f in folder.iterdir() if re.fullmatch(r"\d+", f.stem) and f.suffix.lower() in conditions.PICTURES}
-    if len(files) and max(files) >= first + frames:
+    if files and max(files) >= first + frames:
         print(f"{folder} has masks up to number {max(files)}, of which those of the frames {first} to {first + frames - 1} are used")
     wanted = {i: decode_mask(files[first + i]) for i in range(frames) if first + i in files}
     if not wanted:

@@ -89,8 +89,9 @@ def parse(program: Program, argv: list[str], need: str = "run", config=None):
     for flag in program.flags:
         if config is None or flag.name != "config":
             _define(flags, values, flag)
-    for arg, following in zip(argv, [*argv[1:], ""]):
-        if (flag := next((f for f in program.flags if re.fullmatch(f"--?{f.name}", arg) and f.kind not in ("bool", "files")), None)) and following.startswith("--"):
+    takes = {f.name: f for f in program.flags if f.kind not in ("bool", "files")}
+    for arg, following in zip(argv, argv[1:]):
+        if arg.startswith("-") and following.startswith("--") and (flag := takes.get(arg.lstrip("-"))):
             raise ValueError(f"--{flag.name} needs a value: --{flag.name}={flag.shown}; `{program.name} --help` lists the flags")
     fields = [following for arg, following in zip(argv, argv[1:]) if re.fullmatch(r"--?config\.[^=]*", arg)]  # "--config.a 1" leaves the 1
     if config is None:

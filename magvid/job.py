@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from magvid import optim, runs, sharding, state
-from magvid.build import build, check, near
+from magvid.build import build, check_spec, near
 from magvid.checkpoints import merge
 from magvid.data import pipeline
 from magvid.data.joint import Joint
@@ -95,7 +95,7 @@ class Job:
 
     def __post_init__(self):
         # UserError here, before anything is read or written
-        check({name: self.config[name] for name in ("data", "metrics")})
+        check_spec({name: self.config[name] for name in ("data", "metrics")})
         self.microbatches()
         self._check_frames()
         if self.config["data"].get("eval") and (batch := self._held_out_batch()) % (shards := sharding.data_shards(self.mesh)):
@@ -451,8 +451,8 @@ def _check_rule(rule: Any, what: str) -> None:
 def _check_axes(axes: Sequence[Any], what: str) -> None:
     """Each null, the name of an axis, or a list of names; none twice."""
     for axis in axes:
-        names = axis if isinstance(axis, list) else [axis]
-        if not all(isinstance(name, str) or (name is None and names is not axis) for name in names):
+        several = isinstance(axis, list) and all(isinstance(name, str) for name in axis)
+        if not (axis is None or isinstance(axis, str) or several):
             raise UserError(f"{what}: {json.dumps(axis)} is no mesh axis, list of axes, or null")
     named = [name for axis in axes if axis for name in ([axis] if isinstance(axis, str) else axis)]
     if twice := sorted({name for name in named if named.count(name) > 1}):

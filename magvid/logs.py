@@ -160,7 +160,7 @@ def _line(text: bytes) -> dict | None:
 
 
 def truncate(path: pathlib.Path, step: int, unwritten: bytes = b"") -> bytes:
-    """Remove the lines after `step`, and what follows one that is damaged: a resumed run writes them anew. In place, which takes no room on a full disk. `unwritten` is what
+    """Remove the lines after `step`, and one that is damaged with all that follow it: a resumed run writes them anew. In place, which takes no room on a full disk. `unwritten` is what
     follows the file's content; returns what stays of it.
     """
     written = path.read_bytes() if path.exists() else b""

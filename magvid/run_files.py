@@ -93,11 +93,11 @@ def read(file: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): export it again") from None
-    sums = about.pop("checksums", {})
-    damaged = ["its description"] if metadata.get(CHECKSUM, str(zlib.crc32(told.encode()))) != str(zlib.crc32(told.encode())) else []
-    damaged += [name for name, x in arrays.items() if sums and zlib.crc32(x.tobytes()) != sums.get(name)]
-    if damaged or (sums and set(sums) != set(arrays)):
-        what = f"the checksum of {damaged[0]} is wrong" if damaged else f"it lacks {sorted(set(sums) - set(arrays))[0]}"
+    sums, own = about.pop("checksums", {}), str(zlib.crc32(told.encode()))
+    wrong = ["its description"] * (metadata.get(CHECKSUM, own) != own)
+    wrong += [name for name, x in arrays.items() if sums and zlib.crc32(x.tobytes()) != sums.get(name)]
+    if wrong or (lost := sorted(set(sums) - set(arrays))):
+        what = f"the checksum of {wrong[0]} is wrong" if wrong else f"it lacks {lost[0]}"
         raise UserError(f"{file} is damaged: {what}; copy or export it again")
     return about, arrays | {name: arrays[name].astype(np.float32) for name in about.pop(ROUNDED, ())}
 

@@ -295,7 +295,7 @@ class Loop:
     def _save(self, train_state: TrainState, step: int, loader, last: bool = False) -> None:
         """Save once the step is known to be finite. A failure is said, and the next save tried; the last must work."""
         self._settle()
-        if last and step == self.saved:
+        if last and step == self.saved and jax.process_count() == 1:  # several save together, and one may not know that another failed
             try:
                 self.checkpoints.wait()
             except CheckpointError as e:

@@ -402,6 +402,14 @@ def import_av() -> Any:
     return av
 
 
+def reason(error: Exception) -> str:
+    """What Pillow says of a file that it cannot read, in one line."""
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if kind == "UnidentifiedImageError":
+        return "it is none, whatever its name says"
+    return f"{text}; make it smaller" if kind == "DecompressionBombError" else text or kind
+
+
 def from_16_bits(image: Any) -> UInt8[np.ndarray, "h w"]:
     """A picture of Pillow's modes I and I;16, which its own conversion would clip at 255, rounded down to 8 bits."""
     return (np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8)

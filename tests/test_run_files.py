@@ -14,7 +14,10 @@ from safetensors.numpy import save_file
 
 from magvid import checkpoints, run_files, runs
 from magvid.__main__ import main
+from magvid.job import check_config
 from magvid.types import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +225,12 @@ def test_a_full_disk_leaves_what_was_there(files, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written .No space left on device.: make room"):
         run_files.export(runs.open_run(tiny_runs.tokenizer_run()), out)
     assert out.read_bytes() == b"before" and [p.name for p in pathlib.Path(tmp_path).iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "weights").glob("*.safetensors")), ids=lambda file: file.stem)
+def test_what_is_shipped_is_a_run(file, tmp_path):
+    """As docs/magdiff.md imports it; its config is one of today's."""
+    assert main(["import", str(file), f"--out={tmp_path / 'run'}"]) == 0
+    run = runs.open_run(tmp_path / "run")
+    check_config(run.config)
+    assert sum(x.size for group in run.groups for x in jax.tree.leaves(run.weights(group))) > 10**5

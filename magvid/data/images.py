@@ -105,7 +105,7 @@ def decode_image(
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises whatever comes up in a damaged file: ten kinds of exceptions at least
-        raise UserError(f"{name or file} cannot be read as an image: {_reason(error)}{'; make it smaller' * isinstance(error, Image.DecompressionBombError)}") from error
+        raise UserError(f"{name or file} cannot be read as an image: {video.reason(error)}") from error
 
 
 def _rgb(image: Any, Image: Any, blend: bool) -> np.ndarray:
@@ -115,8 +115,3 @@ def _rgb(image: Any, Image: Any, blend: bool) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
-
-
-def _reason(error: Exception) -> str:
-    kind = type(error).__name__
-    return "it is none, whatever its name says" if kind == "UnidentifiedImageError" else str(error) or kind

@@ -68,4 +68,4 @@ def _opened(file: pathlib.Path):
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises whatever comes up in a damaged file
-        raise UserError(f"{file} cannot be read as a mask: {' '.join(str(error).split()) or type(error).__name__}{'; make it smaller' * isinstance(error, Image.DecompressionBombError)}") from error
+        raise UserError(f"{file} cannot be read as a mask: {video.reason(error)}") from error
