@@ -21,11 +21,12 @@ from magvid.__main__ import main
 from magvid.build import build
 from magvid.diffusion import samplers
 from magvid.encode import encode
+from magvid.models import clip as clip_tower
 from magvid.runs import open_run
 from magvid.sample import Options, sample_run
 from magvid.train import train
 from magvid.video import read_video, write_image, write_video
-from tools import convert_clip, convert_unet, convert_vae
+from tools import convert_clip, convert_resampler, convert_unet, convert_vae
 from tools.convert import convert_back, convert_file
 
 pytestmark = pytest.mark.full
@@ -34,6 +35,7 @@ STEPS, T, H, W = 3, 5, 32, 48
 UNET = dict(channels=(32,), layers=1, attention_levels=(True,), heads=(2,), epsilon=1e-5)  # more levels: test_models_unet.py, test_models_temporal.py
 VAE = dict(channels=(32, 32, 64), layers=1)
 TOWER = dict(width=32, depth=2, heads=4, mlp=64)
+VISION = {**clips.TOWERS["openclip_h_vision"], **TOWER, "patch": 56, "projection": 32}
 WORDS = 90  # more than the smoke configs have
 TOOLS = {"unet": convert_unet, "vae": convert_vae, "text": convert_clip, "vision": convert_clip}
 
@@ -185,7 +187,7 @@ def test_stable_video_diffusion(tmp_path):
     presets = {
         "unet": ("svd", small("svd")),
         "vae": ("svd", {**vaes.VAES["svd"], **VAE, "layers": 2}),
-        "vision": ("openclip_h_vision", {**clips.TOWERS["openclip_h_vision"], **TOWER, "patch": 56, "projection": 32}),
+        "vision": ("openclip_h_vision", VISION),
     }
     converted(pipe, tmp_path, presets)
     batch = {"image": image[None], "noise": noise}
@@ -368,8 +370,7 @@ def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
     )  # fmt: skip
     randomised(transformers.CLIPVisionModelWithProjection(vision), 3).save_pretrained(tmp_path / "clip")
     preset = "openclip_h_vision"
-    tower = {**clips.TOWERS[preset], **TOWER, "patch": 56, "projection": 32}
-    convert_file(tool("vision", preset, tower), preset, str(tmp_path / "clip"), str(tmp_path / "own" / "vision"))
+    convert_file(tool("vision", preset, VISION), preset, str(tmp_path / "clip"), str(tmp_path / "own" / "vision"))
 
     folders = f"base={tmp_path / 'sd21v'},text={tmp_path / 'sd21v/text'},vision={tmp_path / 'own/vision'}"
     config = importlib.import_module("configs.magdiff_pexels").get_config(f"{folders},smoke=1")
@@ -400,3 +401,70 @@ def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
     assert main(["edit", str(tmp_path / "a.mp4"), f"--mask={tmp_path / 'left.png'}", prompt, run, "--start=0.3", "--grow=2", f"--out={tmp_path / 'edited.mp4'}"]) == 0
     made, edited = (read_video(tmp_path / f"{name}.mp4")[0] for name in ("made", "edited"))
     assert made.shape[1:] == edited.shape[1:] == (*config.objective.clip[1:], 3) and len(edited) == 9
+
+
+def test_the_released_magdiff(tmp_path):
+    """release=1 with converted weights: the released sampling, put together of the networks in torch, step by step (the golden files judge these
+    networks). Every frame's picture is told, the black ones too, to CLIP with blue for red; guidance leads away from another text alone.
+    """
+    from helpers_magdiff import Resampler, run, unet
+    from helpers_torch import torch, transformers
+
+    tokenizer, size = tokenizer_in(tmp_path)
+    text, vae = text_tower(size, 1), randomised(autoencoder(), 0)
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56, projection_dim=32, hidden_act="gelu"
+    )  # fmt: skip
+    vision = randomised(transformers.CLIPVisionModelWithProjection(vision), 3)
+    network = randomised(unet((32,), 1, (True,), (2,), 32), 2)
+    sizes = dict(width=24, queries=3, depth=2, heads=2, head_dim=8, out=32)
+    resampler = randomised(Resampler(32, **sizes), 4)
+
+    for name, part in (("text", text), ("vision", vision), ("vae", vae)):
+        part.save_pretrained(tmp_path / "pipeline" / name)
+    tokenizer.save_pretrained(tmp_path / "pipeline" / "tokenizer")
+    towers = {"vae": ("sd", {**vaes.VAES["sd"], **VAE}), "text": text_part(size), "vision": ("openclip_h_vision", VISION)}
+    for part, (preset, spec) in towers.items():
+        convert_file(tool(part, preset, spec), preset, str(tmp_path / "pipeline" / part), str(tmp_path / part))
+    released = {"unet.": network, "enclip_projector.": resampler}
+    state = {prefix + name: x for prefix, part in released.items() for name, x in part.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / "magdiff.ckpt")
+    convert_file(tool("unet", "magdiff", small("magdiff")), "magdiff", str(tmp_path / "magdiff.ckpt"), str(tmp_path / "unet"))
+    spec = dict(target="magvid.adapters.magdiff:Resampler", **sizes)
+    small_resampler = dataclasses.replace(
+        convert_resampler.TOOL, presets=dict(magdiff=spec), shapes=lambda preset, module: convert_resampler.shapes(module, 32)
+    )
+    convert_file(small_resampler, "magdiff", str(tmp_path / "magdiff.ckpt"), str(tmp_path / "resampler"))
+
+    arg = f",release=1,tune=,frames={T},height={H},width={W},base={tmp_path},text={tmp_path / 'text'},vision={tmp_path / 'vision'}"
+    config = importlib.import_module("configs.magdiff_pexels").get_config(f"weights={tmp_path}{arg}").to_dict()
+    words = conditions.words(conditions.find_tokenizer(config), "a red c", "b")
+    rng = np.random.default_rng(3)
+    pictures = rng.integers(0, 256, (1, T, H, W, 3)).astype(np.uint8) * (np.arange(T) < 2)[:, None, None, None]
+    noise = rng.standard_normal((1, T, H // 4, W // 4, 4)).astype(np.float32)
+    batch = words | {"noise": noise, "entities": pictures.astype(np.uint8), "entity_valid": (np.arange(T) < 2)[None]}
+    steps, ours = sampled("magdiff_pexels", arg, batch, tmp_path)
+
+    flat = torch.from_numpy(pictures[0].astype(np.float32) / 255)
+    scheduler = ddim()
+    scheduler.set_timesteps(STEPS)
+    x, theirs = torch.from_numpy(noise), []
+    with torch.no_grad():
+        entity = vae.encode(2 * flat.permute(0, 3, 1, 2) - 1).latent_dist.mode().permute(0, 2, 3, 1)[None] * vae.config.scaling_factor
+        seen = torch.from_numpy(np.array(clip_tower.prepare(jnp.asarray(flat.numpy()[..., ::-1]))))
+        image = resampler(vision.vision_model(seen.permute(0, 3, 1, 2)).last_hidden_state).flatten(0, 1)[None]
+        told, null = (text(torch.from_numpy(words[name].astype(np.int64)))[0] for name in ("text_ids", "null_ids"))
+        for time in scheduler.timesteps:
+            given, without = (run(network, torch.cat([x, entity], -1), time[None], tokens, image) for tokens in (told, null))
+            x = scheduler.step(without + 7.5 * (given - without), time, x).prev_sample
+            theirs.append(x.numpy())
+        frames = vae.decode(x[0].permute(0, 3, 1, 2) / vae.config.scaling_factor).sample.permute(0, 2, 3, 1)[None]
+    for mine, other in zip(steps, theirs, strict=True):
+        assert relative_error(mine, other) < 1e-4
+    assert relative_error(ours, np.clip(frames.numpy() / 2 + 0.5, 0, 1)) < 1e-4
+
+    Image.fromarray(pictures[0, 0].astype(np.uint8)).save(tmp_path / "a.png")
+    settings = f"--config=configs/magdiff_pexels.py:weights={tmp_path}{arg}"
+    told = [f"--entity={tmp_path / 'a.png'}", "--prompt=a red c", "--steps=2", settings]
+    assert main(["compose", *told, f"--out={tmp_path / 'made.mp4'}"]) == 0
+    assert read_video(tmp_path / "made.mp4")[0].shape == (T, H, W, 3)
