@@ -128,7 +128,7 @@ class Loop:
         self.evaluated = evaluated  # the newest step whose evaluation is done, or whose turn it was not
         self.low: dict[str, int] = {}  # readings in a row that a metric has been below its limit
         self.meter = Meter(job.mesh.devices.flatten().tolist(), self.config["dtype"], logger.last)
-        self.flops: dict[tuple, float] = {}  # of a step, by the shapes of its batch
+        self.programs: dict[tuple, tuple[jax.stages.Compiled, float]] = {}  # the step, and its FLOPs, by the shapes of its batch
 
     def run(self, train_state: TrainState, step: int, loader, waiting: list) -> tuple[TrainState, dict[str, float]]:
         """From `step` to the last; `waiting` holds batches that were read already."""
@@ -150,7 +150,8 @@ class Loop:
                 self.watchdog.explain(e)
                 raise
         if stop.number:
-            self.logger.say(f"stopped at step {step} of {steps} and saved; the same command goes on from there")
+            where = f"at step {step} of {steps} and saved; the same command goes on from there" if step else "before the first step; the same command begins again"
+            self.logger.say(f"stopped {where}")
             raise Interrupted(128 + stop.number)
         return train_state, self.newest
 
@@ -161,11 +162,17 @@ class Loop:
         if due(step) and self.evaluated < step:  # the run was stopped on the way
             self._evaluate(train_state, step, stop)
         while step < steps and not stop.wanted():
+            before = loader.get_state()
             with self.meter.waiting("data"):
                 batch = sharding.global_batch(waiting.pop() if waiting else next(loader), self.job.mesh)
             position = loader.get_state() if self.guard.most else {}
+            if (found := self._program(train_state, batch, stop)) is None:
+                loader.set_state(before)  # nothing was learnt from this batch
+                break
+            program, flops = found
             self.profiler.before(step + 1)
-            train_state, metrics, finite, flops = self._step(train_state, batch)
+            with jax.transfer_guard("disallow"):
+                train_state, metrics, finite = program(train_state, batch)
             self._settle()
             step += 1
             self.profiler.after(step, metrics)
@@ -201,18 +208,21 @@ class Loop:
         self.logger.say(f"step {astray.step}: {astray.why}: back to step {step}, and past {astray.step - step} batches ({times})")
         return train_state, step
 
-    def _step(self, train_state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
-        """What the step gives, and its FLOPs on all devices together, without those that `remat` makes again. The first batch of a shape is compiled for, however long that takes."""
+    def _program(self, train_state: TrainState, batch: Mapping[str, jax.Array], stop: "_Stop") -> tuple[jax.stages.Compiled, float] | None:
+        """The step for batches of these shapes, and its FLOPs on all devices together, without those that `remat` makes again. It is compiled for the first of
+        them, however long that takes; None where the run shall stop meanwhile.
+        """
         shapes = tuple(x.shape for x in batch.values())
-        first = shapes not in self.flops
-        with self.watchdog.paused() if first else contextlib.nullcontext():
-            if first:
-                jaxpr = self.train_step.trace(train_state, batch).jaxpr  # jit keeps what it traced
+        if shapes not in self.programs:
+            with self.watchdog.paused():
+                traced = self.train_step.trace(train_state, batch)
+                jaxpr, lowered = traced.jaxpr, traced.lower()
                 if cost.recomputes(jaxpr):
                     jaxpr = jax.jit(self.job.pure_step(self.prepared, remat=False)).trace(train_state, batch).jaxpr
-                self.flops[shapes] = cost.flops(jaxpr)
-            with jax.transfer_guard("disallow"):
-                return *self.train_step(train_state, batch), self.flops[shapes]
+                if (compiled := stop.unless(lowered.compile, self.job.mesh)) is None:
+                    return None
+            self.programs[shapes] = compiled, cost.flops(jaxpr)
+        return self.programs[shapes]
 
     def _settle(self) -> None:
         """Read the metrics of the pending step: stop if it diverged, log if it is time."""
@@ -277,9 +287,10 @@ class Loop:
                 jax.random.key(self.config["seed"]), i
             )  # the same draws each time: comparable numbers
             batch = sharding.global_batch(batch, self.job.mesh)
-            found.append(jax.device_get(self.eval_step(params, train_state.extra, batch, key, train_state.step)))
-            if stop.wanted():
+            read = stop.unless(lambda batch=batch, key=key: jax.device_get(self.eval_step(params, train_state.extra, batch, key, train_state.step)), self.job.mesh)
+            if stop.wanted() or read is None:
                 return None
+            found.append(read)
         values = {f"eval/{k}": float(np.mean([f[k] for f in found])) for k in (found[0] if found else ())}
         if self.evaluate:
             made = stop.unless(lambda: self.evaluate(self.job.objective, {**self.prepared.spared, **params}, step), self.job.mesh)

@@ -1,5 +1,9 @@
 """Batches of pictures among batches of videos, and that a run with both goes on as if nothing had happened."""
 
+import os
+import signal
+import threading
+
 import helpers_objective as helpers
 import jax
 import numpy as np
@@ -61,6 +65,29 @@ def test_a_run_with_both_goes_on(tmp_path):
     train.train(config(), tmp_path / "parts", **ONE)
     train.train(config(), tmp_path / "whole", **ONE)
     ours, theirs = (Checkpoints(tmp_path / name / "checkpoints").meta(20) for name in ("parts", "whole"))
+    assert ours["leaves"] == theirs["leaves"] and ours["data"] == theirs["data"]
+
+
+@pytest.mark.parametrize("compilation, saved", [(1, []), (2, [2])])  # for videos before the first step, for pictures before the third
+def test_asked_to_stop_while_a_step_is_compiled_it_leaves_at_once(tmp_path, monkeypatch, compilation, saved):
+    """The batch that the step is compiled for is not lost."""
+    train.train(config(), tmp_path / "whole", **ONE)
+    compile, over, begun = jax.stages.Lowered.compile, threading.Event(), []
+
+    def waits(self, *args):
+        begun.append(self)
+        if len(begun) == compilation:
+            os.kill(os.getpid(), signal.SIGTERM)
+            over.wait(600)
+        return compile(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(train.Interrupted):
+        patch.setattr(jax.stages.Lowered, "compile", waits)
+        train.train(config(), tmp_path / "stopped", **ONE)
+    over.set()
+    assert len(begun) == compilation and Checkpoints(tmp_path / "stopped/checkpoints").steps() == saved
+    train.train(config(), tmp_path / "stopped", **ONE)
+    ours, theirs = (Checkpoints(tmp_path / name / "checkpoints").meta(20) for name in ("stopped", "whole"))
     assert ours["leaves"] == theirs["leaves"] and ours["data"] == theirs["data"]
 
 
