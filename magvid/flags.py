@@ -288,7 +288,8 @@ def _default(flag: Flag) -> str:
 def guarded(name: str, argv: Sequence[str], run: Callable[[list[str]], None]) -> int:
     """The exit code of `run(argv without --debug)`; an error is one line on stderr, with its traceback after --debug.
 
-    0 done; 1 a fault of magvid; 2 bad input; 130 Ctrl-C."""
+    0 done; 1 a fault of magvid; 2 bad input; 130 Ctrl-C; or that of a SystemExit, as training raises when it was asked to stop.
+    """
     debug = "--debug" in argv
     try:
         run([a for a in argv if a != "--debug"])
@@ -296,6 +297,10 @@ def guarded(name: str, argv: Sequence[str], run: Callable[[list[str]], None]) ->
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if not isinstance(stop.code, int):
+            raise
+        return stop.code
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -318,10 +323,10 @@ def use_huge_pages() -> None:
 
 
 def leave(code: int) -> None:
-    """End the process. After Ctrl-C, or where an evaluation was left to its thread, at once: XLA may still be compiling or computing there, which the
+    """End the process. After Ctrl-C, or where an evaluation or a compilation was left to its thread, at once: XLA may still be compiling or computing there, which the
     interpreter's own way out does not survive.
     """
-    if code == 130 or any(thread.name == "evaluate" for thread in threading.enumerate()):
+    if code == 130 or any(thread.name == "stoppable" for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

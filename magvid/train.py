@@ -396,7 +396,7 @@ class _Stop:
                 done.append((None, error))
 
         # `flags.leave` knows it by its name
-        thread = threading.Thread(target=work, name="evaluate", daemon=True)
+        thread = threading.Thread(target=work, name="stoppable", daemon=True)
         thread.start()
         while not self.number and thread.is_alive():
             thread.join(0.1)

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import signal
 import subprocess
@@ -238,6 +239,20 @@ def test_ctrl_c_at_any_moment_ends_with_130(seconds):
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130 and process.stderr.read().endswith("magvid evaluate: interrupted\n")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_while_xla_compiles_training_leaves_with_its_own_code(tmp_path, number, code):
+    """The thread that compiles is still at it."""
+    script = (
+        "import os, jax, magvid.__main__ as m; compile = jax.stages.Lowered.compile; "
+        f"jax.stages.Lowered.compile = lambda *a: [os.kill(os.getpid(), {int(number)}), compile(*a)][1]; m.console()"
+    )
+    command = [sys.executable, "-c", script, "train", "--config=configs/vq3d_sprites.py:budget=quick", f"--workdir={tmp_path}"]
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
+    assert done.returncode == code and "stopped before the first step" in done.stdout and not done.stderr.count("Traceback"), done.stderr
 
 
 def test_a_fault_names_its_type_and_debug_shows_where(monkeypatch, capsys):
