@@ -128,7 +128,7 @@ class Loop:
         self.evaluated = evaluated  # the newest step whose evaluation is done, or whose turn it was not
         self.low: dict[str, int] = {}  # readings in a row that a metric has been below its limit
         self.meter = Meter(job.mesh.devices.flatten().tolist(), self.config["dtype"], logger.last)
-        self.programs: dict[tuple, tuple[jax.stages.Compiled, float]] = {}  # the step, and its FLOPs, by the shapes of its batch
+        self.programs: dict[tuple, tuple[jax.stages.Compiled, float]] = {}  # the step, and its FLOPs, by what its batch is like
 
     def run(self, train_state: TrainState, step: int, loader, waiting: list) -> tuple[TrainState, dict[str, float]]:
         """From `step` to the last; `waiting` holds batches that were read already."""
@@ -209,11 +209,11 @@ class Loop:
         return train_state, step
 
     def _program(self, train_state: TrainState, batch: Mapping[str, jax.Array], stop: "_Stop") -> tuple[jax.stages.Compiled, float] | None:
-        """The step for batches of these shapes, and its FLOPs on all devices together, without those that `remat` makes again. It is compiled for the first of
+        """The step for batches like this one, and its FLOPs on all devices together, without those that `remat` makes again. It is compiled for the first of
         them, however long that takes; None where the run shall stop meanwhile.
         """
-        shapes = tuple(x.shape for x in batch.values())
-        if shapes not in self.programs:
+        like = tuple((name, x.shape, x.dtype) for name, x in batch.items())
+        if like not in self.programs:
             with self.watchdog.paused():
                 traced = self.train_step.trace(train_state, batch)
                 jaxpr, lowered = traced.jaxpr, traced.lower()
@@ -221,8 +221,8 @@ class Loop:
                     jaxpr = jax.jit(self.job.pure_step(self.prepared, remat=False)).trace(train_state, batch).jaxpr
                 if (compiled := stop.unless(lowered.compile, self.job.mesh)) is None:
                     return None
-            self.programs[shapes] = compiled, cost.flops(jaxpr)
-        return self.programs[shapes]
+            self.programs[like] = compiled, cost.flops(jaxpr)
+        return self.programs[like]
 
     def _settle(self) -> None:
         """Read the metrics of the pending step: stop if it diverged, log if it is time."""

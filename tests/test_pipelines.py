@@ -148,6 +148,16 @@ def text_tower(size, seed):
     return randomised(transformers.CLIPTextModel(config), seed)
 
 
+def vision_tower(seed):
+    """What VISION is the spec of."""
+    from helpers_torch import transformers
+
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56, projection_dim=32, hidden_act="gelu"
+    )  # fmt: skip
+    return randomised(transformers.CLIPVisionModelWithProjection(config), seed)
+
+
 def test_stable_video_diffusion(tmp_path):
     from helpers_torch import diffusers, torch, transformers
 
@@ -155,12 +165,6 @@ def test_stable_video_diffusion(tmp_path):
     vae = diffusers.AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 3, scaling_factor=0.18215, sample_size=32, **channels
     )
-    vision = transformers.CLIPVisionModelWithProjection(
-        transformers.CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56,
-            projection_dim=32, hidden_act="gelu",
-        )
-    )  # fmt: skip
     unet = diffusers.UNetSpatioTemporalConditionModel(
         in_channels=8, out_channels=4, block_out_channels=(32,), layers_per_block=1, num_attention_heads=(2,),
         down_block_types=("CrossAttnDownBlockSpatioTemporal",), up_block_types=("CrossAttnUpBlockSpatioTemporal",),
@@ -172,7 +176,7 @@ def test_stable_video_diffusion(tmp_path):
         timestep_type="continuous", use_karras_sigmas=True, steps_offset=1,
     )  # fmt: skip
     pipe = diffusers.StableVideoDiffusionPipeline(
-        vae=randomised(vae, 0), image_encoder=randomised(vision, 1), unet=randomised(unet, 2), scheduler=scheduler,
+        vae=randomised(vae, 0), image_encoder=vision_tower(1), unet=randomised(unet, 2), scheduler=scheduler,
         feature_extractor=transformers.CLIPImageProcessor(),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
@@ -354,7 +358,7 @@ def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
     """configs/magdiff_pexels.py on converted weights: it begins as diffusers' Stable Diffusion, whatever pictures say; all of that is taken, what is new is
     trained, frozen towers stay; then the commands, on real files.
     """
-    from helpers_torch import diffusers, torch, transformers
+    from helpers_torch import diffusers, torch
 
     tokenizer, size = tokenizer_in(tmp_path)
     text = text_tower(size, 1)
@@ -365,10 +369,7 @@ def test_magdiff_begins_as_stable_diffusion_and_composes_and_edits(tmp_path):
     )  # fmt: skip
     checker = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     converted(diffusers.StableDiffusionPipeline(unet=randomised(unet, 2), **parts, **checker), tmp_path / "sd21v", text_parts("sd21", size))
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56, projection_dim=32, hidden_act="gelu"
-    )  # fmt: skip
-    randomised(transformers.CLIPVisionModelWithProjection(vision), 3).save_pretrained(tmp_path / "clip")
+    vision_tower(3).save_pretrained(tmp_path / "clip")
     preset = "openclip_h_vision"
     convert_file(tool("vision", preset, VISION), preset, str(tmp_path / "clip"), str(tmp_path / "own" / "vision"))
 
@@ -408,14 +409,10 @@ def test_the_released_magdiff(tmp_path):
     networks). Every frame's picture is told, the black ones too, to CLIP with blue for red; guidance leads away from another text alone.
     """
     from helpers_magdiff import Resampler, run, unet
-    from helpers_torch import torch, transformers
+    from helpers_torch import torch
 
     tokenizer, size = tokenizer_in(tmp_path)
-    text, vae = text_tower(size, 1), randomised(autoencoder(), 0)
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=56, projection_dim=32, hidden_act="gelu"
-    )  # fmt: skip
-    vision = randomised(transformers.CLIPVisionModelWithProjection(vision), 3)
+    text, vision, vae = text_tower(size, 1), vision_tower(3), randomised(autoencoder(), 0)
     network = randomised(unet((32,), 1, (True,), (2,), 32), 2)
     sizes = dict(width=24, queries=3, depth=2, heads=2, head_dim=8, out=32)
     resampler = randomised(Resampler(32, **sizes), 4)
@@ -440,9 +437,10 @@ def test_the_released_magdiff(tmp_path):
     config = importlib.import_module("configs.magdiff_pexels").get_config(f"weights={tmp_path}{arg}").to_dict()
     words = conditions.words(conditions.find_tokenizer(config), "a red c", "b")
     rng = np.random.default_rng(3)
-    pictures = rng.integers(0, 256, (1, T, H, W, 3)).astype(np.uint8) * (np.arange(T) < 2)[:, None, None, None]
+    there = np.arange(T) < 2
+    pictures = rng.integers(0, 256, (1, T, H, W, 3), np.uint8) * there[:, None, None, None]
     noise = rng.standard_normal((1, T, H // 4, W // 4, 4)).astype(np.float32)
-    batch = words | {"noise": noise, "entities": pictures.astype(np.uint8), "entity_valid": (np.arange(T) < 2)[None]}
+    batch = words | {"noise": noise, "entities": pictures, "entity_valid": there[None]}
     steps, ours = sampled("magdiff_pexels", arg, batch, tmp_path)
 
     flat = torch.from_numpy(pictures[0].astype(np.float32) / 255)
@@ -463,7 +461,7 @@ def test_the_released_magdiff(tmp_path):
         assert relative_error(mine, other) < 1e-4
     assert relative_error(ours, np.clip(frames.numpy() / 2 + 0.5, 0, 1)) < 1e-4
 
-    Image.fromarray(pictures[0, 0].astype(np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(pictures[0, 0]).save(tmp_path / "a.png")
     settings = f"--config=configs/magdiff_pexels.py:weights={tmp_path}{arg}"
     told = [f"--entity={tmp_path / 'a.png'}", "--prompt=a red c", "--steps=2", settings]
     assert main(["compose", *told, f"--out={tmp_path / 'made.mp4'}"]) == 0
