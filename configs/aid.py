@@ -114,6 +114,7 @@ def published(arg, source, given, frames, steps, data, key="text"):
     config.ema = 0.9999
     config.metrics = defaults.measured(args)
     config.sharding = [[".*", "fsdp"]]
+    config.compiler_options = dict(tpu=defaults.NO_SPACE_TO_BATCH)
     config.log_every = 1 if args["smoke"] else 20
     config.save_every = 1000
     config.keep = 2

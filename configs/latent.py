@@ -119,6 +119,7 @@ def tune(config, args, ways=TUNE, subset=""):
     config.steps = 2 if args["smoke"] else 20000
     config.batch = 2 if args["smoke"] else 16
     config.microbatch = 1
+    config.compiler_options = dict(tpu=defaults.NO_SPACE_TO_BATCH)
     config.optim = {}
     config.log_every = 1 if args["smoke"] else 20
     config.save_every = 1000

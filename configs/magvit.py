@@ -72,10 +72,6 @@ TRANSFORMER = {
     "L": dict(depth=24, width=1024, heads=16),
     "H": dict(depth=32, width=1280, heads=16),
 }
-# Of a convolution of few clips XLA makes one of many parts of them, which its neighbours hold three times over: a step of 3D-VQ-L with one clip on a chip of a
-# v5e-256 wants 9.4 GB beside its weights with it and 5.8 GB without, and reads and writes 246 and 130 GB; one of BAIR's 2D-VQ-B 1.04 and 0.59 GB, 18.8 and
-# 9.4 GB (libtpu 0.0.42.1; benchmarks/pods.md)
-NO_SPACE_TO_BATCH = dict.fromkeys((f"xla_tpu_run_space_to_batch{where}" for where in ("", "_on_new_platforms", "_after_spmd")), False)
 BATCH_2D = BATCH_COMMIT = 256
 SMOKE = dict(frames=4, height=16, width=16)
 
@@ -168,7 +164,7 @@ def _tokenizer(data, args, batch, epochs, clips, planar):
     )
     config.optim = dict(tokenizer=adam, discriminator=adam)
     config.ema, config.ema_groups = 0.999, ("tokenizer",)
-    config.compiler_options = dict(tpu=NO_SPACE_TO_BATCH)
+    config.compiler_options = dict(tpu=defaults.NO_SPACE_TO_BATCH)
     config.log_every = 1 if smoke else 200
     config.save_every = 1000
     config.keep = 5
