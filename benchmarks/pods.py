@@ -125,7 +125,7 @@ def planned(row: Row, mesh_of: Callable[[Mapping[str, int]], Any]) -> Any:
     config["batch"] = row.per_chip * sharding.data_shards(mesh) or config["batch"]
     config["steps"] = 10**6
     for spec in config["optim"].values():
-        spec["rules"] = [[regex, rule and rule | dict(peak=1e-4, warmup=min(rule.get("warmup", 0), 100), total=None)] for regex, rule in spec["rules"]]
+        spec["rules"] = [[regex, rule and rule | dict(peak=1e-4, warmup=100 * bool(rule.get("warmup")), total=None)] for regex, rule in spec["rules"]]
     return explain.Plan.of(config, mesh, load_config)
 
 
