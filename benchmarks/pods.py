@@ -5,7 +5,7 @@
     JAX_PLATFORMS=cpu python benchmarks/pods.py --only="table: .*AID"
     python benchmarks/pods.py --page                               # pods.md alone
 
-Three parts. table: the largest models on a v5e-256, v5p-128 and v6e-256 with each mesh of MESHES. curves: MAGVIT's two L models on 16 to 256 chips of
+Three parts. table: the largest models on a v5e-256, v5p-128 and v6e-256, MAGVIT's with each mesh of MESHES. curves: MAGVIT's two L models on 16 to 256 chips of
 a v5e, the same batch of 256 clips. programs: each distinct program (by the hash of its lowered text; what a schedule's numbers are does not make one) on the
 first pod of PODS on which it fits; U-Nets, a clip on each chip, first on the eight chips of SMALL: fewer are compiled for sooner (AID: 8 minutes for one, 17 for 16), and each holds more of the weights. A step that would take more than HOPELESS times a chip's memory by the
 estimate of `magvid explain` is not given to the compiler. Frozen networks are described by their published sizes; no weights and no data are read. Each row says of which commit and
@@ -87,10 +87,8 @@ def rows() -> Iterator[Row]:
     for model, (config, argument, per_chip) in MODELS.items():
         for pod, topology in PODS.items():
             for mesh, fields in MESHES.items():
-                if mesh == "as configured" and per_chip == 0:
-                    continue  # that is "data"
-                if mesh == "data" and per_chip:
-                    continue  # the frozen networks alone fill a chip
+                if (mesh == "as configured") != bool(per_chip):
+                    continue  # of MAGVIT that is "data"; of the others, whose frozen networks alone would fill a chip, it is "fsdp": the text is the same but for the axis
                 yield Row(f"table: {model}, {pod}, {mesh}", config, argument, topology, fields, per_chip)
     for config, argument, per_chip in programs():
         yield Row(f"programs: {config}:{argument}", config, argument, "", {}, per_chip)
