@@ -129,9 +129,7 @@ def planned(row: Row, mesh_of: Callable[[Mapping[str, int]], Any]) -> Any:
 
 def estimate(plan: Any) -> float:
     """Bytes of a chip, as `magvid explain` has them."""
-    from magvid import cost
-
-    return sum(plan.held().values()) + plan.within(plan.trace(), cost.tiled)
+    return sum(plan.held().values()) + plan.within(plan.trace(), "tpu")
 
 
 def run(row: Row, effort: float, known: dict[str, dict]) -> dict:

@@ -58,12 +58,18 @@ def _operation(eqn: Any) -> float:
         products = math.prod(kernel[i] for i in spec[1:])  # for one number of the output: all but its own channel's axis
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * products / math.prod(params["lhs_dilation"])
     if name == "cond":
-        plain = [branch for branch, platforms in zip(params["branches"], params.get("branches_platforms") or (), strict=False) if platforms is None]
-        return max(map(_count, plain or params["branches"]))
+        return max(map(_count, _branches(params)))
     times = params["length"] if name == "scan" else 1  # of a loop without a known length its body counts once
     if name == "shard_map":  # its shapes are those of one device
         times = math.prod(params["mesh"].shape.values())
     return times * sum(map(_count, _inside(params)))
+
+
+def _branches(params: dict, platform: str = "") -> Sequence[Any]:
+    """Those of a `cond` that may run: of forms for several platforms that of `platform`, or the plain one."""
+    forms = dict(zip(params.get("branches_platforms") or (), params["branches"], strict=False))  # {names of platforms, of the plain one None: form}
+    suits = next((names for names in forms if names and platform in names), None)
+    return [forms[suits]] if suits in forms else params["branches"]
 
 
 def _inside(params: dict) -> Iterator[Any]:
@@ -77,13 +83,13 @@ def _inside(params: dict) -> Iterator[Any]:
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def peak(jaxpr: Any, size: Callable[[Any], float]) -> float:
+def peak(jaxpr: Any, size: Callable[[Any], float], platform: str = "") -> float:
     """The most bytes that one run of a (closed) jaxpr holds at a time beside its inputs and outputs, an estimate: `size` of the abstract values
-    that are alive where most are, in the order of the program. What is computed element by element is not written where what it is made of is alive
+    that are alive where most are, in the order of the program; of forms of one operation for several platforms that of `platform`, or the plain one. What is computed element by element is not written where what it is made of is alive
     anyway, or is not larger. Compilers order and fuse otherwise, and on a chip that is nearly full compute things twice: see
     benchmarks/pods.md for how far this is from them.
     """
-    return _peak(_needed(jaxpr), size)
+    return _peak(_needed(jaxpr), size, platform)
 
 
 def tiled(value: Any) -> float:
@@ -113,12 +119,12 @@ class _Step(NamedTuple):
     body: Sequence[Any]  # jaxprs that run within, of a loop
 
 
-def _peak(jaxpr: Any, size: Callable[[Any], float]) -> float:
+def _peak(jaxpr: Any, size: Callable[[Any], float], platform: str) -> float:
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     numbers, sizes, steps = itertools.count(), {}, []
     known = {v: next(numbers) for v in (*jaxpr.invars, *jaxpr.constvars)}
     given = set(known.values())
-    _write_out(jaxpr, known, numbers, sizes, steps, size)
+    _write_out(jaxpr, known, numbers, sizes, steps, size, platform)
     kept = _kept(steps, sizes, given)
     until: dict[int, int] = {}
     for k, step in enumerate(steps):
@@ -131,21 +137,21 @@ def _peak(jaxpr: Any, size: Callable[[Any], float]) -> float:
             if kept[v] == {v} and v in until and v not in results:
                 live += sizes[v]
                 ends[until[v]] += sizes[v]
-        most = max(most, live + max((_peak(body, size) for body in step.body), default=0.0))
+        most = max(most, live + max((_peak(body, size, platform) for body in step.body), default=0.0))
         live -= ends.pop(k, 0.0)
     return most
 
 
-def _write_out(jaxpr: Any, known: dict, numbers: Iterator[int], sizes: dict[int, float], steps: list[_Step], size: Callable) -> None:
+def _write_out(jaxpr: Any, known: dict, numbers: Iterator[int], sizes: dict[int, float], steps: list[_Step], size: Callable, platform: str) -> None:
     """Appends the steps of `jaxpr`, with those of what it calls in the calls' places; of branches the longest."""
     for eqn in jaxpr.eqns:
         reads = [known.get(v) if not isinstance(v, Literal) else None for v in eqn.invars]
         name, inside = eqn.primitive.name, [getattr(part, "jaxpr", part) for part in _inside(eqn.params)]
         if name == "cond":
-            reads, inside = reads[1:], [max(inside, key=lambda branch: len(branch.eqns))]
+            reads, inside = reads[1:], [max((branch.jaxpr for branch in _branches(eqn.params, platform)), key=lambda branch: len(branch.eqns))]
         if inside and len(inside[0].invars) == len(reads) and name not in ("scan", "while"):
             called = dict(zip(inside[0].invars, reads, strict=True))
-            _write_out(inside[0], called, numbers, sizes, steps, size)
+            _write_out(inside[0], called, numbers, sizes, steps, size, platform)
             known |= {v: called.get(w) for v, w in zip(eqn.outvars, inside[0].outvars, strict=True) if not isinstance(w, Literal)}
             continue
         writes = [next(numbers) for _ in eqn.outvars]

@@ -50,16 +50,17 @@ class Plan:
         batch = {k: jax.ShapeDtypeStruct((self.local_batch, *x.shape[1:]), x.dtype) for k, x in self.batch.items()}
         return jax.jit(self.job.pure_step(self.prepared)).trace(whole(self.prepared.like), batch).jaxpr
 
-    def within(self, jaxpr: Any, size: Callable[[Any], float]) -> float:
-        """Bytes that a device needs within a step, `trace` of it, beside what it holds between them, an estimate: what is alive at a time, `size` of each value (of one with
-        the shape of a trained array that is divided over other axes than the batch's, such as its gradient, a part), and the weights that are gathered.
+    def within(self, jaxpr: Any, platform: str) -> float:
+        """Bytes that a device of a platform ("cpu", "cuda", "tpu") needs within a step, `trace` of it, beside what it holds between them, an estimate: what is alive at a time (of
+        a value with the shape of a trained array that is divided over other axes than the batch's, such as its gradient, a part), and the weights that are gathered.
         """
+        size = cost.tiled if platform == "tpu" else cost.plain
         trained, frozen = jax.tree.leaves(self.prepared.like.params), jax.tree.leaves(self.prepared.like.frozen)
         shares = {x.shape: x.size / math.prod(sharding.without_batch(x.sharding).shard_shape(x.shape)) for x in trained}
         item = jax.numpy.dtype(self.job.config["dtype"]).itemsize
         sizes = [(x, min(item, x.dtype.itemsize)) for x in trained] + [(x, x.dtype.itemsize) for x in frozen]
         gathered = sum(_gathered(x) * size_of_one for x, size_of_one in sizes)
-        return cost.peak(jaxpr, lambda value: size(value) / shares.get(value.shape, 1)) + gathered
+        return cost.peak(jaxpr, lambda value: size(value) / shares.get(value.shape, 1), platform) + gathered
 
     def held(self) -> dict[str, int]:
         """{what: bytes} that a device holds between steps."""
@@ -100,7 +101,7 @@ def explain(plan: Plan, depth: int) -> Iterator[str]:
     flops = cost.flops(jaxpr) * shards
     twice = ", with what `remat` computes again" if cost.recomputes(jaxpr) else ""
     yield f"a step: {flops / 1e12:,.4g} TFLOP, {flops / devices / 1e12:,.4g} on each device, {flops / job.config['batch'] / 1e12:,.4g} for an example{twice}"
-    found = {name: plan.within(jaxpr, size) for name, size in (("TPU", cost.tiled), ("elsewhere", cost.plain))}
+    found = {name: plan.within(jaxpr, platform) for name, platform in (("TPU", "tpu"), ("GPU", "cuda"), ("CPU", "cpu"))}
     rows = [(name, *[size_text(size)] * len(found)) for name, size in held.items()]
     rows += [("within a step, estimate", *map(size_text, found.values())), ("all", *(size_text(sum(held.values()) + size) for size in found.values()))]
     yield table(("memory of a device", *found), rows)

@@ -89,8 +89,8 @@ SQUARE = jax.ShapeDtypeStruct((512, 512), jnp.float32)
 A = 4 * 256 * 512  # bytes of BIG
 
 
-def held(f, *arguments, size=cost.plain):
-    return cost.peak(jax.jit(f).trace(*arguments).jaxpr, size)
+def held(f, *arguments, platform=""):
+    return cost.peak(jax.jit(f).trace(*arguments).jaxpr, cost.plain, platform)
 
 
 def layers(x, w, count):
@@ -125,6 +125,15 @@ def test_recomputing_holds_less():
         return x
 
     assert held(halves, BIG, SQUARE) < held(plain, BIG, SQUARE) <= held(again, BIG, SQUARE)
+
+
+@pytest.mark.parametrize("platform, arrays", [("", 2), ("cuda", 2), ("tpu", 1), ("cpu", 6)])
+def test_memory_is_that_of_the_form_of_a_platform(platform, arrays):
+    """As above, of one product or five, or with the gradient."""
+    plain, tpu = (lambda x, w, count=count: layers(x, w, count) for count in (5, 1))
+    cpu = lambda x, w: jax.grad(lambda x: layers(x, w, 5))(x).sum()
+    f = lambda x, w: jax.lax.platform_dependent(x, w, default=plain, tpu=tpu, cpu=cpu)
+    assert held(f, BIG, SQUARE, platform=platform) == pytest.approx(arrays * A, abs=64)
 
 
 @pytest.mark.parametrize(
