@@ -19,7 +19,7 @@ TENSOR = [
 ]
 # Of a convolution of few clips XLA makes one of many parts of them, which its neighbours hold three times over: a step of 3D-VQ-L with one clip on a chip of a
 # v5e-256 wants 9.4 GB beside its weights with it and 5.8 GB without, and reads and writes 246 and 130 GB; one of BAIR's 2D-VQ-B 1.04 and 0.59 GB, 18.8 and
-# 9.4 GB; the least time of AID's falls from 56 to 46 ms (libtpu 0.0.42.1; benchmarks/pods.md)
+# 9.4 GB; the least time of AID's without a multimodal condition is 56 and 46 ms on 8 chips of a v5p (libtpu 0.0.42.1; benchmarks/README.md)
 NO_SPACE_TO_BATCH = dict.fromkeys((f"xla_tpu_run_space_to_batch{where}" for where in ("", "_on_new_platforms", "_after_spmd")), False)
 
 
