@@ -120,6 +120,8 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
     else:
         _check_shape(topology, family, shape)
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks the cloud what machine this is
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else it says that it does not know these, as an error, and goes on
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else one process at a time may compile
         jax.config.update("jax_platforms", "cpu")  # nothing runs
         from jax.experimental import topologies
@@ -132,11 +134,24 @@ def open_devices(topology: str, chips: int = 0) -> list[jax.Device]:
             raise UserError(f"--topology={topology}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}; {remedy}") from error
     if chips > len(devices):
         raise UserError(f"--chips={chips}: {topology} has {len(devices)}")
+    if chips and not _is_block(devices[:chips]):
+        blocks = [str(n) for n in range(1, len(devices) + 1) if _is_block(devices[:n])]
+        raise UserError(f"--chips={chips}: of {topology} use the first {', '.join(blocks)}, which fill a part of it")
     return list(devices)[: chips or None]
+
+
+def _is_block(devices: Sequence[jax.Device]) -> bool:
+    """TPUs that fill all places from the first to the last in each direction, as jax wants those of a mesh to do; other devices have no places."""
+    if not hasattr(devices[0], "coords"):
+        return True
+    places = np.array([(*device.coords, device.core_on_chip) for device in devices])
+    return math.prod((places.max(0) - places.min(0) + 1).tolist()) == len(devices)
 
 
 def _check_shape(topology: str, family: str, shape: str) -> None:
     """The compiler makes up what no cloud has: more dimensions than the chips' links go, and larger pods."""
+    if not re.fullmatch(r"\d+(x\d+)*(_(un)?twisted)?", shape):
+        raise UserError(f"--topology={topology}: a kind of chip and how many there are in each direction, such as v5e:16x16, v5p:4x4x4, v6e:16x16; or cpu:8, or local")
     if family in PODS and re.fullmatch(r"\d+(x\d+)*", shape):
         (dimensions, most), sizes = PODS[family], [int(size) for size in shape.split("x")]
         if len(sizes) != dimensions or math.prod(sizes) > most:

@@ -8,9 +8,11 @@ themselves). Every item restores alone.
 import asyncio
 import contextlib
 import json
+import logging
 import pathlib
 import re
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +75,27 @@ class Corrupt(Exception):
     """A step whose files are damaged; restoring goes on with the step before it."""
 
 
+@contextlib.contextmanager
+def _quiet():
+    """Within, nothing is printed of a save that fails, of which Orbax logs a traceback for each part, and TensorStore prints one for each array that is written
+    to the end after the first error has closed its event loop: hundreds in all. `wait` raises that error.
+    """
+
+    def unraisable(found):
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    wanted = lambda record: not (record.levelno == logging.ERROR and record.exc_info and "orbax" in record.pathname)
+    before, sys.unraisablehook = sys.unraisablehook, unraisable
+    logger = logging.getLogger("absl")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+        sys.unraisablehook = before
+
+
 class Checkpoints:
     """The checkpoints of one run. For writing it creates `folder` and removes what an interrupted save left there. Of what it writes the newest `keep` stay, and for
     good those of steps that are multiples of `keep_every`.
@@ -101,6 +124,9 @@ class Checkpoints:
             raise CheckpointError(
                 f"cannot write checkpoints to {self.folder} ({e.strerror}): choose another --workdir"
             ) from e
+        self._saving = contextlib.ExitStack()
+        if write:
+            self._saving.enter_context(_quiet())
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self.folder, options=self._options, item_handlers=_handlers())
@@ -192,10 +218,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Let go of the folder once the save in progress is complete; a failure that `wait` has not raised is said."""
-        try:
-            self._manager.close()
-        except Exception as e:
-            self.say(str(self._not_written(None, e)))
+        with self._saving:
+            try:
+                self._manager.close()
+            except Exception as e:
+                self.say(str(self._not_written(None, e)))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict, int]:
         """(state, iterator state, step) of the newest good checkpoint.
@@ -269,6 +296,8 @@ class Checkpoints:
             raise Corrupt(f"its description cannot be read ({_first_line(e)})") from e
         if crc != _crc(meta):
             raise Corrupt("the checksum of its description is wrong")
+        if meta["step"] != step:
+            raise Corrupt(f"it is that of step {meta['step']} under another number")
         return meta
 
     def _arrays(self, step: int, meta: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
@@ -434,6 +463,13 @@ def _compare(wanted: Mapping[str, tuple], meta: Mapping[str, Any], folder: pathl
     lines = [f"only in the checkpoint: {n} {saved[n][0]}" for n in saved if n not in wanted]
     lines += [f"only in this run: {n} {wanted[n][0]}" for n in wanted if n not in saved]
     lines += [f"{n} is {saved[n]}, this run has {wanted[n]}" for n in saved if n in wanted and saved[n] != wanted[n]]
+    optimiser = lambda names: any(n.startswith("train/opt/") for n in names)
+    if optimiser(wanted) and not optimiser(saved):
+        run = folder.parent.parent
+        raise CheckpointError(
+            f"{folder} is of another model or optimiser: it has weights alone, as `magvid import` makes it; begin another run with them, in another --workdir, by "
+            f"""--config.init='[{{"run": "{run}"}}]'"""
+        )
     if lines:
         raise CheckpointError(f"{folder} is of another model or optimiser: {_some(lines)}")
 

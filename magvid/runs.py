@@ -235,6 +235,8 @@ def open_run(path: str | os.PathLike, trust: bool = False) -> Run:
     """
     folder = pathlib.Path(path).expanduser().absolute()
     if not folder.is_dir():
+        if folder.suffix == ".safetensors" and folder.is_file():
+            raise UserError(f"{path} is a file: `magvid import {path} --out=FOLDER` makes a run folder of it")
         near = difflib.get_close_matches(folder.name, _folders(folder.parent), 1)
         raise UserError(f"there is no folder {path}" + (f"; did you mean {folder.parent / near[0]}?" if near else ""))
     if not (folder / CONFIG).is_file():
@@ -264,13 +266,15 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Appears under its name only when it is complete. ValueError for NaN, which JSON does not have."""
+    """Appears under its name only when it is complete. ValueError for NaN, which JSON does not have; UserError where it cannot be written."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
         part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room, or choose another folder") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -385,9 +389,9 @@ def locked(folder: pathlib.Path, doing: str = "trained", flag: str = "--workdir"
             ) from None
         except OSError:  # a file system without locks
             pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: nobody is told whose it is
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

@@ -277,7 +277,7 @@ def deciding(name: str, rules: Rules) -> int:
     for i, (regex, _) in enumerate(rules):
         if re.search(regex, name):
             return i
-    raise ValueError(f'sharding: no rule covers "{name}"; add one, e.g. (".*", None) at the end (rules are {[r for r, _ in rules]})')
+    raise ValueError(f'sharding: no rule covers "{name}"; add one, e.g. [".*", null] at the end (rules are {[r for r, _ in rules]})')
 
 
 def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> NamedSharding:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from magvid import cost, runs, sharding, state
+from magvid import cost, logs, runs, sharding, state
 from magvid.checkpoints import CheckpointError, Checkpoints
 from magvid.guard import Guard
 from magvid.job import Job, Prepared, check_config, differences
@@ -87,6 +87,8 @@ def train(
             waiting = []
         else:
             train_state, data, step, waiting = prepared.init(), {}, 0, [first]
+        if not begun and jax.process_index() == 0:
+            _set_log_aside(workdir, config["save_every"])
         logger = Logger(workdir, config["steps"], step)
         stack.callback(logger.close)
         checkpoints.say = logger.say
@@ -337,6 +339,16 @@ def _check_workdir(config: dict, workdir: pathlib.Path) -> None:
     if changed := differences(runs.read_config(workdir), config):
         some = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
         raise UserError(f"{workdir} was trained with another {some}: undo the change, or choose another --workdir")
+
+
+def _set_log_aside(workdir: pathlib.Path, save_every: int) -> None:
+    """A log that goes on behind the first save, where there is no checkpoint, is not overwritten: they are gone, or the run was killed within that save."""
+    log = workdir / "metrics.jsonl"
+    lines = logs.read(log) if log.is_file() else []
+    if save_every and lines and (last := lines[-1].get("step", 0)) > save_every:
+        aside = log.with_name(f"{log.stem}-until-{last}{log.suffix}")
+        log.replace(aside)
+        print(f"{log} goes to step {last}, but {workdir / 'checkpoints'} holds no checkpoint: beginning anew. That log is {aside.name} now")
 
 
 def _describe(workdir: pathlib.Path, config: dict, clip: ClipFormat, begun: bool) -> None:

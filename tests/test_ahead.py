@@ -1,6 +1,7 @@
 """What `magvid compile` says: bytes, collectives and the least time of a step."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,8 @@ BAD = {
     "--topology=cpu:none": "--topology=cpu:none: cpu:N, such as cpu:8",
     "--topology=local --chips=99": "--chips=99: local has 8",
     "--topology=v9z:2x2": "--topology=v9z:2x2: ",
+    "--topology=v5e": "--topology=v5e: a kind of chip and how many there are in each direction, such as v5e:16x16",
+    "--topology=v5e:4by4": "--topology=v5e:4by4: a kind of chip and how many",
     "--topology=v5e:4x4x4": "--topology=v5e:4x4x4: a v5e has 2 dimensions, and at most 256 chips, such as v5e:4x4",
     "--topology=v6e:32x32": "--topology=v6e:32x32: a v6e has 2 dimensions, and at most 256 chips",
     "--topology=v5p:4x4": "--topology=v5p:4x4: a v5p has 3 dimensions, and at most 8960 chips, such as v5p:4x4x4",
@@ -155,6 +158,17 @@ BAD = {
 def test_bad_input_is_named(words, capsys):
     assert main(["compile", f"--config={tiny_config.__file__}", *words.split()]) == 2
     assert BAD[words] in capsys.readouterr().err
+
+
+def test_some_chips_of_a_topology_fill_a_part_of_it(monkeypatch):
+    """What jax makes meshes of."""
+    from jax.experimental import topologies
+
+    chips = [types.SimpleNamespace(coords=(x, y, 0), core_on_chip=0) for y in range(4) for x in range(4)]
+    monkeypatch.setattr(topologies, "get_topology_desc", lambda **_: types.SimpleNamespace(devices=chips))
+    assert ahead.open_devices("v5e:4x4", 8) == chips[:8] and ahead.open_devices("v5e:4x4") == chips
+    with pytest.raises(UserError, match="--chips=5: of v5e:4x4 use the first 1, 2, 3, 4, 8, 12, 16, which fill a part of it"):
+        ahead.open_devices("v5e:4x4", 5)
 
 
 def test_made_up_devices_where_there_are_some_already():

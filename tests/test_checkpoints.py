@@ -245,6 +245,21 @@ def test_another_model_is_an_error_with_both_sides(start, folder):
     assert "params/generator/enter/kernel is ((96, 48), 'float32'), this run has ((96, 49), 'float32')" in text
 
 
+def test_weights_alone_are_something_to_begin_with(start, tmp_path):
+    checkpoints, _ = open_(tmp_path / "run" / "checkpoints", write=True)
+    checkpoints.save(3, at(start, 3).replace(opt={}, extra={}), {})
+    checkpoints.wait()
+    with pytest.raises(CheckpointError, match=re.escape(f"""it has weights alone, as `magvid import` makes it; begin another run with them, in another --workdir, by --config.init='[{{"run": "{tmp_path}/run"}}]'""")):
+        checkpoints.restore(like(start))
+
+
+def test_a_step_under_another_number_is_not_used(start, folder):
+    (folder / "3").rename(folder / "4")
+    checkpoints, said = open_(folder)
+    assert checkpoints.restore(like(start))[2] == 2
+    assert said == [f"damaged checkpoint in {folder}, step 4: it is that of step 3 under another number: using step 2"]
+
+
 def test_missing_empty_foreign_and_unwritable_folders_are_named(start, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoints(tmp_path / "none")

@@ -200,6 +200,7 @@ BAD = {
     "import {bad}/good.safetensors {bad}/good.safetensors --out={bad}/new": "give one file, got 2",
     "import {bad}/good.safetensors": "--out is missing",
     "import --out={bad}/new": "--file is missing",
+    "export --run={bad}/good.safetensors --out={bad}/x.safetensors": "good.safetensors is a file: `magvid import {bad}/good.safetensors --out=FOLDER` makes a run folder of it",
     "export --run={run} --out={bad}/x.bin": "should end in .safetensors",
     "export --run={run} --out={bad}/good.safetensors/x.safetensors": "cannot write to {bad}/good.safetensors",
     "export --run={run} --out={bad}/x.safetensors --weights=average": 'weights="average" is unknown',

@@ -190,6 +190,10 @@ def test_json_files_appear_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError):
         runs.write_json(tmp_path / "a.json", {"a": float("nan")})
     assert runs.read_json(tmp_path / "a.json") == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "b.json").mkdir()
+    with pytest.raises(UserError, match="b.json cannot be written .Is a directory.: make room, or choose another folder"):
+        runs.write_json(tmp_path / "b.json", {"a": 1})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
 
 
 def test_an_unfinished_tokenizer_is_told(tmp_path, caplog):

@@ -88,6 +88,16 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert metrics == {} and (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_a_log_is_not_overwritten_where_its_checkpoints_are_gone(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    log = (tmp_path / "run/metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    train.train(config(steps=3), tmp_path / "run", **ONE)
+    assert (tmp_path / "run/metrics-until-6.jsonl").read_bytes() == log
+    assert logs.read(tmp_path / "run/metrics.jsonl")[-1]["step"] == 3
+    assert f"metrics.jsonl goes to step 6, but {tmp_path}/run/checkpoints holds no checkpoint: beginning anew" in capsys.readouterr().out
+
+
 def test_another_config_is_refused_by_name(finished):
     workdir = finished[0]
     changed = config(batch=4, seed=1, objective=dict(target=TOY, noise=0.2))
