@@ -5,6 +5,7 @@ neither is imported before it is needed.
 import ast
 import contextlib
 import difflib
+import gc
 import importlib.util
 import json
 import os
@@ -291,6 +292,7 @@ def guarded(name: str, argv: Sequence[str], run: Callable[[list[str]], None]) ->
     0 done; 1 a fault of magvid; 2 bad input; 130 Ctrl-C; or that of a SystemExit, as training raises when it was asked to stop.
     """
     debug = "--debug" in argv
+    gc.set_threshold(100_000, 20, 50)  # tracing makes objects by the million, which Python would look through again and again
     try:
         run([a for a in argv if a != "--debug"])
         return 0
