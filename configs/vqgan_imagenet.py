@@ -66,6 +66,7 @@ def get_config(arg=None):
     config.ema, config.ema_groups = 0.999, ("tokenizer",)
     config.log_every = 1 if smoke else 200
     config.save_every = 10_000
+    config.compiler_options = dict(tpu=defaults.NO_SPACE_TO_BATCH)
     if args["init"]:
         config.init = [dict(run=args["init"], weights="params")]
     return config
